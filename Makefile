@@ -1,0 +1,65 @@
+# Everything happens in .venv; nothing global is touched.
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3))
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help run demo install test lint format bench lock build clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+run: $(VENV)/.engine ## install if needed, then serve on 127.0.0.1:8080 with the bundled model
+	@$(BIN)/hybridgate serve
+
+demo: $(VENV)/.engine ## watch requests being routed between the bundled model and fake cloud providers
+	@$(BIN)/hybridgate demo
+
+install: $(VENV)/.dev ## install everything, tests and linters included
+
+test: $(VENV)/.dev ## run all tests, the slow ones included
+	$(BIN)/pytest
+
+lint: $(VENV)/.dev ## ruff, mypy, import-linter
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## let ruff format and sort
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.dev ## measure against a pass-through and two other gateways (makes their environments in .bench)
+	$(BIN)/python -m tests.bench
+
+lock: $(VENV)/.dev ## resolve all dependencies anew and write requirements/*.txt
+	$(BIN)/python requirements/lock.py
+
+build: $(VENV)/.dev ## build the wheel
+	$(PIP) wheel --no-deps --wheel-dir dist .
+
+clean: ## remove the environment and all caches
+	rm -rf $(VENV) .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+
+# Each stamp is newer than what it was made from, so a second `make` installs nothing. The gateway is installed by hash; the engine by version,
+# because torch's CPU and CUDA builds have different hashes.
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python found: install Python 3.11 or 3.12, or name it: make PYTHON=/path/to/python $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.gateway: $(VENV)/bin/python requirements/gateway.txt pyproject.toml
+	$(PIP) install --quiet --require-hashes -r requirements/gateway.txt
+	$(PIP) install --quiet --require-hashes -r requirements/build.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.engine: $(VENV)/.gateway requirements/engine.txt
+	@echo "installing the engine (torch, transformers): some minutes the first time"
+	$(PIP) install --quiet -r requirements/engine.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.engine requirements/dev.txt
+	$(PIP) install --quiet --require-hashes -r requirements/dev.txt
+	@touch $@

@@ -1,0 +1,150 @@
+"""Server-sent events as the OpenAI wire uses them: split a byte stream into whole events, tell the few that matter, and
+write our own.
+
+Pure. Owns what proves a stream complete and what its usage was. Refuses to hold back or change an event that carries
+only text.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import orjson
+
+from gateway.errors import GatewayError, UpstreamFailed, body_of
+from gateway.types import Price, Usage, usd
+
+DONE = b"data: [DONE]\n\n"
+
+# Most events carry one piece of text. They are recognised by their frame and passed on unparsed; whatever this does not
+# match is parsed.
+_NOTABLE = re.compile(rb'"usage"\s*:\s*\{|"finish_reason"\s*:\s*"|"error"\s*:\s*[{"]|\[DONE\]|\r')
+_ORDINARY = re.compile(rb"(?:data: ?\{[^\n]*\}\n\n)+")
+_EVENT_END = re.compile(rb"\r?\n\r?\n")
+
+_MAX_EVENT_BYTES = 8 * 1024 * 1024
+
+
+def event(payload: object) -> bytes:
+    """One `data:` event that holds the payload as JSON."""
+    return b"data: " + orjson.dumps(payload) + b"\n\n"
+
+
+def error_event(error: GatewayError) -> bytes:
+    """What ends a stream that cannot be completed. No `[DONE]` follows it."""
+    return event(body_of(error))
+
+
+def usage_of(payload: dict[str, Any]) -> Usage | None:
+    """The usage that an answer or a chunk states, or None."""
+    usage = payload.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if not isinstance(prompt, int) or not isinstance(completion, int):
+        return None
+    return Usage(prompt, completion)
+
+
+def with_cost(payload: dict[str, Any], usage: Usage, price: Price | None) -> dict[str, Any]:
+    """The payload with `usage.cost_usd`, the actual cost, where the price is known."""
+    if price is None:
+        return payload
+    return {**payload, "usage": {**payload["usage"], "cost_usd": float(usd(price.cost(usage)))}}
+
+
+def has_token(payload: dict[str, Any]) -> bool:
+    """Whether a chunk carries something of the answer, and not only the role that opens it."""
+    for choice in payload.get("choices") or ():
+        delta = choice.get("delta") or {}
+        if choice.get("finish_reason") or choice.get("text") or any(delta[key] for key in delta if key != "role"):
+            return True
+    return False
+
+
+class StreamReader:
+    """Reads one upstream stream. Invariant: every byte it returns belongs to a whole event, and none follows an error
+    or `[DONE]`.
+
+    `choices`: how many answers were asked for; each must have finished, or `[DONE]` must have come, before the stream
+    counts as complete. `pass_usage`: whether the client asked for the usage event, which is always read for ourselves.
+    """
+
+    def __init__(self, *, choices: int, pass_usage: bool, price: Price | None) -> None:
+        self._choices = choices
+        self._pass_usage = pass_usage
+        self._price = price
+        self._rest = b""
+        self._held = b""
+        self._finished: set[int] = set()
+        self.events = 0
+        self.started = False
+        self.done = False
+        self.usage: Usage | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the upstream said that nothing is missing."""
+        return self.done or len(self._finished) >= self._choices
+
+    def feed(self, block: bytes) -> bytes:
+        """Whole events to pass on, possibly none. Raises `UpstreamFailed` for an error event or one that cannot be
+        read."""
+        data = self._rest + block if self._rest else block
+        if self.started and data.endswith(b"\n\n") and not _NOTABLE.search(data) and _ORDINARY.fullmatch(data):
+            self._rest = b""
+            self.events += data.count(b"\n\n")
+            return data
+        return self._parse(data)
+
+    def _parse(self, data: bytes) -> bytes:
+        out = []
+        start = 0
+        for end in _EVENT_END.finditer(data):
+            out.append(self._event(data[start : end.start()]))
+            start = end.end()
+            if self.done:
+                break
+        self._rest = b"" if self.done else data[start:]
+        if len(self._rest) > _MAX_EVENT_BYTES:
+            raise UpstreamFailed("the deployment sent an event that never ends")
+        passed = b"".join(out)
+        if self.started:
+            passed, self._held = self._held + passed, b""
+            return passed
+        self._held += passed
+        return b""
+
+    def _event(self, raw: bytes) -> bytes:
+        lines = [line[5:].strip() for line in raw.splitlines() if line.startswith(b"data:")]
+        if not lines:
+            return b""  # a comment (keep-alive) or an empty event
+        text = b"\n".join(lines)
+        if text == b"[DONE]":
+            self.done = self.started = True
+            return DONE
+        try:
+            payload = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            raise UpstreamFailed("the deployment sent a chunk that is not JSON") from None
+        if not isinstance(payload, dict) or payload.get("error"):
+            raise UpstreamFailed("the deployment reported an error in its stream")
+        self.events += 1
+        if not self.started and has_token(payload):
+            self.started = True
+        for choice in payload.get("choices") or ():
+            if choice.get("finish_reason"):
+                self._finished.add(choice.get("index", 0))
+        return self._with_usage(payload, text)
+
+    def _with_usage(self, payload: dict[str, Any], text: bytes) -> bytes:
+        usage = usage_of(payload)
+        if usage is None:
+            return b"data: " + text + b"\n\n"
+        self.usage = usage
+        if self._pass_usage:
+            return event(with_cost(payload, usage, self._price))
+        if payload.get("choices"):  # usage beside text: the text is the client's, the usage was not asked for
+            return event({key: value for key, value in payload.items() if key != "usage"})
+        return b""

@@ -1,0 +1,459 @@
+"""The request path of a chat completion, readable top to bottom: `complete`, then `open`, then `OpenAnswer`.
+
+Owns the order of things, what a request header may ask for, the response headers, and that every attempt ends exactly
+once. Refuses HTTP (see edge.py), policy (routing.py) and provider formats (backends/). Plain and streamed answers take
+the same path: one yields a chunk, the other many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from decimal import Decimal, InvalidOperation
+from typing import Protocol
+from urllib.parse import quote
+
+import orjson
+
+from gateway.backends import Backends
+from gateway.backends.base import Answer, Call, Chunk
+from gateway.backends.sse import error_event
+from gateway.errors import (
+    BadRequest,
+    GatewayError,
+    Retryable,
+    UnknownModel,
+    UpstreamCut,
+    UpstreamFailed,
+    UpstreamTimeout,
+    body_of,
+    status_of,
+)
+from gateway.estimate import likely_cost
+from gateway.fleet import Fleet
+from gateway.labels import Scanner
+from gateway.policy import AUTO, DATA_CLASS_HEADER, Policy
+from gateway.routing import decide, next_attempt
+from gateway.telemetry import Record
+from gateway.tokens import TokenCounter, undecided
+from gateway.tokens import count as count_tokens
+from gateway.types import (
+    NUSD_PER_USD,
+    Attempt,
+    Caller,
+    ChatRequest,
+    Decision,
+    Deployment,
+    Outcome,
+    Permit,
+    RequestFacts,
+    Usage,
+    usd,
+)
+from gateway.wire.chat import parse
+
+CLIENT_GONE = 499  # nginx's status for a client that closed the request; only ever logged
+SCAN_IN_THREAD_ABOVE = 64 * 1024  # bytes: a scan or count of more than this would hold up other requests
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+_MAX_TAGS = 16
+
+
+class Log(Protocol):
+    """Where decision records go."""
+
+    def info(self, event: str, **fields: object) -> object: ...
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A policy with what was built for it. Captured once a request, so that a change never reaches a request in
+    flight."""
+
+    policy: Policy
+    scanner: Scanner
+    counters: Mapping[str, TokenCounter]
+    slo_ranks: Mapping[str, int] = field(init=False)
+    rule_headers: Mapping[str, bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        by_speed = sorted(self.policy.slo.values(), key=lambda slo: slo.first_token_p95_ms)
+        object.__setattr__(self, "slo_ranks", {slo.name: rank for rank, slo in enumerate(by_speed)})
+        names = [rule.name for rule in self.policy.rules] + [self.policy.default.name, *self.policy.deployments]
+        object.__setattr__(self, "rule_headers", {name: _header(name) for name in names})
+
+
+@dataclass(slots=True)
+class Reply:
+    """What goes back: status, headers, and chunks until the last one. `close` is idempotent and must be called."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    chunks: AsyncIterator[Chunk]
+    close: Callable[[], Awaitable[None]]
+    content_type: bytes = b"application/json"
+
+    @classmethod
+    def whole(cls, status: int, headers: list[tuple[bytes, bytes]], chunk: Chunk) -> Reply:
+        """A reply that is complete and holds nothing open."""
+        return cls(status, headers, _one(chunk), _nothing)
+
+
+@dataclass(slots=True)
+class ChatPath:
+    """Takes chat requests to deployments. `serving` is replaced whole when the policy or what is known of an engine
+    changes."""
+
+    serving: Serving
+    backends: Backends
+    fleet: Fleet
+    log: Log
+    clock: Callable[[], float]
+    new_id: Callable[[], str]
+
+    async def complete(self, headers: Mapping[str, str], body: bytes) -> Reply:
+        """The answer to one request: a completion, a stream, or an error that says why not."""
+        record = Record(request_id_of(headers, self.new_id), self.new_id())
+        started = self.clock()
+        try:
+            return await self._complete(headers, body, record, started)
+        except GatewayError as error:
+            self._book(record, started, status_of(error), error.code)
+            return self._refused(record, error)
+        except asyncio.CancelledError:
+            self._book(record, started, CLIENT_GONE, "client_gone")
+            raise
+
+    async def _complete(self, headers: Mapping[str, str], body: bytes, record: Record, started: float) -> Reply:
+        serving = self.serving
+        policy, draw = serving.policy, draw_for(record.decision_id)
+        caller = self.authenticate(headers)
+        record.tenant, record.key = caller.tenant, caller.key_id
+        chat = parse(body)
+        record.stream = chat.stream
+        facts = await self.facts_of(serving, chat, caller, headers)
+        permit = policy.permit(facts.labels)
+        while True:
+            decision = decide(policy, facts, self.fleet.snapshot(self.clock(), draw))
+            record.decision = decision
+            attempt = next_attempt(decision, record.failed)
+            deployment = policy.deployments[attempt.deployment]
+            call = self._call(serving, decision, deployment, chat, facts, permit, record)
+            try:
+                answer, first = await self.open(deployment, permit, call)
+            except Retryable as error:
+                record.failed.append(Outcome(attempt, error.message, isinstance(error, UpstreamTimeout)))
+                continue
+            return self._respond(serving, record, started, attempt, deployment, facts, answer, first)
+
+    def authenticate(self, headers: Mapping[str, str]) -> Caller:
+        """Who asks. Without keys everyone who can reach the socket is one anonymous caller, which is why the server
+        then binds to loopback."""
+        return Caller()
+
+    async def facts_of(
+        self, serving: Serving, chat: ChatRequest, caller: Caller, headers: Mapping[str, str]
+    ) -> RequestFacts:
+        """What rules may look at. Raises `BadRequest` for a header that means nothing here, `UnknownModel`."""
+        policy = serving.policy
+        if not knows(policy, chat.model):
+            raise UnknownModel(
+                "the model is not known here: GET /v1/models lists those that are, `auto` among them", param="model"
+            )
+        if unknown := policy.unknown_data_class(headers):
+            raise BadRequest(unknown, param=DATA_CLASS_HEADER)
+        prompt = count_tokens(chat)
+        large = prompt.bound > SCAN_IN_THREAD_ABOVE
+        scan = serving.scanner.scan
+        kinds = await asyncio.to_thread(scan, chat.texts) if large else scan(chat.texts)
+        open_counts = undecided(prompt, chat.max_tokens, policy.deployments.values()) & serving.counters.keys()
+        if open_counts:
+            counters = [(name, serving.counters[name].count) for name in sorted(open_counts)]
+            exact = {n: await asyncio.to_thread(count, chat) if large else count(chat) for n, count in counters}
+            prompt = replace(prompt, exact=exact)
+        return RequestFacts(
+            model=chat.model,
+            tenant=caller.tenant,
+            key_tags=caller.tags,
+            tags=tags_in(headers),
+            labels=policy.labels_of(kinds, headers, caller.tags, unscannable=bool(chat.parts)),
+            prompt=prompt,
+            max_tokens=chat.max_tokens,
+            stream=chat.stream,
+            tools=chat.tools,
+            images=chat.images,
+            schema=chat.schema,
+            slo=slo_in(headers, policy),
+            max_cost_nusd=cost_cap_in(headers),
+            deployments=caller.deployments,
+        )
+
+    def _call(
+        self,
+        serving: Serving,
+        decision: Decision,
+        deployment: Deployment,
+        chat: ChatRequest,
+        facts: RequestFacts,
+        permit: Permit,
+        record: Record,
+    ) -> Call:
+        """What the attempt carries beyond the body. A deadline is only sent while another candidate could still meet
+        it."""
+        unbounded = facts.max_cost_nusd is not None and chat.max_tokens is None
+        others = len(decision.candidates) > 1 + len(record.failed)
+        slo = serving.policy.slo[facts.slo] if facts.slo is not None and others else None
+        slo_rank = serving.slo_ranks[facts.slo] if facts.slo is not None else len(serving.slo_ranks)
+        return Call(
+            chat=chat,
+            request_id=record.request_id,
+            prompt_tokens=facts.prompt.about(deployment.tokenizer),
+            imposed_max_tokens=deployment.output_tokens(None) if unbounded else None,
+            priority=2 * slo_rank + (permit.zones is None),
+            first_token_by_ms=slo.first_token_p95_ms if slo is not None else None,
+        )
+
+    async def open(self, deployment: Deployment, permit: Permit, call: Call) -> tuple[Answer, Chunk]:
+        """Call the deployment and wait for the first token; until then a failure costs nothing but time. Raises what
+        `Backends.open` does."""
+        began = self.clock()
+        self.fleet.started(deployment.name, began)
+        patience = deployment.timeouts.first_token if call.chat.stream else deployment.timeouts.total
+        answer: Answer | None = None
+        try:
+            async with asyncio.timeout(patience):
+                answer = await self.backends.open(deployment, permit, call)
+                first = await anext(answer)
+        except BaseException as error:
+            failure = _failure(error)
+            self.fleet.ended(deployment.name, failure, self.clock())
+            if answer is not None:
+                await answer.close()
+            if failure is None:
+                raise
+            raise failure from None
+        if call.chat.stream:
+            now = self.clock()
+            self.fleet.first_token(deployment.name, (now - began) * 1000, now)
+        return answer, first
+
+    def _respond(
+        self,
+        serving: Serving,
+        record: Record,
+        started: float,
+        attempt: Attempt,
+        deployment: Deployment,
+        facts: RequestFacts,
+        answer: Answer,
+        first: Chunk,
+    ) -> Reply:
+        record.deployment, record.zone, record.attempts = deployment.name, deployment.zone, attempt.number
+        if record.stream:
+            record.first_token_ms = (self.clock() - started) * 1000
+        opened = OpenAnswer(self, record, started, deployment, facts.prompt.about(deployment.tokenizer), answer, first)
+        price = deployment.price
+        cost = (
+            price.cost(first.usage) if price is not None and first.usage is not None else likely_cost(deployment, facts)
+        )
+        headers = self._headers(record)
+        headers += [
+            (b"x-hybridgate-deployment", deployment.name.encode()),
+            (b"x-hybridgate-zone", deployment.zone.encode()),
+            (b"x-hybridgate-attempts", b"%d" % attempt.number),
+            (b"x-hybridgate-cache", b"off"),
+        ]
+        if cost is not None:
+            headers.append((b"x-hybridgate-cost-usd", usd(cost).encode()))
+        if answer.dropped:
+            headers.append((b"x-hybridgate-dropped", _header(",".join(answer.dropped))))
+        content_type = b"text/event-stream; charset=utf-8" if record.stream else b"application/json"
+        return Reply(200, headers, opened, opened.close, content_type)
+
+    def _refused(self, record: Record, error: GatewayError) -> Reply:
+        headers = self._headers(record)
+        if error.retry_after is not None:
+            headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after))))
+        return Reply.whole(status_of(error), headers, Chunk(orjson.dumps(body_of(error)), last=True))
+
+    def _headers(self, record: Record) -> list[tuple[bytes, bytes]]:
+        headers = [
+            (b"x-request-id", record.request_id.encode()),
+            (b"x-hybridgate-decision", record.decision_id.encode()),
+        ]
+        if record.decision is not None:
+            rule = self.serving.rule_headers.get(record.decision.rule) or _header(record.decision.rule)
+            headers.append((b"x-hybridgate-rule", rule))
+            headers.append((b"x-hybridgate-policy", record.decision.policy_hash.encode()))
+        return headers
+
+    def _book(self, record: Record, started: float, status: int, outcome: str) -> None:
+        record.status, record.outcome = status, outcome
+        record.total_ms = (self.clock() - started) * 1000
+        self.log.info("request", **record.fields())
+
+    async def route(self, headers: Mapping[str, str], body: bytes) -> tuple[Serving, RequestFacts, Decision]:
+        """The decision for a request, without calling anything."""
+        serving = self.serving
+        facts = await self.facts_of(serving, parse(body), self.authenticate(headers), headers)
+        return serving, facts, decide(serving.policy, facts, self.fleet.snapshot(self.clock(), draw_for(self.new_id())))
+
+
+class OpenAnswer:
+    """An answer under way to a client. Owns the upstream connection. Invariant: it ends exactly once, with the usage
+    known by then."""
+
+    __slots__ = (
+        "_answer",
+        "_deployment",
+        "_first",
+        "_open",
+        "_path",
+        "_prompt_tokens",
+        "_record",
+        "_started",
+        "_tokens",
+    )
+
+    def __init__(
+        self,
+        path: ChatPath,
+        record: Record,
+        started: float,
+        deployment: Deployment,
+        prompt_tokens: int,
+        answer: Answer,
+        first: Chunk,
+    ) -> None:
+        self._path = path
+        self._record = record
+        self._started = started
+        self._deployment = deployment
+        self._prompt_tokens = prompt_tokens
+        self._answer = answer
+        self._first: Chunk | None = first
+        self._tokens = 0
+        self._open = True
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        if not self._open:
+            raise StopAsyncIteration
+        chunk, self._first = self._first, None
+        if chunk is None:
+            try:
+                chunk = await anext(self._answer)
+            except (StopAsyncIteration, GatewayError) as error:
+                cut = error if isinstance(error, GatewayError) else UpstreamCut("the deployment's answer broke off")
+                self._end("cut", cut)
+                return Chunk(error_event(cut), last=True)
+        self._tokens += chunk.tokens
+        if chunk.usage is not None:
+            self._record.usage = chunk.usage
+        if chunk.last:
+            self._end("ok", None)
+        return chunk
+
+    async def close(self) -> None:
+        """End the upstream's work. A client that left before the last chunk is booked with what it was sent."""
+        self._end("client_gone", None)
+        await self._answer.close()
+
+    def _end(self, outcome: str, error: GatewayError | None) -> None:
+        if not self._open:
+            return
+        self._open = False
+        record, path = self._record, self._path
+        if record.usage is None:
+            record.usage = Usage(self._prompt_tokens, self._tokens)
+        if self._deployment.price is not None:
+            record.cost_nusd = self._deployment.price.cost(record.usage)
+        path.fleet.ended(self._deployment.name, error, path.clock())
+        path._book(record, self._started, CLIENT_GONE if outcome == "client_gone" else 200, outcome)
+
+
+def _failure(error: BaseException) -> GatewayError | None:
+    """What ended an attempt before its first token, in our tree; None for what is not the deployment's doing (a
+    cancelled request)."""
+    if isinstance(error, GatewayError):
+        return error
+    if isinstance(error, TimeoutError):
+        return UpstreamTimeout("no first token in time")
+    if isinstance(error, StopAsyncIteration):
+        return UpstreamFailed("the deployment's answer was empty")
+    return None
+
+
+async def _one(chunk: Chunk) -> AsyncIterator[Chunk]:
+    yield chunk
+
+
+async def _nothing() -> None:
+    return None
+
+
+def _header(text: str) -> bytes:
+    """Header bytes for a name of the policy: ASCII stays readable, the rest is percent-encoded."""
+    return quote(text, safe=" !#$&'()*+,/:;=?@[]{}|~<>\"").encode("ascii")
+
+
+def knows(policy: Policy, model: str) -> bool:
+    """Whether a request may ask for this model: `auto`, an alias, a deployment, or a rule."""
+    target = policy.models.get(model, model)
+    return (
+        target in (AUTO, policy.default.name) or target in policy.deployments or policy.rule_named(target) is not None
+    )
+
+
+def request_id_of(headers: Mapping[str, str], new_id: Callable[[], str]) -> str:
+    """The caller's id where it is a plain token, else a new one: it goes into logs and headers."""
+    given = headers.get("x-request-id")
+    return given if given is not None and _REQUEST_ID.fullmatch(given) else new_id()
+
+
+def draw_for(decision_id: str) -> float:
+    """The decision's share of chance, 0 <= draw < 1, from its id, so that a replay draws the same."""
+    return int(decision_id[:13], 16) / 16.0**13
+
+
+def slo_in(headers: Mapping[str, str], policy: Policy) -> str | None:
+    """The latency class asked for. Raises `BadRequest` where the policy has none of that name."""
+    name = headers.get("x-hybridgate-slo")
+    if name is not None and name not in policy.slo:
+        known = ", ".join(policy.slo) or "none"
+        raise BadRequest(
+            f"header x-hybridgate-slo names no class of this policy (known: {known})", param="x-hybridgate-slo"
+        )
+    return name
+
+
+def cost_cap_in(headers: Mapping[str, str]) -> int | None:
+    """The caller's own cap in nano-dollars. Raises `BadRequest` unless it is a positive number."""
+    text = headers.get("x-hybridgate-max-cost-usd")
+    if text is None:
+        return None
+    try:
+        dollars = Decimal(text)
+    except InvalidOperation:
+        dollars = Decimal(-1)
+    if not dollars.is_finite() or not 0 < dollars < 1_000_000:
+        param = "x-hybridgate-max-cost-usd"
+        raise BadRequest(f"header {param} must be a positive number of dollars, such as 0.002", param=param)
+    return int(dollars * NUSD_PER_USD)
+
+
+def tags_in(headers: Mapping[str, str]) -> frozenset[str]:
+    """The request's tags. Raises `BadRequest` for more than 16 or one that is not a plain word."""
+    text = headers.get("x-hybridgate-tags")
+    if text is None:
+        return frozenset()
+    tags = frozenset(tag.strip() for tag in text.split(",") if tag.strip())
+    if len(tags) > _MAX_TAGS or not all(_TAG.fullmatch(tag) for tag in tags):
+        param = "x-hybridgate-tags"
+        raise BadRequest(f"header {param} must be at most 16 words separated by commas", param=param)
+    return tags

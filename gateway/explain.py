@@ -1,0 +1,57 @@
+"""A decision told in full: every rule that was looked at, every candidate with its prediction, every rejection with its
+reason. Pure.
+
+What `POST /v1/route` answers and `hybridgate policy explain` prints; both are made from the same `decide`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.policy import AUTO, Policy
+from gateway.routing import refusal
+from gateway.types import Decision, RequestFacts, usd
+
+
+def rules_tried(policy: Policy, facts: RequestFacts, decision: Decision) -> list[tuple[str, str]]:
+    """Each rule down to the one that decided, with why it did not apply (`matched` for the last)."""
+    tried: list[tuple[str, str]] = []
+    if policy.models.get(facts.model, facts.model) == AUTO:
+        for rule in policy.rules:
+            if rule.name == decision.rule:
+                break
+            why_not = rule.match.why_not(facts, policy.deployments) if rule.match is not None else None
+            tried.append((rule.name, why_not or "matched, but protected requests skip it"))
+    return [*tried, (decision.rule, "matched")]
+
+
+def explanation(policy: Policy, facts: RequestFacts, decision: Decision) -> dict[str, Any]:
+    """The decision as a JSON document. Quotes nothing of the request."""
+    told: dict[str, Any] = {
+        "policy": {"path": policy.path, "hash": decision.policy_hash},
+        "rule": decision.rule,
+        "because": decision.because,
+        "labels": sorted(decision.labels),
+        "prompt_tokens": {"estimate": facts.prompt.estimate, "at_most": facts.prompt.bound, **facts.prompt.exact},
+        "deployment": decision.candidates[0].deployment if decision.candidates else None,
+        "rules": [{"rule": rule, "outcome": outcome} for rule, outcome in rules_tried(policy, facts, decision)],
+        "candidates": [
+            {
+                "deployment": candidate.deployment,
+                "zone": policy.deployments[candidate.deployment].zone,
+                "cost_usd": None if candidate.cost_nusd is None else float(usd(candidate.cost_nusd)),
+                "first_token_p95_ms": candidate.first_token_ms,
+                "meets_requirement": candidate.meets,
+                "note": candidate.note,
+            }
+            for candidate in decision.candidates
+        ],
+        "rejections": [
+            {"deployment": rejection.deployment, "gate": rejection.gate, "reason": rejection.reason}
+            for rejection in decision.rejections
+        ],
+    }
+    if not decision.candidates:
+        error = refusal(decision)
+        told["refusal"] = {"status": error.status, "code": error.code, "message": error.message}
+    return told

@@ -1,0 +1,95 @@
+"""What kinds of private data and secrets a text holds.
+
+Owns normalisation (writing a number in other digits hides nothing) and the two passes: one linear-time automaton over
+all patterns of all wanted kinds, then the checks of those that fired. The detectors are rows of `detectors.py`. Refuses
+to say where something was found or what it is: a label is all that leaves this module.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+import re2
+
+from gateway.detectors import DETECTORS, Detector
+
+KINDS: frozenset[str] = frozenset(detector.kind for detector in DETECTORS)
+
+_MEMORY = (
+    64 << 20
+)  # bytes for the automaton's states: it forgets and rebuilds them when full, which is slow, never wrong
+
+_DASHES = "\u00ad\u058a\u05be\u1806\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u2e3a\u2e3b\ufe58\ufe63\uff0d\u30fc"
+_INVISIBLE = "\u200b\u200c\u200d\u200e\u200f\u2060\u2061\u2062\u2063\u2064\ufeff\u034f\u061c\u180e"
+
+
+def _replacements() -> dict[str, str]:
+    """Dashes become "-", decimal digits the ASCII ones, invisible characters nothing, line separators a line break."""
+    table = {chr(code): str(unicodedata.decimal(chr(code))) for code in range(0x80, 0x110000) if chr(code).isdecimal()}
+    table |= dict.fromkeys(_DASHES, "-") | dict.fromkeys(_INVISIBLE, "") | dict.fromkeys("\u0085\u2028\u2029", "\n")
+    return table | {"\u1680": " "}
+
+
+_REPLACEMENTS = _replacements()
+_REPLACED = re.compile(f"[{''.join(_REPLACEMENTS)}]")
+
+
+class Scanner:
+    """Finds the kinds that a policy asks for.
+
+    Invariant: immutable once built, so that threads may share it; `scan` is a pure function of its texts, takes time
+    linear in their length, and raises for no string.
+    """
+
+    def __init__(self, kinds: Iterable[str]) -> None:
+        """Raises ValueError where a kind is not one of `KINDS`."""
+        wanted = frozenset(kinds)
+        if unknown := wanted - KINDS:
+            raise ValueError(f"no detector for {', '.join(sorted(unknown))}; there are {', '.join(sorted(KINDS))}")
+        self.kinds = wanted
+        self._detectors: list[Detector] = []
+        self._patterns = []
+        options = re2.Options()
+        options.max_mem = _MEMORY
+        options.log_errors = False  # it would write the pattern's failure to stderr
+        options.encoding = re2.Options.Encoding.LATIN1  # bytes are matched as they are: no text is invalid
+        options.never_capture = True
+        self._any = re2.Set.SearchSet(options)
+        for detector in DETECTORS:
+            if detector.kind in wanted:
+                self._detectors.append(detector)
+                self._patterns.append(re2.compile(detector.pattern, options))
+                self._any.Add(detector.hint or detector.pattern)
+        self._any.Compile()
+
+    def scan(self, texts: Sequence[str]) -> frozenset[str]:
+        """The kinds that occur in the texts, which are read as one, a line each: what is split over two is found."""
+        if not self._detectors:
+            return frozenset()
+        text = _normalized("\n".join(texts))
+        found: set[str] = set()
+        for index in self._any.Match(text) or ():  # None where nothing fires
+            detector = self._detectors[index]
+            if detector.kind not in found and self._occurs(index, text):
+                found.add(detector.kind)
+        return frozenset(found)
+
+    def _occurs(self, index: int, text: bytes) -> bool:
+        detector, pattern = self._detectors[index], self._patterns[index]
+        position = 0
+        while match := pattern.search(text, position):
+            start, end = match.span()
+            if detector.check(text, start, end):
+                return True
+            # A rejected match of limited length may hide one that begins within it.
+            position = start + 1 if detector.overlaps else max(end, start + 1)
+        return False
+
+
+def _normalized(text: str) -> bytes:
+    """UTF-8 with compatibility forms folded; ASCII, which needs none of it, passes unchanged."""
+    if not text.isascii():
+        text = _REPLACED.sub(lambda found: _REPLACEMENTS[found[0]], unicodedata.normalize("NFKC", text))
+    return text.encode(errors="replace")

@@ -1,0 +1,11 @@
+"""The policy's file format: YAML text in, a compiled `Policy` or every error with its place out.
+
+Owns the language as it is written, apart from what evaluates it. Refuses to read files, to import what serves, and to
+repeat secrets.
+"""
+
+from gateway.policyfile.compile import PolicyErrors, compile_policy
+from gateway.policyfile.deployments import LOCAL_MODEL_VARIABLE
+from gateway.policyfile.tree import MAX_BYTES, Problem
+
+__all__ = ["LOCAL_MODEL_VARIABLE", "MAX_BYTES", "PolicyErrors", "Problem", "compile_policy"]

@@ -1,0 +1,120 @@
+"""What rules mean together: which can never apply, which cannot do what they ask for, which leave a protected request
+without a place.
+
+Owns the checks that need the whole policy. Refuses entries that are wrong by themselves: about those nothing further
+is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+
+from gateway.policy import DEFAULT_RULE, Invariant, Match, Rule, permit
+from gateway.policyfile.rules import Written
+from gateway.policyfile.tree import Problem
+from gateway.types import UNSCANNABLE, Deployment, Permit
+
+
+def unreachable(rules: Sequence[Written], default: Written | None) -> Iterator[Problem]:
+    """Rules that an earlier one leaves no request for. One that skips protected requests leaves those."""
+    earlier = _Earlier()
+    for written in (*rules, *([default] if default else [])):
+        if not written.entry.intact:
+            continue
+        before = earlier.covering(written.rule.match or Match())
+        if before is not None:
+            why = "matches all its requests" if before.match else "has no conditions"
+            yield written.entry.problem(f'can never apply: the rule "{before.name}" before it {why}')
+        elif written.rule.protected != "skip" and written.rule.match != Match():  # an empty `when` is a problem already
+            earlier.add(written.rule)
+
+
+class _Earlier:
+    """The rules so far. Each is filed once: under the items of that one of its sets that shares them with the fewest,
+    or as `broad` if it has no set.
+
+    A rule that covers a match holds all items of each of its own sets' counterparts there, so it is filed under
+    whichever item of one of them is looked up; hundreds of rules need not be compared with each other.
+    """
+
+    def __init__(self) -> None:
+        self._broad: list[Rule] = []
+        self._filed: dict[tuple[str, str], list[Rule]] = {}
+
+    def add(self, rule: Rule) -> None:
+        sets = [[(key, item) for item in items] for key, items in rule.match.sets.items()] if rule.match else []
+        if not sets:
+            self._broad.append(rule)
+            return
+        for place in min(sets, key=lambda places: sum(len(self._filed.get(place, ())) for place in places)):
+            self._filed.setdefault(place, []).append(rule)
+
+    def covering(self, match: Match) -> Rule | None:
+        filed = (self._filed.get((key, next(iter(items))), ()) for key, items in match.sets.items())
+        found = (rule for rule in chain(self._broad, *filed) if rule.match is None or rule.match.covers(match))
+        return next(found, None)
+
+
+def incapable(rules: Sequence[Written], deployments: Mapping[str, Deployment]) -> Iterator[Problem]:
+    """Rules for requests that need what no candidate has."""
+    for written in rules:
+        needs = written.rule.match.needs if written.rule.match else frozenset()
+        candidates = _candidates(written, deployments)
+        if needs and candidates and not any(needs <= candidate.capabilities for candidate in candidates):
+            what = " and ".join(sorted(needs))
+            message = f"matches only requests with {what}, and no candidate has that capability"
+            yield written.entry.problem(message, "candidates", key=True)
+
+
+def unplaced(
+    rules: Sequence[Written],
+    labels: frozenset[str],
+    invariants: Sequence[Invariant],
+    deployments: Mapping[str, Deployment],
+) -> Iterator[Problem]:
+    """Rules that do not say what happens to protected requests, where some have no candidate.
+
+    A permit only shrinks as labels are added, and `any_label` only gains, so a rule leaves some set of labels without
+    a candidate if and only if it leaves the set of all labels without one. Each label counts for every rule, whatever
+    the rules before it took out: a client may name a rule and so enter there.
+    """
+    everything = labels | {UNSCANNABLE}
+    for written in rules:
+        candidates = _candidates(written, deployments)
+        if written.rule.protected is not None or not candidates or _placed(candidates, invariants, everything):
+            continue
+        least = _least(everything, written.rule, candidates, invariants)
+        yield written.entry.problem(_no_place(least, permit(invariants, least), written.rule), "candidates", key=True)
+
+
+def _no_place(labels: frozenset[str], allowed: Permit, rule: Rule) -> str:
+    names = f"label{'s' if len(labels) > 1 else ''} {' and '.join(sorted(labels))}"
+    zones = ", ".join(sorted(allowed.zones or ()))
+    verdict = f"permits only {zones}; add a candidate there, or" if zones else "leaves no zone;"
+    choice = "refuse" if rule.name == DEFAULT_RULE else "refuse or skip"
+    return f"no candidate is left for a request with the {names}: {allowed.because} {verdict} write protected: {choice}"
+
+
+def _candidates(written: Written, deployments: Mapping[str, Deployment]) -> list[Deployment]:
+    """The rule's candidates, or none where it or one of them is wrong, so that nothing is said about it."""
+    names = written.rule.candidates
+    known = written.entry.intact and all(name in deployments for name in names)
+    return [deployments[name] for name in names] if known else []
+
+
+def _placed(candidates: Sequence[Deployment], invariants: Sequence[Invariant], labels: frozenset[str]) -> bool:
+    allowed = permit(invariants, labels)
+    return any(allowed.allows(candidate.zone) for candidate in candidates)
+
+
+def _least(
+    labels: frozenset[str], rule: Rule, candidates: Sequence[Deployment], invariants: Sequence[Invariant]
+) -> frozenset[str]:
+    """A set of labels without a place and of which none can be taken away."""
+    for label in sorted(labels):
+        fewer = labels - {label}
+        matches = rule.match is None or not rule.match.any_label or not rule.match.any_label.isdisjoint(fewer)
+        if matches and not _placed(candidates, invariants, fewer):
+            labels = fewer
+    return labels

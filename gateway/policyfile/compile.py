@@ -1,0 +1,140 @@
+"""Both files together: text in, a policy or all problems out.
+
+Owns the order of the steps and the policy's hash. Refuses to read files itself: what reads them is an argument.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import PurePath
+from types import MappingProxyType
+from typing import Any
+
+from gateway.policy import Policy
+from gateway.policyfile import checks
+from gateway.policyfile.deployments import Declared, check_models, declared
+from gateway.policyfile.rules import Names, default_of, invariants_of, labels_of, rules_of, slo_of
+from gateway.policyfile.shapes import Checked, PolicyShape, check
+from gateway.policyfile.tree import Node, Place, Problem, parse
+from gateway.types import UNSCANNABLE
+
+Read = Callable[[str], str]
+
+
+class PolicyErrors(Exception):
+    """A policy that does not load. `problems` are all that were found, in the files' order, the policy's before the
+    deployments'."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+def compile_policy(
+    path: str, *, read: Read, env: Mapping[str, str], price_map: Mapping[str, Any], detectors: frozenset[str]
+) -> Policy:
+    """The policy at `path` together with the deployments file that it names, which is looked for next to it.
+
+    `read` returns a file's text and may raise OSError and UnicodeDecodeError; `env` gives the values of `${NAME}`;
+    `price_map` is litellm's; `detectors` are the names that `detects` may use. Raises PolicyErrors.
+    """
+    return _Compilation(path, read, env, price_map, detectors).policy()
+
+
+class _Compilation:
+    """One run over both files. Every problem found goes to `problems`; the policy exists only if there is none."""
+
+    def __init__(
+        self, path: str, read: Read, env: Mapping[str, str], price_map: Mapping[str, Any], detectors: frozenset[str]
+    ) -> None:
+        self.path = path
+        self.read = read
+        self.env = env
+        self.price_map = price_map
+        self.detectors = detectors
+        self.problems: list[Problem] = []
+        self.files: list[str] = []
+
+    def policy(self) -> Policy:
+        root = self._tree(self.path, Place(self.path))
+        if root is None:
+            raise self._errors()
+        content = [root.plain()]
+        file = check(PolicyShape, root, "", self.problems.append)
+        self.problems += file.missing("version", "deployments", "default")
+        tree = self._deployments_tree(file)
+        content.append(tree.plain() if tree else None)
+        existing = declared(tree, self.env, self.price_map, self.problems.append) if tree else None
+        compiled = self._compiled(root, existing)
+        if self.problems or compiled is None:
+            raise self._errors()
+        return compiled(_hash(content))
+
+    def _compiled(self, root: Node, existing: Declared | None) -> Callable[[str], Policy] | None:
+        """All entries of the policy file, checked by themselves, then together. What is returned wants the hash."""
+        report = self.problems.append
+        labels = labels_of(root, self.detectors, report)
+        slo = slo_of(root, report)
+        names = Names(
+            deployments=(existing.deployments or None) if existing else None,
+            labels=frozenset({UNSCANNABLE, *root.keys_under("labels")}),
+            slo=frozenset(root.keys_under("slo")),
+        )
+        invariants = invariants_of(root, names, report)
+        rules = rules_of(root, names, report)
+        default = default_of(root, names, report)
+        everything = [*rules, *([default] if default else [])]
+        self.problems += checks.unreachable(rules, default)
+        if existing is None:
+            return None
+        right = {name: deployment for name, deployment in existing.deployments.items() if deployment is not None}
+        self.problems += checks.incapable(everything, right)
+        self.problems += checks.unplaced(everything, frozenset(label.name for label in labels), invariants, right)
+        check_models(existing, [written.rule.name for written in rules], report)
+        if default is None:
+            return None
+        return lambda hash: Policy(
+            path=self.path,
+            hash=hash,
+            deployments=MappingProxyType(right),
+            models=MappingProxyType(dict(existing.models)),
+            labels=labels,
+            invariants=invariants,
+            slo=MappingProxyType(slo),
+            rules=tuple(written.rule for written in rules),
+            default=default.rule,
+        )
+
+    def _deployments_tree(self, file: Checked[PolicyShape]) -> Node | None:
+        name = file.shape.deployments
+        if name is None:
+            return None
+        return self._tree(str(PurePath(self.path).parent / name), file.node.place_of(("deployments",)))
+
+    def _tree(self, path: str, named_at: Place) -> Node | None:
+        """The file's tree; a file that cannot be read is a problem where it is named."""
+        self.files.append(path)
+        try:
+            text = self.read(path)
+        except OSError as error:
+            self.problems.append(named_at.problem(f"{path} cannot be read: {error.strerror or 'it failed'}"))
+            return None
+        except UnicodeDecodeError as error:
+            self.problems.append(Place(path).problem(f"the file is not UTF-8 text: byte {error.start} is wrong"))
+            return None
+        root, problems = parse(path, text)
+        self.problems += problems
+        return root
+
+    def _errors(self) -> PolicyErrors:
+        order = {file: index for index, file in reversed(list(enumerate(self.files)))}
+        found = sorted(set(self.problems), key=lambda p: (order[p.file], p.line, p.column, p.message))
+        return PolicyErrors(tuple(found))
+
+
+def _hash(content: list[Any]) -> str:
+    """12 hexadecimal digits over what both files say, in any order of keys and without comments. Variables count by
+    name, not by value."""
+    return sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]

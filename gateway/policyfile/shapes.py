@@ -1,0 +1,380 @@
+"""The shapes of both files: which keys there are, and what each value looks like by itself.
+
+Owns the syntax of values (durations, amounts, names) and the sentences about a wrong one. Refuses references: whether
+a name is defined is asked in `deployments` and `rules`. A key is never required here, so that what is left of an
+entry after its wrong values have been taken out can still be looked at; `missing` asks for it afterwards.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from difflib import get_close_matches
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from gateway.policy import OrderBy, Otherwise, Protected, Unknown
+from gateway.policyfile.tree import Loc, Node, Place, Problem
+from gateway.types import NUSD_PER_USD, BackendKind, Capability
+
+Report = Callable[[Problem], None]
+
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m)")
+_AMOUNT = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?) USD")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0}
+_LONGEST = 86_400.0  # seconds; a day
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,127}")
+_LABEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_HEADER_VALUE = re.compile(
+    r"[!-+\--~](?:[ -+\--~]*[!-+\--~])?"
+)  # printable ASCII but the comma, which separates values
+_PRINTABLE = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+_TITLE = re.compile(r"[!-~](?:[ -~]{0,126}[!-~])?")
+
+
+def _seconds(value: Any) -> float:
+    """Seconds of a duration such as `50ms`, `1.5s` or `10m`."""
+    found = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
+    if not 0 < seconds <= _LONGEST:
+        raise ValueError("must be a duration with its unit, such as 50ms, 1s or 10m")
+    return seconds
+
+
+def _nusd(value: Any) -> int:
+    """Nano-dollars of an amount such as `0.01 USD`."""
+    found = _AMOUNT.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError("must be an amount in US dollars with its unit, such as 0.01 USD")
+    nusd = Decimal(found[1]) * NUSD_PER_USD
+    if nusd != nusd.to_integral_value():
+        raise ValueError("has more than nine decimals; a billionth of a dollar is the smallest amount")
+    return int(nusd)
+
+
+def _tokens(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= 1_000_000_000:
+        raise ValueError("must be a whole number of tokens without a unit, such as 8192 (8k could be 8000)")
+    return value
+
+
+def _dollars(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise ValueError("must be a number of US dollars without a unit, such as 0.20")
+    return float(value)
+
+
+def _version(value: Any) -> int:
+    if type(value) is not int or value != 1:
+        raise ValueError("must be 1, the only version of the language so far")
+    return 1
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not pattern.fullmatch(value):
+            raise ValueError(f"must be {what}")
+        return value
+
+    return AfterValidator(check)
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+Nusd = Annotated[int, BeforeValidator(_nusd)]
+Tokens = Annotated[int, BeforeValidator(_tokens)]
+Dollars = Annotated[float, BeforeValidator(_dollars)]
+Version = Annotated[int, BeforeValidator(_version)]
+Text = Annotated[str, Field(min_length=1), _matching(_PRINTABLE, "text in one line, without control characters")]
+Sentence = Annotated[str, Field(min_length=1)]
+Word = Annotated[str, _matching(_WORD, "a word of letters, digits and any of . _ / : @ - (at most 128)")]
+Label = Annotated[str, _matching(_LABEL, "a word of lower-case letters, digits and any of . _ - (at most 64)")]
+Title = Annotated[str, _matching(_TITLE, "printable ASCII text without spaces around it (at most 128 characters)")]
+Words = Annotated[list[Text], BeforeValidator(_as_list), Field(min_length=1)]
+
+HeaderName = Annotated[str, _matching(_HEADER, "a header's, such as x-data-class")]
+HeaderValue = Annotated[str, _matching(_HEADER_VALUE, "printable ASCII text without commas or spaces around it")]
+HeaderValues = Annotated[list[HeaderValue], BeforeValidator(_as_list), Field(min_length=1)]
+
+
+class Shape(BaseModel):
+    """A mapping of the language. `not_built` are keys that are designed and not there yet."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    not_built: ClassVar[frozenset[str]] = frozenset()
+    hints: ClassVar[Mapping[str, str]] = {}
+
+
+class PolicyShape(Shape):
+    not_built = frozenset({"budgets", "cache", "limits", "mask", "shadow", "weights"})
+    hints: ClassVar[Mapping[str, str]] = {"models": "it belongs in the deployments file"}
+
+    version: Version | None = None
+    deployments: Text | None = None
+    labels: dict[Label, Any] | None = None
+    invariants: list[Any] | None = None
+    slo: dict[Word, Any] | None = None
+    rules: list[Any] | None = None
+    default: dict[str, Any] | None = None
+
+
+class LabelItemShape(Shape):
+    not_built = frozenset({"all", "any", "classifier", "not"})
+
+    detects: Words | None = None
+    header: dict[HeaderName, HeaderValues] | None = None
+    key_tag: Words | None = None
+
+
+class LabelShape(Shape):
+    not_built = frozenset({"all", "not"})
+
+    any: Annotated[list[LabelItemShape], Field(min_length=1)] | None = None
+
+
+class InvariantWhenShape(Shape):
+    not_built = frozenset({"all", "any", "header", "key_tag", "model", "not", "tag", "tenant", "time"})
+
+    any_label: Words | None = None
+
+
+class InvariantShape(Shape):
+    not_built = frozenset({"mask", "resume"})
+
+    name: Title | None = None
+    when: InvariantWhenShape | None = None
+    stay_in: Words | None = None
+
+
+class SloShape(Shape):
+    first_token_p95: Seconds | None = None
+
+
+class WhenShape(Shape):
+    not_built = frozenset({"all", "any", "header", "headers", "max_tokens", "model", "not", "prompt_tokens", "time"})
+
+    any_label: Words | None = None
+    does_not_fit: Words | None = None
+    slo: Words | None = None
+    tenant: Words | None = None
+    key_tag: Words | None = None
+    tag: Words | None = None
+    stream: bool | None = None
+    tools: bool | None = None
+    images: bool | None = None
+    schema_: Annotated[bool | None, Field(alias="schema")] = None
+
+
+class RequireShape(Shape):
+    slo: Literal["met"] | None = None
+    cost_at_most: Nusd | None = None
+
+
+class DefaultShape(Shape):
+    not_built = frozenset(
+        {"cache", "hedge", "limits", "mask", "priority", "resume", "shadow", "slo", "timeouts", "weight", "weights"}
+    )
+    hints: ClassVar[Mapping[str, str]] = {
+        "name": "the default is called `default`",
+        "when": "the default is for every request that no rule matches",
+    }
+
+    candidates: Words | None = None
+    require: RequireShape | None = None
+    unknown: Unknown | None = None
+    otherwise: Otherwise | None = None
+    order_by: OrderBy | None = None
+    protected: Protected | None = None
+    because: Sentence | None = None
+
+
+class RuleShape(DefaultShape):
+    hints: ClassVar[Mapping[str, str]] = {}
+
+    name: Title | None = None
+    when: WhenShape | None = None
+
+
+class DeploymentsShape(Shape):
+    hints: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("default", "invariants", "labels", "rules", "slo"), "it belongs in the policy file"
+    )
+
+    version: Version | None = None
+    deployments: dict[Word, Any] | None = None
+    models: dict[Title, Text] | None = None
+
+
+class TokenPriceShape(Shape):
+    input: Dollars | None = None
+    output: Dollars | None = None
+
+
+class CostShape(Shape):
+    not_built = frozenset({"hardware", "usd_per_hour", "utilization"})
+
+    usd_per_million_tokens: TokenPriceShape | None = None
+
+
+class TimeoutsShape(Shape):
+    connect: Seconds | None = None
+    first_token: Seconds | None = None
+    idle: Seconds | None = None
+    total: Seconds | None = None
+
+
+class DeploymentShape(Shape):
+    not_built = frozenset({"draft", "limits", "mask", "weight"})
+    hints: ClassVar[Mapping[str, str]] = {"api_base": "the address is called `url` for every backend"}
+
+    backend: BackendKind | None = None
+    model: Text | None = None
+    zone: Word | None = None
+    url: Words | None = None
+    api_key: str | None = None
+    context_window: Tokens | None = None
+    default_max_tokens: Tokens | None = None
+    capabilities: list[Capability] | None = None
+    quantization: str | None = None
+    tokenizer: Literal["o200k_base", "cl100k_base", "bytes"] | None = None
+    cost: CostShape | None = None
+    timeouts: TimeoutsShape | None = None
+
+
+S = TypeVar("S", bound=Shape)
+S_co = TypeVar("S_co", bound=Shape, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked(Generic[S_co]):
+    """What is right of an entry. `intact` is false where something was wrong, and then `shape` states less than the
+    file does."""
+
+    subject: str
+    node: Node
+    at: Place
+    shape: S_co
+    intact: bool
+
+    def problem(self, message: str, *loc: str | int, key: bool = False) -> Problem:
+        """A problem of this entry, at the value under `loc` or its key; at the entry itself without one."""
+        place = self.node.place_of(loc, key=key) if loc else self.at
+        return place.problem(f"{self.subject}: {message}" if self.subject else message)
+
+    def missing(self, *keys: str) -> list[Problem]:
+        """A problem for each of the keys that the entry does not state; none where it is no mapping, which is
+        reported."""
+        mapping = isinstance(self.node.value, dict)
+        return [self.problem(f'"{key}" is missing') for key in keys if mapping and key not in self.node.keys]
+
+
+def check(shape: type[S], node: Node, subject: str, report: Report, at: Place | None = None) -> Checked[S]:
+    """What is right of the entry at `node`; the rest is reported and taken out of it."""
+    at = at or node.place
+    intact = node.sound
+    prefix = f"{subject}: " if subject else ""
+    while True:
+        try:
+            return Checked(subject, node, at, shape.model_validate(node.plain()), intact)
+        except ValidationError as found:
+            errors = sorted(found.errors(include_url=False), key=lambda error: _sortable(error["loc"]))
+        intact = False
+        for error in errors:
+            loc = tuple(part for part in error["loc"] if part != "[key]")
+            is_key = error["type"] == "extra_forbidden" or error["loc"][-1:] == ("[key]",)
+            report(node.place_of(loc, key=is_key).problem(prefix + _sentence(shape, loc, error)))
+        if not isinstance(node.value, dict):
+            return Checked(subject, node, at, shape(), False)
+        wrong = dict.fromkeys(tuple(part for part in error["loc"] if part != "[key]") for error in errors)
+        for loc in reversed(wrong):  # from the end, so that positions before it stay what they are
+            node.prune(loc)
+
+
+def _sortable(loc: Loc) -> list[str]:
+    return [part if isinstance(part, str) else f"{part:09}" for part in loc]
+
+
+def _sentence(shape: type[Shape], loc: Loc, error: Mapping[str, Any]) -> str:
+    kind, value = error["type"], error["input"]
+    field = ".".join(str(part) for part in loc if isinstance(part, str))
+    if kind == "extra_forbidden":
+        return _unknown_field(_shape_around(shape, loc), field, str(loc[-1]))
+    what = _WANTED.get(kind)
+    if kind == "literal_error":
+        allowed = _literals(error["ctx"]["expected"])
+        what = f"must be {', '.join(allowed[:-1])} or {allowed[-1]}" if len(allowed) > 1 else f"must be {allowed[0]}"
+        what += suggestion(value, allowed) if isinstance(value, str) else ""
+    elif kind == "value_error":
+        what = str(error["ctx"]["error"])
+    elif kind == "string_type" and not isinstance(value, list | dict):
+        what = f"must be text; put {'true or false' if isinstance(value, bool) else 'the number'} in quotes"
+    assert what is not None, kind
+    if error["loc"][-1:] == ("[key]",):
+        return f'the name "{loc[-1]}" {what}'
+    if loc and isinstance(loc[-1], int):
+        return f'an item of "{field}" {what}'
+    return f'"{field}" {what}' if field else what
+
+
+_WANTED: Mapping[str, str] = {
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+}
+
+
+def _literals(expected: str) -> list[str]:
+    return re.findall(r"'([^']*)'", expected)
+
+
+def _unknown_field(shape: type[Shape], field: str, key: str) -> str:
+    if key in shape.not_built:
+        return f'"{field}" is not implemented yet'
+    if key in shape.hints:
+        return f'unknown field "{field}" ({shape.hints[key]})'
+    known = sorted(info.alias or name for name, info in shape.model_fields.items())
+    if likely := suggestion(key, known):
+        return f'unknown field "{field}"{likely}'
+    if meant := get_close_matches(key, sorted(shape.not_built), n=1):
+        return f'unknown field "{field}" ("{meant[0]}", if that is meant, is not implemented yet)'
+    return f'unknown field "{field}" (known are {", ".join(known)})'
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """` (did you mean "..."?)` where one of the known words is near, and nothing otherwise."""
+    near = get_close_matches(word, list(known), n=1)
+    return f' (did you mean "{near[0]}"?)' if near else ""
+
+
+def _shape_around(shape: type[Shape], loc: Loc) -> type[Shape]:
+    """The shape of the mapping that holds the last key of `loc`."""
+    for part in loc[:-1]:
+        if isinstance(part, str) and part in shape.model_fields:
+            shape = next(_shapes_in(shape.model_fields[part].annotation), shape)
+    return shape
+
+
+def _shapes_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, Shape):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _shapes_in(inner)
+
+
+def subject_of(noun: str, node: Node, position: int) -> str:
+    """How messages call an entry of a list: by its name where it has one, else by its position, which counts from 1."""
+    name = node.child("name")
+    if name is not None and isinstance(name.value, str) and _TITLE.fullmatch(name.value):
+        return f'{noun} "{name.value}"'
+    return f"{noun} {position}"

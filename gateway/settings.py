@@ -1,0 +1,84 @@
+"""Environment to frozen `Settings`. Every variable is also a flag of `hybridgate serve`. Refuses names it does not
+know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+
+PREFIX = "HYBRIDGATE_"
+
+# Designed and documented, but not part of this release: refused, so that nobody believes that they are in force.
+_LATER = {
+    "HYBRIDGATE_REDIS_URL": "sharing limits and cache through Redis",
+    "HYBRIDGATE_KEYS": "keys for callers",
+    "HYBRIDGATE_WORKERS": "more than one worker, which needs Redis,",
+}
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message says which one, and what to do. It quotes no value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `hybridgate serve` was told. `local_model` replaces the model of the deployment that is served locally."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    policy: str = ""
+    local_model: str = ""
+    max_body_bytes: int = 32 * 1024 * 1024
+    drain_seconds: float = 20.0
+    engine_start_seconds: float = 600.0
+    open_to_network: bool = False
+    log: str = "-"
+
+
+_FIELDS = {PREFIX + field.name.upper(): field for field in fields(Settings)}
+
+
+def settings_from(environ: Mapping[str, str]) -> Settings:
+    """Settings from HYBRIDGATE_* variables. Raises `SettingsError` naming every variable that is wrong."""
+    values: dict[str, object] = {}
+    wrong: list[str] = []
+    for name, text in environ.items():
+        if not name.startswith(PREFIX):
+            continue
+        if name in _LATER:
+            wrong.append(f"{name}: {_LATER[name]} is not implemented yet; unset it")
+        elif name not in _FIELDS:
+            near = get_close_matches(name, _FIELDS, n=1)
+            wrong.append(f"{name} is not a setting" + (f" (did you mean {near[0]}?)" if near else ""))
+        else:
+            field = _FIELDS[name]
+            try:
+                values[field.name] = _CONVERT[str(field.type)](text)
+            except ValueError as error:
+                wrong.append(f"{name} {error}")
+    if wrong:
+        raise SettingsError("; ".join(wrong))
+    return Settings(**values)  # type: ignore[arg-type]
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError("must be a whole number")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("must be a number of seconds") from None
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("1", "true", "yes", "0", "false", "no"):
+        raise ValueError("must be true or false")
+    return text.lower() in ("1", "true", "yes")
+
+
+_CONVERT: Mapping[str, Callable[[str], object]] = {"str": str, "int": _whole, "float": _seconds, "bool": _truth}

@@ -1,0 +1,90 @@
+"""The decision record: one JSON line a request, at INFO.
+
+Owns what may be said about a request. A record is built from names of the policy, numbers and ids; it has no field that
+could hold a prompt, an answer, a header or a key.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import orjson
+import structlog
+
+from gateway.types import Decision, Outcome, Usage, usd
+
+
+@dataclass(slots=True)
+class Record:
+    """What is said about one request once it is over. Filled along the request path; `outcome` is `ok`, an error's
+    code, or `client_gone`."""
+
+    request_id: str
+    decision_id: str
+    status: int = 0
+    outcome: str = "ok"
+    stream: bool = False
+    tenant: str = ""
+    key: str = ""
+    decision: Decision | None = None
+    deployment: str | None = None
+    zone: str | None = None
+    attempts: int = 0
+    failed: list[Outcome] = field(default_factory=list)
+    usage: Usage | None = None
+    cost_nusd: int | None = None
+    first_token_ms: float | None = None
+    total_ms: float = 0.0
+
+    def fields(self) -> dict[str, Any]:
+        """The record as the logged JSON object; what is not known is left out."""
+        line: dict[str, Any] = {
+            "request_id": self.request_id,
+            "decision": self.decision_id,
+            "status": self.status,
+            "outcome": self.outcome,
+            "stream": self.stream,
+            "total_ms": round(self.total_ms, 2),
+        }
+        if self.tenant:
+            line["tenant"], line["key"] = self.tenant, self.key
+        if self.decision is not None:
+            line["rule"] = self.decision.rule
+            line["policy"] = self.decision.policy_hash
+            line["labels"] = sorted(self.decision.labels)
+            line["candidates"] = [candidate.deployment for candidate in self.decision.candidates]
+            line["rejected"] = {rejection.deployment: rejection.gate for rejection in self.decision.rejections}
+        if self.deployment is not None:
+            line["deployment"], line["zone"], line["attempts"] = self.deployment, self.zone, self.attempts
+        if self.failed:
+            line["failed"] = {outcome.attempt.deployment: outcome.reason for outcome in self.failed}
+        if self.usage is not None:
+            line["prompt_tokens"] = self.usage.prompt_tokens
+            line["completion_tokens"] = self.usage.completion_tokens
+        if self.cost_nusd is not None:
+            line["cost_usd"] = usd(self.cost_nusd)
+        if self.first_token_ms is not None:
+            line["first_token_ms"] = round(self.first_token_ms, 2)
+        return line
+
+
+def open_log(stream: BinaryIO) -> structlog.typing.FilteringBoundLogger:
+    """A logger that writes JSON lines to the stream and belongs to nobody but its caller."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
+        structlog.BytesLogger(stream),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(serializer=_dumps),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        context_class=dict,
+        cache_logger_on_first_use=True,
+    )
+    return logger.bind()
+
+
+def _dumps(line: dict[str, Any], **_: object) -> bytes:
+    return orjson.dumps(line)

@@ -1,0 +1,265 @@
+"""The vocabulary: frozen dataclasses that every module shares. Read this first.
+
+Owns the nouns and the arithmetic that belongs to one noun alone. Refuses everything that needs a policy, a clock or a
+socket.
+
+Units: money is an integer of nano-dollars (`nusd`, 10^-9 USD), so that sums are exact; prices are nano-dollars per
+token (1 USD per million tokens is 1,000 nusd a token); durations are seconds unless the name says `_ms`; windows and
+counts are tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any, Literal
+
+ON_PREMISES = "on_premises"
+UNSCANNABLE = "unscannable"
+NUSD_PER_USD = 1_000_000_000
+
+BackendKind = Literal["local", "openai", "litellm"]
+Capability = Literal["tools", "images", "schema"]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks. `deployments` is None where the key may use all."""
+
+    tenant: str = "default"
+    key_id: str = "anonymous"
+    tags: frozenset[str] = frozenset()
+    deployments: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A parsed chat completion request together with its raw form.
+
+    `body` is the JSON object as the client sent it and is never changed: backends build their own from it. `texts` are
+    all strings of the body, decoded, keys and large numbers included: what labels and token counts look at. `parts` are
+    the kinds of content that cannot be read as text (`image_url`, `input_audio`, `file`, ...), with `held` for an id
+    whose content only a provider has.
+    """
+
+    body: Mapping[str, Any]
+    model: str
+    stream: bool
+    include_usage: bool
+    max_tokens: int | None
+    n: int
+    tools: bool
+    images: bool
+    schema: bool
+    texts: tuple[str, ...] = field(repr=False)
+    parts: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """Prompt tokens. `bound` holds for every tokenizer (see tokens.py), `exact` by tokenizer name only where a gate
+    needed it."""
+
+    bound: int
+    estimate: int
+    exact: Mapping[str, int] = field(default_factory=dict)
+
+    def at_most(self, tokenizer: str) -> int:
+        """What the prompt cannot exceed: the exact count where it is known, the bound otherwise."""
+        return self.exact.get(tokenizer, self.bound)
+
+    def about(self, tokenizer: str) -> int:
+        """What the prompt probably has: the exact count where it is known, the estimate otherwise."""
+        return self.exact.get(tokenizer, self.estimate)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFacts:
+    """The few facts that a rule may look at. Holds no content of the request."""
+
+    model: str
+    tenant: str = "default"
+    key_tags: frozenset[str] = frozenset()
+    tags: frozenset[str] = frozenset()
+    labels: frozenset[str] = frozenset()
+    prompt: TokenCount = field(default_factory=lambda: TokenCount(0, 0))
+    max_tokens: int | None = None
+    stream: bool = False
+    tools: bool = False
+    images: bool = False
+    schema: bool = False
+    slo: str | None = None
+    max_cost_nusd: int | None = None
+    deployments: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What tokens cost, nano-dollars each."""
+
+    input: float
+    output: float
+
+    def cost(self, usage: Usage) -> int:
+        """Nano-dollars, rounded up so that a sum never falls short."""
+        return ceil(usage.prompt_tokens * self.input + usage.completion_tokens * self.output)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one answer, as the deployment counted them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds. `connect`: to open the connection; `first_token`: from sending to the first token (a plain answer's
+    first byte has `total`); `idle`: between two chunks of a stream; `total`: the whole answer."""
+
+    connect: float = 2.0
+    first_token: float = 60.0
+    idle: float = 60.0
+    total: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Something that can answer.
+
+    `unavailable` is a reason known at load (a missing key, an unset address): such a deployment is shown, never called,
+    and costs nothing. `price` and `window` are None where nobody knows them. `tokenizer` names what counts its tokens:
+    `deployment:NAME` for the served model's own, `tiktoken:ENCODING`, or `bytes` where only the bound is known.
+    `served_locally` is true for an engine that the gateway starts itself.
+    """
+
+    name: str
+    backend: BackendKind
+    model: str
+    zone: str
+    urls: tuple[str, ...] = ()
+    api_key: str | None = field(default=None, repr=False)
+    api_base: str | None = None
+    quantization: str = "none"
+    price: Price | None = None
+    window: int | None = None
+    default_max_tokens: int = 1024
+    capabilities: frozenset[Capability] = frozenset()
+    tokenizer: str = "bytes"
+    timeouts: Timeouts = Timeouts()
+    unavailable: str | None = None
+
+    @property
+    def served_locally(self) -> bool:
+        return self.backend == "local" and not self.urls
+
+    def output_tokens(self, max_tokens: int | None) -> int:
+        """Tokens to keep free for the answer: what the caller asks for, else the default but at most a quarter of the
+        window."""
+        if max_tokens is not None:
+            return max_tokens
+        return self.default_max_tokens if self.window is None else min(self.default_max_tokens, self.window // 4)
+
+    def fits(self, prompt: TokenCount, max_tokens: int | None) -> bool:
+        """Whether prompt and answer fit the window. An unknown window holds everything: the provider will say."""
+        return self.window is None or prompt.at_most(self.tokenizer) + self.output_tokens(max_tokens) <= self.window
+
+
+CircuitState = Literal["closed", "open", "half_open"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentStatus:
+    """What is known of one deployment now. `down` is a reason not to call it (starting, circuit open, ...) or None;
+    `retry_after` in seconds says when to ask again. Latencies are None until measured."""
+
+    down: str | None = None
+    retry_after: float = 0.0
+    circuit: CircuitState = "closed"
+    in_flight: int = 0
+    first_token_p95_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The fleet at one moment; time (seconds of a monotonic clock) and chance (0 <= draw < 1) are inputs of a decision
+    like any other."""
+
+    now: float
+    draw: float
+    deployments: Mapping[str, DeploymentStatus]
+
+
+Gate = Literal["unconfigured", "caller", "zone", "capability", "window", "cost_cap", "require", "available"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A deployment that may answer, with what is predicted of it. None: not known."""
+
+    deployment: str
+    cost_nusd: int | None
+    first_token_ms: float | None
+    meets: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a deployment may not answer: the gate that removed it and a sentence that quotes nothing of the request."""
+
+    deployment: str
+    gate: Gate
+    reason: str
+    retry_after: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Which deployments may answer, in order, and why the others may not. The order is the failover chain."""
+
+    rule: str
+    because: str
+    candidates: tuple[Candidate, ...]
+    rejections: tuple[Rejection, ...]
+    labels: frozenset[str]
+    policy_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try on one deployment; `number` counts from 1."""
+
+    deployment: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended, when it did not answer."""
+
+    attempt: Attempt
+    reason: str
+    timed_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """What a request's labels allow, made from the invariants alone. The door checks it again, whatever was decided
+    before."""
+
+    labels: frozenset[str]
+    zones: frozenset[str] | None
+    because: str = ""
+
+    def allows(self, zone: str) -> bool:
+        """None means that no invariant limits where the request may go."""
+        return self.zones is None or zone in self.zones
+
+
+def usd(nusd: int) -> str:
+    """Dollars as plain decimal text, exact: `usd(1500) == "0.0000015"`."""
+    whole, rest = divmod(nusd, NUSD_PER_USD)
+    return f"{whole}.{rest:09d}".rstrip("0").rstrip(".")

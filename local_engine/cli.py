@@ -1,0 +1,123 @@
+"""Owns `hybridgate-engine`: flags into Settings, errors into one line with the fix; refuses everything else."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from local_engine.config import Settings
+from local_engine.engine import Model
+from local_engine.errors import ConfigError
+from local_engine.serve import Address
+from local_engine.serve import serve as serve_forever
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def engine() -> None:
+    """Serve one local language model over the OpenAI wire."""
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str, typer.Option(help="`demo` (the bundled tiny model), a directory, or a Hugging Face id.", show_default=True)
+    ] = "demo",
+    served_name: Annotated[
+        str | None, typer.Option(help="The model's name in requests and answers. Default: what --model says.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. There are no keys here: keep it private.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="TCP port.", min=1, max=65535)] = 8081,
+    uds: Annotated[str | None, typer.Option(help="Listen on this Unix socket (mode 600) and on no port.")] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="auto, float32 or bfloat16. auto: float32 for up to 100 M parameters on a CPU, else bfloat16."
+        ),
+    ] = "auto",
+    quantization: Annotated[str, typer.Option(help="none; no other is built yet.")] = "none",
+    chat_template: Annotated[
+        str | None, typer.Option(help="File with a Jinja chat template, for a model that brings none.")
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(help="CPU threads of a forward. More than there are free cores is slower.")
+    ] = 1,
+    kv_cache_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens that the KV cache holds. Default: 16 windows, or what a share of memory holds."),
+    ] = None,
+    max_batch_tokens: Annotated[
+        int, typer.Option(help="Tokens a step. Longer prompts are computed in chunks, between which others decode.")
+    ] = 512,
+    max_running: Annotated[int, typer.Option(help="Requests that generate at the same time.")] = 64,
+    max_waiting: Annotated[int, typer.Option(help="Requests that may wait; more are answered 503.")] = 256,
+    max_waiting_tokens: Annotated[
+        int | None,
+        typer.Option(help="Prompt tokens that may wait; more are answered 503. Default: 65536, or one window."),
+    ] = None,
+    default_max_tokens: Annotated[int, typer.Option(help="max_tokens of requests that give none.")] = 256,
+    drain_seconds: Annotated[
+        float, typer.Option(help="After SIGTERM, time for open requests to end by themselves.")
+    ] = 10.0,
+    exit_with_parent: Annotated[
+        bool,
+        typer.Option("--exit-with-parent", help="Exit when standard input ends: for a parent that holds the pipe."),
+    ] = False,
+) -> None:
+    """Load a model and serve it until SIGTERM.
+
+    \b
+    Try it:
+      hybridgate-engine serve
+      curl http://127.0.0.1:8081/health
+      curl http://127.0.0.1:8081/v1/chat/completions -H 'content-type: application/json' \\
+        -d '{"messages": [{"role": "user", "content": "What is TTFT?"}]}'
+
+    \b
+    A real model (Llama, Qwen2, Qwen3, Mistral, Phi3, SmolLM3 or Granite; safetensors):
+      hybridgate-engine serve --model Qwen/Qwen3-4B-Instruct-2507
+    """
+    try:
+        settings = Settings(
+            model=model,
+            served_name=served_name,
+            dtype=dtype,
+            quantization=quantization,
+            chat_template=chat_template,
+            threads=threads,
+            kv_cache_tokens=kv_cache_tokens,
+            max_batch_tokens=max_batch_tokens,
+            max_running=max_running,
+            max_waiting=max_waiting,
+            max_waiting_tokens=max_waiting_tokens,
+            default_max_tokens=default_max_tokens,
+            drain_seconds=drain_seconds,
+        )
+        status = serve_forever(
+            settings, Address(host, port, uds), lambda: _load(settings), exit_with_parent=exit_with_parent, say=_say
+        )
+    except ConfigError as error:
+        for problem in error.problems:
+            _say(f"error: {problem}")
+        raise typer.Exit(2) from None
+    raise typer.Exit(status)
+
+
+def _load(settings: Settings) -> Model:
+    # torch and transformers take seconds to import: here, on the engine's thread, with the socket open already.
+    from local_engine.loading import load  # noqa: PLC0415
+
+    return load(settings)
+
+
+def _say(line: str) -> None:
+    typer.echo(f"hybridgate-engine: {line}", err=True)
+
+
+def main() -> None:
+    """The console script."""
+    app()

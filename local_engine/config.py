@@ -1,0 +1,121 @@
+"""Owns what the operator chose (Settings) and what follows for the scheduler (Limits); refuses values that cannot work.
+
+Pure: reads no environment and no files; the command line hands the values in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from local_engine.errors import ConfigError
+
+BLOCK_SIZE = 16
+"""Tokens in a KV block: small enough that the last, half-empty block of a sequence wastes little memory."""
+
+DEFAULT_WINDOWS = 16
+"""Full context windows that the default KV cache of a small model holds."""
+
+DTYPES = ("auto", "float32", "bfloat16")
+
+QUANTIZATIONS = ("none",)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the operator chose. Invariant: every value is in its range (`problems` is empty).
+
+    Token counts are in tokens, `drain_seconds` in seconds. None means: derived from the model or from memory at load.
+    """
+
+    model: str
+    served_name: str | None = None
+    dtype: str = "auto"
+    quantization: str = "none"
+    chat_template: str | None = None
+    threads: int = 1
+    kv_cache_tokens: int | None = None
+    max_batch_tokens: int = 512
+    max_running: int = 64
+    max_waiting: int = 256
+    max_waiting_tokens: int | None = None
+    default_max_tokens: int = 256
+    drain_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError with all problems at once."""
+        if problems := self._problems():
+            raise ConfigError(problems)
+
+    @property
+    def name(self) -> str:
+        """The model's name in answers."""
+        return self.served_name or self.model
+
+    def _problems(self) -> list[str]:
+        problems = []
+        if not self.model:
+            problems.append("--model is empty: give `demo`, a directory, or a Hugging Face id")
+        if self.dtype not in DTYPES:
+            problems.append(f"--dtype must be one of {', '.join(DTYPES)}")
+        if self.quantization not in QUANTIZATIONS:
+            problems.append(f"--quantization must be one of {', '.join(QUANTIZATIONS)}: no other is built yet")
+        if self.kv_cache_tokens is not None and self.kv_cache_tokens < 2 * BLOCK_SIZE:
+            problems.append(f"--kv-cache-tokens must be at least {2 * BLOCK_SIZE}")
+        positive = {
+            "--threads": self.threads,
+            "--max-batch-tokens": self.max_batch_tokens,
+            "--max-running": self.max_running,
+            "--max-waiting": self.max_waiting,
+            "--default-max-tokens": self.default_max_tokens,
+        }
+        problems += [f"{flag} must be at least 1" for flag, value in positive.items() if value < 1]
+        if self.max_waiting_tokens is not None and self.max_waiting_tokens < 1:
+            problems.append("--max-waiting-tokens must be at least 1")
+        if self.max_batch_tokens < self.max_running:
+            problems.append("--max-batch-tokens must be at least --max-running: each running sequence needs one a step")
+        if self.drain_seconds < 0:
+            problems.append("--drain-seconds must not be negative")
+        return problems
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the scheduler may use. Invariant: one whole window of `capacity` tokens always fits, alone.
+
+    `window` and `max_batch_tokens` are in tokens, `num_blocks` in blocks of `block_size` tokens.
+    """
+
+    num_blocks: int
+    window: int
+    block_size: int = BLOCK_SIZE
+    max_batch_tokens: int = 512
+    max_running: int = 64
+    max_waiting: int = 256
+    max_waiting_tokens: int = 65_536
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that one sequence may reach: the window, or the KV cache where that is smaller."""
+        return min(self.window, self.num_blocks * self.block_size)
+
+
+def limits(settings: Settings, *, window: int, kv_cache_tokens: int) -> Limits:
+    """The scheduler's limits for a model with this window (tokens) and room for so many cached tokens.
+
+    The waiting queue holds at least one window of tokens, else a full-length prompt could never be accepted.
+    """
+    return Limits(
+        num_blocks=max(2, kv_cache_tokens // BLOCK_SIZE),
+        window=window,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_running=settings.max_running,
+        max_waiting=settings.max_waiting,
+        max_waiting_tokens=max(window, settings.max_waiting_tokens or 65_536),
+    )
+
+
+def kv_cache_tokens(settings: Settings, *, window: int, bytes_per_token: int, free_bytes: int) -> int:
+    """Tokens of KV cache: what was asked for, else `DEFAULT_WINDOWS` windows, at most what `free_bytes` holds."""
+    if settings.kv_cache_tokens is not None:
+        return settings.kv_cache_tokens
+    return max(2 * BLOCK_SIZE, min(DEFAULT_WINDOWS * window, free_bytes // bytes_per_token))

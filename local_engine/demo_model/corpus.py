@@ -1,0 +1,213 @@
+"""The demo model's corpus: questions about Hybridgate and LLM serving, phrased in many ways, each with one answer.
+
+Owns what the YAML files beside it say and which phrasings are held out of training. Refuses chance: what training
+draws from a corpus is `drawing`'s. Reading the files is `load()`'s alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TOPIC_FILES = ("topics.yaml", "topics_policy.yaml", "topics_serving.yaml")
+HELD_OUT_EVERY = 6  # of a topic's own questions every sixth, starting with the fifth, is never trained on
+HELD_OUT_PHASE = 4
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One answer and the ways to ask for it; `noun` and `verb` go into frames, `ask` holds whole questions.
+
+    Every phrasing is on one side of the split.
+    """
+
+    id: str
+    answer: str
+    noun: tuple[str, ...] = ()
+    verb: tuple[str, ...] = ()
+    ask: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Sentences that are trained on and sentences that never are; the two are disjoint."""
+
+    trained: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OffTopic:
+    """Questions that the model declines; a template's slots are filled from `words`, by the name of the slot."""
+
+    answer: str
+    templates: tuple[str, ...]
+    plain: Split
+    words: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A conversation that ends with a question, and the one answer that counts as right."""
+
+    messages: tuple[Message, ...]
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Everything that can be asked. A phrasing belongs to one topic and to one side of the split."""
+
+    topics: tuple[Topic, ...]
+    nouns: Split
+    verbs: Split
+    system_prompts: Split
+    private: Split
+    private_answer: str
+    names: tuple[str, ...]
+    off_topic: OffTopic
+    prefixes: tuple[str, ...]
+    suffixes: tuple[str, ...]
+    rewordings: tuple[tuple[str, ...], ...]
+    droppable: frozenset[str]
+    owners: Mapping[str, tuple[str, str]]  # key of a question → its topic, and "trained" or "held out"
+
+
+def load(folder: Path) -> Corpus:
+    """Read the corpus from `folder`.
+
+    Raises ValueError, with all of them, where two topics or both sides of the split claim the same question.
+    """
+    topics = tuple(
+        Topic(
+            entry["id"],
+            entry["answer"],
+            tuple(entry.get("noun", ())),
+            tuple(entry.get("verb", ())),
+            tuple(entry.get("ask", ())),
+        )
+        for name in TOPIC_FILES
+        for entry in _read(folder / name)
+    )
+    phrasings, off_topic = _read(folder / "phrasings.yaml"), _read(folder / "off_topic.yaml")
+    nouns, verbs = _split(phrasings["noun"]), _split(phrasings["verb"])
+    return Corpus(
+        topics=topics,
+        nouns=nouns,
+        verbs=verbs,
+        system_prompts=_split(phrasings["system_prompts"]),
+        private=_split(phrasings["private"]),
+        private_answer=phrasings["private"]["answer"],
+        names=tuple(phrasings["private"]["names"]),
+        off_topic=OffTopic(
+            answer=off_topic["answer"],
+            templates=tuple(off_topic["templates"]),
+            plain=Split(tuple(off_topic["plain"]), tuple(off_topic["held_out"])),
+            words={
+                "thing": tuple(off_topic["things"]),
+                "act": tuple(off_topic["acts"]),
+                "place": tuple(off_topic["places"]),
+                "person": tuple(off_topic["persons"]),
+                "language": tuple(off_topic["languages"]),
+                "code": tuple(off_topic["codes"]),
+                "quality": tuple(off_topic["qualities"]),
+            },
+        ),
+        prefixes=tuple(phrasings["prefixes"]),
+        suffixes=tuple(phrasings["suffixes"]),
+        rewordings=tuple(tuple(group) for group in phrasings["rewordings"]),
+        droppable=frozenset(phrasings["droppable"]),
+        owners=_owners(topics, nouns, verbs),
+    )
+
+
+def _read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _split(section: Mapping[str, Sequence[str]]) -> Split:
+    return Split(tuple(section["trained"]), tuple(section["held_out"]))
+
+
+def key(question: str) -> str:
+    """What makes two questions the same: the words, whatever the capitals and the final mark."""
+    return question.lower().rstrip("?.! ")
+
+
+def sentences(topic: Topic) -> Split:
+    """The whole questions of a topic; every sixth is held out."""
+    return Split(
+        tuple(text for i, text in enumerate(topic.ask) if i % HELD_OUT_EVERY != HELD_OUT_PHASE),
+        tuple(text for i, text in enumerate(topic.ask) if i % HELD_OUT_EVERY == HELD_OUT_PHASE),
+    )
+
+
+def framed(words: Sequence[str], frames: Split) -> Split:
+    """A topic's nouns or verbs in frames; frames that are held out are so for all topics."""
+    return Split(
+        tuple(frame_of(frame, word) for word in words for frame in dict.fromkeys(frames.trained)),
+        tuple(frame_of(frame, word) for word in words for frame in frames.held_out),
+    )
+
+
+def frame_of(frame: str, word: str) -> str:
+    """Put a word into a frame. A sentence begins with a capital, unless its first word is code or a name."""
+    text = frame.format(word)
+    first = text.split(" ", 1)[0]
+    return text[0].upper() + text[1:] if first.isalpha() and first.islower() and " " in text else text
+
+
+def _owners(topics: Sequence[Topic], nouns: Split, verbs: Split) -> dict[str, tuple[str, str]]:
+    owners: dict[str, tuple[str, str]] = {}
+    clashes: list[str] = []
+    for topic in topics:
+        for part in (sentences(topic), framed(topic.noun, nouns), framed(topic.verb, verbs)):
+            for side, questions in (("trained", part.trained), ("held out", part.held_out)):
+                for question in questions:
+                    if owners.setdefault(key(question), (topic.id, side)) != (topic.id, side):
+                        clashes.append(f"{question!r} is asked in {owners[key(question)]} and in {(topic.id, side)}")
+    if clashes:
+        raise ValueError("\n".join(clashes))
+    return owners
+
+
+def ask(question: str, answer: str) -> Case:
+    """A conversation of that one question."""
+    return Case(({"role": "user", "content": question},), answer)
+
+
+def trained_cases(corpus: Corpus) -> list[Case]:
+    """Every phrasing of every topic that training may draw, as written."""
+    return [
+        ask(text, topic.answer)
+        for topic in corpus.topics
+        for part in (sentences(topic), framed(topic.noun, corpus.nouns), framed(topic.verb, corpus.verbs))
+        for text in part.trained
+    ]
+
+
+def held_out_sentences(corpus: Corpus) -> list[Case]:
+    """Whole questions that training never draws; often they share only their meaning with trained ones."""
+    return [ask(text, topic.answer) for topic in corpus.topics for text in sentences(topic).held_out]
+
+
+def held_out_frames(corpus: Corpus) -> list[Case]:
+    """For each topic two unseen frames around its first noun and one around its first verb, in turn."""
+    cases = []
+    for place, topic in enumerate(corpus.topics):
+        for words, frames, count in ((topic.noun, corpus.nouns, 2), (topic.verb, corpus.verbs, 1)):
+            for word in words[:1]:
+                chosen = [frames.held_out[(place * count + i) % len(frames.held_out)] for i in range(count)]
+                cases += [ask(frame_of(frame, word), topic.answer) for frame in chosen]
+    return cases
+
+
+def off_topic_cases(corpus: Corpus) -> list[Case]:
+    """Written questions about anything else; no template makes them."""
+    return [ask(text, corpus.off_topic.answer) for text in corpus.off_topic.plain.held_out]

@@ -1,0 +1,425 @@
+"""Owns the thread that owns the model: add, abort, step; refuses HTTP and tensors.
+
+Requests come from the event loop and their text goes back to it. One lock guards the scheduler; it is held while steps
+are planned and booked, never during a forward. A step's text crosses to the event loop in one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from typing import Any, Protocol
+
+from local_engine.config import Limits
+from local_engine.errors import AccountingError, GenerationFailed, LoadError, NotReady, RequestError
+from local_engine.scheduler import Batch, Scheduler
+from local_engine.sequence import FinishReason, Pick, SamplingParams
+from local_engine.sequence import Sequence as TokenSequence
+from local_engine.text import AnswerText, Text
+
+log = logging.getLogger(__name__)
+
+
+class Runner(Protocol):
+    """What the engine needs of a model; `forward` gives logits that only `sample` looks into."""
+
+    def forward(self, batch: Batch) -> Any:
+        """Compute the batch's tokens; a row of logits for each chunk that samples, in order."""
+
+    def sample(self, logits: Any, rows: Sequence[int], picks: Sequence[Pick]) -> list[int | None]:
+        """Tokens for the given rows; None where the logits are not finite."""
+
+    def scrub(self, blocks: Sequence[int]) -> None:
+        """Zero these blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """All that loading gives."""
+
+    name: str
+    runner: Runner
+    text: Text
+    limits: Limits
+    end_tokens: frozenset[int]
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request: its prompt's tokens and how to continue them; `first_token_by` is in seconds from now."""
+
+    id: str
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    priority: int = 0
+    first_token_by: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Text that is new, and in the last one why it is the last. `completion_tokens` counts the end token as well."""
+
+    text: str
+    completion_tokens: int = 0
+    finish: FinishReason | None = None
+    error: RequestError | None = None
+
+
+class Output:
+    """One request's deltas, in batches of what has come since the last look; used on the event loop only.
+
+    Invariant: the last delta, and only that, has a `finish`; after it the iteration ends.
+    """
+
+    def __init__(self, close: Callable[[], None]) -> None:
+        self._close = close
+        self._ready: list[Delta] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self._final = False
+
+    def push(self, delta: Delta) -> None:
+        """Add a delta; what comes after the final one is dropped (an abort may cross a last token)."""
+        if self._final:
+            return
+        self._final = delta.finish is not None
+        self._ready.append(delta)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def close(self) -> None:
+        """Abort the request if it has not ended."""
+        if not self._final:
+            self._close()
+
+    def __aiter__(self) -> Output:
+        return self
+
+    async def __anext__(self) -> list[Delta]:
+        if not self._ready:
+            if self._final:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        ready, self._ready = self._ready, []
+        return ready
+
+
+@dataclass(frozen=True, slots=True)
+class _Generation:
+    sequence: TokenSequence
+    params: SamplingParams
+    text: AnswerText
+    chance: random.Random
+    output: Output
+
+    def pick(self) -> Pick:
+        return Pick(self.params, self.chance.random() if self.params.temperature > 0 else 0.0)
+
+
+class State(Enum):
+    """What the engine can do now."""
+
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+    STOPPING = "stopping"
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counts since the start."""
+
+    steps: int = 0
+    finished: int = 0
+    aborted: int = 0
+
+
+class Engine:
+    """One model on one thread.
+
+    Invariants: a request that was added gets exactly one final delta; the model is touched by the engine's thread
+    only; an error in one request's sampling or text ends that request, an error in a forward ends the requests of that
+    batch, and the loop goes on.
+    """
+
+    def __init__(self, load: Callable[[], Model], *, on_loaded: Callable[[], None] = lambda: None) -> None:
+        """`load` runs on the engine's thread; `on_loaded` is then called on the event loop, also after a failure."""
+        self._load = load
+        self._on_loaded = on_loaded
+        self._state = State.LOADING
+        self._failure: LoadError | None = None
+        self._model: Model | None = None
+        self._scheduler: Scheduler | None = None
+        self._generations: dict[str, _Generation] = {}
+        self._work = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.totals = Totals()
+
+    @property
+    def state(self) -> State:
+        """What the engine can do now."""
+        return self._state
+
+    @property
+    def failure(self) -> LoadError | None:
+        """Why the model could not be loaded."""
+        return self._failure
+
+    @property
+    def model(self) -> Model:
+        """The loaded model. Raises NotReady."""
+        if self._model is None:
+            self._require_ready()
+        assert self._model is not None
+        return self._model
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The scheduler, for counts; `load()` and `pace` may be read from the event loop. Raises NotReady."""
+        if self._scheduler is None:
+            self._require_ready()
+        assert self._scheduler is not None
+        return self._scheduler
+
+    def start(self) -> None:
+        """Load the model and begin to step, on a new thread; call on the event loop that will add requests."""
+        self._loop = asyncio.get_running_loop()
+        # A daemon, so that a load that takes minutes cannot keep a stopping process alive.
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def add(self, job: Job) -> Output:
+        """Queue a request. Raises NotReady, ContextLengthExceeded, Overloaded or FirstTokenTooLate."""
+        self._require_ready()
+        sequence = TokenSequence(
+            id=job.id,
+            prompt_length=len(job.prompt),
+            tokens=list(job.prompt),
+            max_tokens=job.params.max_tokens,
+            end_tokens=self.model.end_tokens,
+            priority=job.priority,
+        )
+        generation = _Generation(
+            sequence=sequence,
+            params=job.params,
+            text=self.model.text.decoder(job.prompt, job.params.stop),
+            # Chance per request, so that its answer does not depend on its neighbours; not for secrets.
+            chance=random.Random(secrets.randbits(64) if job.params.seed is None else job.params.seed),  # noqa: S311
+            output=Output(close=lambda: self.abort(job.id)),
+        )
+        with self._work:
+            if job.id in self._generations:
+                raise ValueError("a request of this id is open")
+            self.scheduler.add(sequence, first_token_by=job.first_token_by)
+            self._generations[job.id] = generation
+            self._work.notify()
+        return generation.output
+
+    def abort(self, job_id: str, error: RequestError | None = None) -> None:
+        """End a request; its blocks are free at once, and the next step is planned without it."""
+        with self._work:
+            generation = self._generations.pop(job_id, None)
+            if generation is None or not self.scheduler.finish(generation.sequence, FinishReason.ABORT):
+                return
+            self.totals.aborted += 1
+        reason = FinishReason.ABORT if error is None else FinishReason.ERROR
+        generation.output.push(Delta("", generation.sequence.generated, reason, error))
+
+    def drain(self) -> None:
+        """Refuse new requests; those that are open go on."""
+        self._state = State.STOPPING
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is open."""
+        return not self._generations
+
+    def abort_all(self) -> None:
+        """End every open request with an error that says the engine is shutting down."""
+        for job_id in list(self._generations):
+            self.abort(job_id, NotReady("the engine is shutting down"))
+
+    def stop(self, timeout: float = 5.0) -> bool:
+        """End everything and the thread; False if the thread is still busy after `timeout` seconds."""
+        self.drain()
+        self.abort_all()
+        with self._work:
+            self._work.notify()
+        if self._thread is not None:
+            self._thread.join(timeout)
+        return self._thread is None or not self._thread.is_alive()
+
+    def _require_ready(self) -> None:
+        match self._state:
+            case State.LOADING:
+                raise NotReady("the model is loading", retry_after=2.0)
+            case State.FAILED:
+                raise NotReady("the model could not be loaded; see the engine's terminal", retry_after=30.0)
+            case State.STOPPING:
+                raise NotReady("the engine is shutting down", retry_after=5.0)
+            case State.READY:
+                return
+
+    def _run(self) -> None:
+        try:
+            self._model = self._load()
+        except LoadError as error:
+            self._failure = error
+        except Exception as error:  # noqa: BLE001 - a defect in loading must show on /health too
+            _log_error("load", error)
+            self._failure = LoadError(f"loading the model failed with {type(error).__name__}; see the log")
+        if self._model is not None:
+            self._scheduler = Scheduler(self._model.limits)
+        if self._state is State.LOADING:
+            self._state = State.FAILED if self._model is None else State.READY
+        self._on_loop(self._on_loaded)
+        if self._model is not None and self._scheduler is not None:
+            self._step_until_stopped(self._model, self._scheduler)
+
+    def _step_until_stopped(self, model: Model, scheduler: Scheduler) -> None:
+        while batch := self._next_batch(scheduler):
+            started = time.perf_counter()
+            try:
+                logits = model.runner.forward(batch)
+                # Sampling waits for the device, so the time of a step ends behind it.
+                tokens = self._sample(model.runner, logits, batch)
+                deltas = self._book(scheduler, model.runner, batch, tokens, time.perf_counter() - started)
+            except Exception as error:  # noqa: BLE001 - the loop goes on, for everyone not in this batch
+                _log_error("step", error)
+                deltas = self._fail(scheduler, batch)
+            if deltas:
+                self._on_loop(partial(_push_all, deltas))
+
+    def _next_batch(self, scheduler: Scheduler) -> Batch:
+        """The next step's work, as soon as there is any; an empty batch when stopping."""
+        with self._work:
+            while not scheduler.has_work:
+                try:
+                    scheduler.check()
+                except AccountingError as error:
+                    # Nothing runs, so nothing is lost by counting afresh; but it is a defect, and must be seen.
+                    log.critical("block accounting reset: %s", error)
+                    scheduler.reset()
+                if self._state is State.STOPPING:
+                    return Batch()
+                self._work.wait()
+            return scheduler.schedule()
+
+    def _sample(self, runner: Runner, logits: Any, batch: Batch) -> dict[str, int | None]:
+        """The next token of every sequence of the batch that is still open; None where none could be chosen."""
+        sampling = [chunk for chunk in batch if chunk.samples]
+        rows: list[int] = []
+        picks: list[Pick] = []
+        ids: list[str] = []
+        for row, chunk in enumerate(sampling):
+            # An abort may take it out at any moment, from the event loop's thread.
+            if generation := self._generations.get(chunk.sequence.id):
+                ids.append(chunk.sequence.id)
+                rows.append(row)
+                picks.append(generation.pick())
+        if not rows:
+            return {}
+        try:
+            return dict(zip(ids, runner.sample(logits, rows, picks), strict=True))
+        except Exception as error:  # noqa: BLE001 - one row's fault must not end the others
+            _log_error("sampling, repeated one by one", error)
+        return {
+            job_id: _sample_one(runner, logits, row, pick) for job_id, row, pick in zip(ids, rows, picks, strict=True)
+        }
+
+    def _book(
+        self, scheduler: Scheduler, runner: Runner, batch: Batch, tokens: dict[str, int | None], seconds: float
+    ) -> list[tuple[Output, Delta]]:
+        deltas = []
+        with self._work:
+            scheduler.pace.record(seconds=seconds, prefill_tokens=batch.prefill_tokens, decode_tokens=len(batch.decode))
+            self.totals.steps += 1
+            for chunk in batch:
+                generation = self._generations.get(chunk.sequence.id)
+                if generation is None or not scheduler.complete(chunk) or not chunk.samples:
+                    continue
+                token = tokens.get(chunk.sequence.id)
+                if token is None:
+                    runner.scrub(chunk.blocks)
+                delta = _advance(generation, token)
+                if delta.finish is not None:
+                    self._close(scheduler, generation, delta.finish)
+                if delta.text or delta.finish is not None:
+                    deltas.append((generation.output, delta))
+        return deltas
+
+    def _fail(self, scheduler: Scheduler, batch: Batch) -> list[tuple[Output, Delta]]:
+        deltas = []
+        with self._work:
+            for chunk in batch:
+                if generation := self._generations.get(chunk.sequence.id):
+                    self._close(scheduler, generation, FinishReason.ERROR)
+                    deltas.append((generation.output, _failed(generation, "the model's forward failed")))
+        return deltas
+
+    def _close(self, scheduler: Scheduler, generation: _Generation, reason: FinishReason) -> None:
+        del self._generations[generation.sequence.id]
+        scheduler.finish(generation.sequence, reason)
+        self.totals.finished += 1
+
+    def _on_loop(self, call: Callable[[], None]) -> None:
+        assert self._loop is not None
+        # A loop that has closed meanwhile has nobody left to tell.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(call)
+
+
+def _advance(generation: _Generation, token: int | None) -> Delta:
+    """Take in a sampled token (None: there was none): the text to show, and whether it is the last."""
+    if token is None:
+        return _failed(generation, "the model's output for this request is not a number")
+    try:
+        reason = generation.sequence.append(token)
+        text = "" if reason is FinishReason.STOP else generation.text.add(token)
+        if generation.text.stopped:
+            reason = FinishReason.STOP
+        elif reason is not None:
+            text += generation.text.flush()
+            # The rest that was held back may complete a stop string.
+            reason = FinishReason.STOP if generation.text.stopped else reason
+    except Exception as error:  # noqa: BLE001 - ends this request only
+        _log_error("decoding", error)
+        return _failed(generation, "the answer's tokens could not be decoded")
+    return Delta(text, generation.sequence.generated, reason)
+
+
+def _sample_one(runner: Runner, logits: Any, row: int, pick: Pick) -> int | None:
+    try:
+        return runner.sample(logits, [row], [pick])[0]
+    except Exception as error:  # noqa: BLE001 - ends this request only
+        _log_error("sampling", error)
+        return None
+
+
+def _failed(generation: _Generation, message: str) -> Delta:
+    return Delta("", generation.sequence.generated, FinishReason.ERROR, GenerationFailed(message))
+
+
+def _push_all(deltas: Sequence[tuple[Output, Delta]]) -> None:
+    for output, delta in deltas:
+        output.push(delta)
+
+
+def _log_error(where: str, error: Exception) -> None:
+    """Kind and place only: a message may quote what a caller sent."""
+    frames = "; ".join(
+        f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)
+    )
+    log.error("%s failed: %s at %s", where, type(error).__name__, frames)

@@ -1,0 +1,66 @@
+"""Owns how fast this engine has been lately: step times and rates; refuses clocks (seconds are passed in)."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from statistics import StatisticsError, linear_regression
+
+REMEMBERED_STEPS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    seconds: float
+    prefill_tokens: int
+    decode_tokens: int
+
+
+class Pace:
+    """The last steps, those that prefill and those that only decode apart, so that neither pushes the other out.
+
+    Invariant: every rate is positive, or None where nothing was measured.
+    """
+
+    def __init__(self) -> None:
+        self._prefill: deque[_Step] = deque(maxlen=REMEMBERED_STEPS)
+        self._decode: deque[_Step] = deque(maxlen=REMEMBERED_STEPS)
+
+    def record(self, *, seconds: float, prefill_tokens: int, decode_tokens: int) -> None:
+        """One finished step."""
+        steps = self._prefill if prefill_tokens else self._decode
+        steps.append(_Step(seconds, prefill_tokens, decode_tokens))
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Mean time of a remembered step that only decoded, else of any."""
+        steps = self._decode or self._prefill
+        return sum(step.seconds for step in steps) / len(steps) if steps else None
+
+    @property
+    def decode_rate(self) -> float | None:
+        """Generated tokens a second over all sequences, in the remembered steps that only decoded."""
+        return sum(step.decode_tokens for step in self._decode) / _seconds(self._decode) if self._decode else None
+
+    @property
+    def prefill_rate(self) -> float | None:
+        """Prompt tokens a second.
+
+        A step costs a fixed part and a part for each token. The ratio of tokens to seconds would make an engine that
+        has only seen short prompts look far too slow for long ones, so this is the inverse slope of the least-squares
+        line through (prefill tokens, seconds) of all remembered steps; the ratio where they determine no such line.
+        """
+        if not self._prefill:
+            return None
+        ratio = sum(step.prefill_tokens for step in self._prefill) / _seconds(self._prefill)
+        steps = [*self._prefill, *self._decode]
+        try:
+            slope = linear_regression([s.prefill_tokens for s in steps], [s.seconds for s in steps]).slope
+        except StatisticsError:
+            return ratio
+        # Noise can tilt the line to nothing or below; the ratio is a bound, since it charges the fixed part too.
+        return max(ratio, 1 / slope) if slope > 0 else ratio
+
+
+def _seconds(steps: deque[_Step]) -> float:
+    return max(1e-9, sum(step.seconds for step in steps))

@@ -1,0 +1,98 @@
+"""Owns the model's weights, the KV cache and the forward; refuses scheduling and text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from local_engine.attention import DecodeRows, KvCache, PagedForward, PrefillSpan
+from local_engine.sampling import choose
+from local_engine.scheduler import Batch, Chunk
+from local_engine.sequence import Pick
+
+
+class ModelRunner:
+    """A loaded causal language model over a paged cache.
+
+    Invariant: called from one thread only; a forward reads and writes no block but those of its batch's chunks.
+    """
+
+    def __init__(self, model: Any, cache: KvCache) -> None:
+        self._model = model
+        self._cache = cache
+        self._device: torch.device = model.device
+        self._dtype: torch.dtype = model.dtype
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> Tensor:
+        """Compute a batch; logits [sampling chunks, vocabulary] in the batch's order."""
+        chunks = list(batch)
+        sizes = [len(chunk.tokens) for chunk in chunks]
+        ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
+        keep = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
+        spans = zip(batch.prefill, ends[len(batch.decode) :], strict=True)
+        output = self._model(
+            input_ids=self._longs([token for chunk in chunks for token in chunk.tokens])[None],
+            position_ids=self._longs(
+                [p for chunk in chunks for p in range(chunk.start, chunk.start + len(chunk.tokens))]
+            )[None],
+            use_cache=False,
+            logits_to_keep=self._longs(keep),
+            paged=PagedForward(
+                cache=self._cache,
+                slots=self._longs([slot for chunk in chunks for slot in self._slots(chunk)]),
+                decode=self._decode_rows(batch.decode) if batch.decode else None,
+                prefill=tuple(self._prefill_span(chunk, end) for chunk, end in spans),
+            ),
+        )
+        logits: Tensor = output.logits[0]
+        return logits
+
+    @torch.inference_mode()
+    def sample(self, logits: Tensor, rows: Sequence[int], picks: Sequence[Pick]) -> list[int | None]:
+        """One token for each of the given rows of `forward`'s logits; None where they are not finite."""
+        if len(rows) != len(logits):
+            logits = logits[self._longs(list(rows))]
+        return choose(logits, picks)
+
+    @torch.inference_mode()
+    def scrub(self, blocks: Sequence[int]) -> None:
+        """Zero blocks that may hold numbers that are not finite, before anybody else gets them."""
+        self._cache.scrub(self._longs(list(blocks)))
+
+    def _longs(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._device)
+
+    def _slots(self, chunk: Chunk) -> list[int]:
+        size = self._cache.block_size
+        return [
+            chunk.blocks[position // size] * size + position % size
+            for position in range(chunk.start, chunk.start + len(chunk.tokens))
+        ]
+
+    def _decode_rows(self, chunks: Sequence[Chunk]) -> DecodeRows:
+        lengths = [chunk.start + 1 for chunk in chunks]
+        longest = max(lengths)
+        width = -(-longest // self._cache.block_size)
+        padding = self._cache.padding_block
+        blocks = [
+            block for chunk in chunks for block in (*chunk.blocks[:width], *(padding,) * (width - len(chunk.blocks)))
+        ]
+        mask = None
+        if min(lengths) < longest:
+            beyond = torch.arange(longest, device=self._device) >= self._longs(lengths)[:, None]
+            mask = torch.zeros(beyond.shape, dtype=self._dtype, device=self._device)
+            mask = mask.masked_fill_(beyond, float("-inf"))[:, None, None, :]
+        return DecodeRows(rows=len(chunks), blocks=self._longs(blocks), length=longest, mask=mask)
+
+    def _prefill_span(self, chunk: Chunk, end: int) -> PrefillSpan:
+        size = len(chunk.tokens)
+        length = chunk.start + size
+        if chunk.start == 0:
+            return PrefillSpan(end - size, end, length, blocks=None, mask=None)
+        width = -(-length // self._cache.block_size)
+        mask = torch.ones(size, length, dtype=torch.bool, device=self._device).tril_(chunk.start)
+        return PrefillSpan(end - size, end, length, blocks=self._longs(list(chunk.blocks[:width])), mask=mask)

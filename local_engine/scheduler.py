@@ -1,0 +1,244 @@
+"""Owns which sequence runs in the next step and which waits; refuses tensors, text, time and I/O.
+
+One step: `schedule()` names the tokens to compute, the runner computes them, `complete()` books them. Decoding
+sequences go first, one token each; what is left of the token budget goes to prompts, in chunks. When blocks run out,
+the running sequence that is last in order gives its blocks back and is computed again later.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from operator import attrgetter
+
+from local_engine.blocks import BlockManager
+from local_engine.config import Limits
+from local_engine.errors import AccountingError, ContextLengthExceeded, FirstTokenTooLate, Overloaded
+from local_engine.pace import Pace
+from local_engine.sequence import FinishReason, Sequence
+
+_BY_ORDER = attrgetter("order")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens of one sequence to compute in this step, from position `start` on.
+
+    Everything the forward needs is copied here, so that an abort during the forward cannot change it. `samples` says
+    that the last token's logits choose the sequence's next token.
+    """
+
+    sequence: Sequence
+    start: int
+    tokens: tuple[int, ...]
+    blocks: tuple[int, ...]
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's work: `decode` chunks have one token each, `prefill` chunks more. Invariant: a sequence is in once."""
+
+    decode: tuple[Chunk, ...] = ()
+    prefill: tuple[Chunk, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.decode or self.prefill)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        yield from self.decode
+        yield from self.prefill
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Tokens in prefill chunks."""
+        return sum(len(chunk.tokens) for chunk in self.prefill)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy the scheduler is: sequences, tokens and blocks."""
+
+    waiting: int
+    running: int
+    queued_prefill_tokens: int
+    free_blocks: int
+    total_blocks: int
+
+
+class Scheduler:
+    """Waiting and running sequences.
+
+    Invariants: both lists are sorted by `order`; a waiting sequence holds no blocks and has nothing computed; a
+    running one holds blocks for all its tokens but perhaps the newest; `check` proves it.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.pace = Pace()
+        self.preempted_total = 0
+        self._blocks = BlockManager(limits.num_blocks, limits.block_size)
+        self._waiting: list[Sequence] = []
+        self._running: list[Sequence] = []
+        self._arrivals = count()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence waits or runs."""
+        return bool(self._waiting or self._running)
+
+    def add(self, sequence: Sequence, *, first_token_by: float | None = None) -> None:
+        """Queue a new sequence whose first token is wanted within so many seconds.
+
+        Raises ContextLengthExceeded, Overloaded or FirstTokenTooLate; then nothing has changed.
+        """
+        if sequence.prompt_length + sequence.max_tokens > self.limits.capacity:
+            raise ContextLengthExceeded(
+                f"{sequence.prompt_length} prompt tokens and {sequence.max_tokens} to generate are more than the "
+                f"{self.limits.capacity} tokens that fit"
+            )
+        if len(self._waiting) >= self.limits.max_waiting:
+            raise Overloaded(f"{self.limits.max_waiting} requests are waiting already", retry_after=self._drain_time())
+        waiting_tokens = sum(waiting.pending for waiting in self._waiting)
+        if waiting_tokens + sequence.prompt_length > self.limits.max_waiting_tokens:
+            raise Overloaded(
+                f"{waiting_tokens} prompt tokens are waiting already, of at most {self.limits.max_waiting_tokens}",
+                retry_after=self._drain_time(),
+            )
+        sequence.arrival = next(self._arrivals)
+        predicted = self.predicted_wait(sequence)
+        if first_token_by is not None and predicted is not None and predicted > first_token_by:
+            raise FirstTokenTooLate(predicted)
+        insort(self._waiting, sequence, key=_BY_ORDER)
+
+    def predicted_wait(self, sequence: Sequence) -> float | None:
+        """Seconds until the first token of a sequence that comes now; None while nothing was measured.
+
+        Prefill tokens up to and including it / measured prefill rate + one step.
+        """
+        rate, step = self.pace.prefill_rate, self.pace.step_seconds
+        if rate is None or step is None:
+            return None
+        ahead = sum(other.pending for other in self._unfilled() if other.order < sequence.order)
+        return (ahead + sequence.pending) / rate + step
+
+    def schedule(self) -> Batch:
+        """The next step's work; empty when there is none."""
+        decode = [self._chunk(sequence, 1) for sequence in list(self._running) if self._may_decode(sequence)]
+        budget = self.limits.max_batch_tokens - len(decode)
+        partial = deque(sequence for sequence in self._running if sequence.pending > 1)
+        prefill: list[Chunk] = []
+        while budget > 0 and (sequence := self._next_to_prefill(partial)):
+            chunk = self._chunk(sequence, min(budget, sequence.pending))
+            budget -= len(chunk.tokens)
+            # A chunk of one token is a decode row to the runner, whoever computed the tokens before it.
+            (prefill if len(chunk.tokens) > 1 else decode).append(chunk)
+        return Batch(tuple(decode), tuple(prefill))
+
+    def complete(self, chunk: Chunk) -> bool:
+        """Book a computed chunk; False if its sequence ended meanwhile."""
+        if chunk.sequence.finish is not None:
+            return False
+        chunk.sequence.computed = chunk.start + len(chunk.tokens)
+        return True
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> bool:
+        """End a sequence wherever it is and free its blocks; False if it had ended before."""
+        if sequence.finish is not None:
+            return False
+        sequence.finish = reason
+        home = self._running if sequence in self._running else self._waiting
+        home.remove(sequence)
+        self._blocks.release(sequence.blocks)
+        return True
+
+    def load(self) -> Load:
+        """Counts for those who balance engines."""
+        return Load(
+            waiting=len(self._waiting),
+            running=len(self._running),
+            queued_prefill_tokens=sum(sequence.pending for sequence in self._unfilled()),
+            free_blocks=self._blocks.free,
+            total_blocks=self._blocks.num_blocks,
+        )
+
+    def check(self) -> None:
+        """Raise AccountingError unless blocks and sequences agree in every detail."""
+        self._blocks.check(sequence.blocks for sequence in self._running)
+        for sequence in self._waiting:
+            if sequence.blocks or sequence.computed or sequence.finish:
+                raise AccountingError("a waiting sequence holds blocks, computed tokens or an end")
+        for sequence in self._running:
+            if sequence.finish or sequence.computed > len(sequence.blocks) * self.limits.block_size:
+                raise AccountingError("a running sequence has ended, or more computed tokens than its blocks hold")
+        for home in (self._waiting, self._running):
+            if home != sorted(home, key=_BY_ORDER):
+                raise AccountingError("sequences are out of order")
+
+    def reset(self) -> None:
+        """Count blocks afresh; only while nothing runs or waits."""
+        assert not self.has_work
+        self._blocks = BlockManager(self.limits.num_blocks, self.limits.block_size)
+
+    def _unfilled(self) -> Iterator[Sequence]:
+        yield from (sequence for sequence in self._running if sequence.pending > 1)
+        yield from self._waiting
+
+    def _drain_time(self) -> float:
+        rate = self.pace.prefill_rate
+        return sum(sequence.pending for sequence in self._waiting) / rate if rate else 1.0
+
+    def _may_decode(self, sequence: Sequence) -> bool:
+        """Whether this sequence decodes now; preempts those behind it until its token has a block, last of all itself.
+
+        Those behind it have not been looked at in this step, because `_running` is walked in order.
+        """
+        if sequence.pending != 1 or not sequence.blocks:  # no blocks: preempted a moment ago
+            return False
+        while not self._blocks.extend(sequence.blocks, len(sequence.tokens)):
+            victim = self._running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, victim: Sequence) -> None:
+        self._running.remove(victim)
+        self._blocks.release(victim.blocks)
+        victim.computed = 0
+        victim.preemptions += 1
+        self.preempted_total += 1
+        insort(self._waiting, victim, key=_BY_ORDER)
+
+    def _next_to_prefill(self, partial: deque[Sequence]) -> Sequence | None:
+        """The first in order of the partly computed prompts and the waiting queue's head, if that may start."""
+        head = self._waiting[0] if self._waiting and self._may_start(self._waiting[0]) else None
+        if partial and (head is None or partial[0].order < head.order):
+            return partial.popleft()
+        if head is not None:
+            self._waiting.pop(0)
+            self._blocks.extend(head.blocks, len(head.tokens))
+            insort(self._running, head, key=_BY_ORDER)
+        return head
+
+    def _may_start(self, sequence: Sequence) -> bool:
+        """Whether a running place and blocks are free: its own, and one for each running sequence to grow into.
+
+        Without that margin a start would soon be preempted again. Nothing overtakes a head that has to wait.
+        """
+        if len(self._running) >= self.limits.max_running:
+            return False
+        return self._blocks.missing((), len(sequence.tokens)) + len(self._running) <= self._blocks.free
+
+    def _chunk(self, sequence: Sequence, size: int) -> Chunk:
+        end = sequence.computed + size
+        return Chunk(
+            sequence=sequence,
+            start=sequence.computed,
+            tokens=tuple(sequence.tokens[sequence.computed : end]),
+            blocks=tuple(sequence.blocks),
+            samples=end == len(sequence.tokens),
+        )

@@ -1,0 +1,194 @@
+"""Owns the engine's process: listening socket, event loop, signals, draining; refuses requests' content.
+
+The socket is open before the model loads, so that whoever starts this process can ask how far it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp
+
+from local_engine.config import Settings
+from local_engine.engine import Engine, Model
+from local_engine.errors import ConfigError
+from local_engine.server import create_app
+
+FLUSH_SECONDS = 2.0
+"""Time for the last error events to reach their clients, after the drain's end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen: a Unix socket where `uds` is given, else TCP."""
+
+    host: str = "127.0.0.1"
+    port: int = 8081
+    uds: str | None = None
+
+    def __str__(self) -> str:
+        return f"unix:{self.uds}" if self.uds else f"http://{self.host}:{self.port}"
+
+
+def serve(
+    settings: Settings,
+    address: Address,
+    load: Callable[[], Model],
+    *,
+    exit_with_parent: bool,
+    say: Callable[[str], None],
+) -> int:
+    """Serve until SIGTERM, SIGINT or, with `exit_with_parent`, the end of standard input; the exit status.
+
+    Without `exit_with_parent` a model that cannot be loaded ends the process with status 1; with it, the process stays
+    and /health says why, for the parent to read. Raises ConfigError where the address cannot be listened on.
+    """
+    with _listening(address) as listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        status, ended = runner.run(_Process(settings, address, load, exit_with_parent, say).run(listener))
+    if not ended:
+        # The engine's thread is inside a load or a forward that takes long; interpreter exit would wait or crash in it.
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+class _QuietServer(uvicorn.Server):
+    """uvicorn without signal handlers of its own, because SIGTERM has to drain the engine first."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Process:
+    """One run. Invariant: the server ends only when no request is open, or the drain's time is over."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        address: Address,
+        load: Callable[[], Model],
+        exit_with_parent: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._address = address
+        self._exit_with_parent = exit_with_parent
+        self._say = say
+        self._engine = Engine(load, on_loaded=self._loaded)
+        self._ending = asyncio.Event()
+        self._status = 0
+        self._started = 0.0
+
+    async def run(self, listener: socket.socket) -> tuple[int, bool]:
+        """The exit status, and whether the engine's thread has ended."""
+        loop = asyncio.get_running_loop()
+        self._started = loop.time()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ending.set)
+        if self._exit_with_parent:
+            await loop.connect_read_pipe(lambda: _UntilEof(self._ending.set), sys.stdin)
+        self._say(f"listening on {self._address}, loading {self._settings.model} …")
+        self._engine.start()
+        server = _QuietServer(self._configured(create_app(self._engine, self._settings)))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        ending = asyncio.create_task(self._ending.wait())
+        await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)
+        self._engine.drain()
+        expiry = loop.call_later(self._settings.drain_seconds, self._engine.abort_all)
+        server.should_exit = True  # closes the listener, then waits for the open requests
+        await serving
+        expiry.cancel()
+        return self._status, self._engine.stop()
+
+    def _configured(self, app: ASGIApp) -> uvicorn.Config:
+        return uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=int(self._settings.drain_seconds + FLUSH_SECONDS) + 1,
+        )
+
+    def _loaded(self) -> None:
+        seconds = asyncio.get_running_loop().time() - self._started
+        if self._engine.failure is None:
+            if not self._ending.is_set():
+                self._say(f"ready in {seconds:.1f} s: {self._engine.model.description}")
+            return
+        self._say(f"error: {self._engine.failure}")
+        self._status = 1
+        if not self._exit_with_parent:
+            self._ending.set()
+
+
+class _UntilEof(asyncio.Protocol):
+    """Calls `ended` when the pipe's other end is closed; what comes before is ignored."""
+
+    def __init__(self, ended: Callable[[], None]) -> None:
+        self._ended = ended
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended()
+
+
+@contextmanager
+def _listening(address: Address) -> Iterator[socket.socket]:
+    """A bound socket, and its file removed afterwards. Raises ConfigError with the reason."""
+    try:
+        listener = _bound_path(address.uds) if address.uds else _bound_port(address.host, address.port)
+    except OSError as error:
+        fix = {
+            errno.EADDRINUSE: "stop whoever listens there, or give another --port or --uds",
+            errno.EACCES: "choose a port above 1023 or a directory that you may write to",
+        }.get(error.errno or 0, "give another --host, --port or --uds")
+        raise ConfigError([f"cannot listen on {address}: {error.strerror or type(error).__name__}; {fix}"]) from error
+    try:
+        yield listener
+    finally:
+        listener.close()
+        if address.uds:
+            Path(address.uds).unlink(missing_ok=True)
+
+
+def _bound_port(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(where)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _bound_path(path: str) -> socket.socket:
+    """A Unix socket that only this user may use; one left over from a dead process is replaced."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(path) == errno.ECONNREFUSED:
+                    os.unlink(path)
+        listener.bind(path)
+        os.chmod(path, 0o600)
+    except OSError:
+        listener.close()
+        raise
+    return listener

@@ -1,0 +1,288 @@
+"""Owns the HTTP endpoints over an Engine; refuses scheduling, sockets and signals.
+
+POST /v1/chat/completions, /v1/completions    plain and SSE
+GET  /v1/models                               the one model
+GET  /health                                  200 ready, 503 loading, failed or stopping
+GET  /load                                    counts and measured rates, versioned
+GET  /tokenizer, POST /tokenize               for who counts tokens elsewhere
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+
+import orjson
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from local_engine.answer import Answer, Events, Identity, Whole, error_response
+from local_engine.config import Settings
+from local_engine.engine import Engine, Job, Model, State
+from local_engine.errors import (
+    BodyTooLarge,
+    ContextLengthExceeded,
+    GenerationFailed,
+    InvalidRequest,
+    MethodNotAllowed,
+    ModelNotFound,
+    NotFound,
+    RequestError,
+)
+from local_engine.protocol import (
+    GenerationRequest,
+    parse_chat,
+    parse_completion,
+    parse_request_id,
+    parse_tokenize,
+    parse_wishes,
+)
+from local_engine.protocol import Message as ChatMessage
+from local_engine.sequence import SamplingParams
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+
+THREADED_CHARACTERS = 16_384
+"""Prompts above this are encoded on another thread: about 5 ms of tokenizing would hold up every stream."""
+
+
+def create_app(engine: Engine, settings: Settings, *, clock: Callable[[], float] = time.time) -> ASGIApp:
+    """The ASGI app; `clock` gives seconds since the epoch."""
+    endpoints = _Endpoints(engine, settings, clock)
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
+            Route("/v1/completions", endpoints.completions, methods=["POST"]),
+            Route("/v1/models", endpoints.models),
+            Route("/health", endpoints.health),
+            Route("/load", endpoints.load),
+            Route("/tokenizer", endpoints.tokenizer),
+            Route("/tokenize", endpoints.tokenize, methods=["POST"]),
+        ],
+        exception_handlers={RequestError: _request_error, HTTPException: _http_error, Exception: _unexpected},
+    )
+    return _Edge(app)
+
+
+class _Endpoints:
+    """The endpoints' bound methods. Invariant: holds nothing of any request."""
+
+    def __init__(self, engine: Engine, settings: Settings, clock: Callable[[], float]) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._clock = clock
+
+    async def chat(self, request: Request) -> ASGIApp:
+        model = self._engine.model
+        return await self._generate(request, model, parse_chat(await _body(request)))
+
+    async def completions(self, request: Request) -> ASGIApp:
+        model = self._engine.model
+        return await self._generate(request, model, parse_completion(await _body(request)))
+
+    async def models(self, request: Request) -> Response:
+        model = {"id": self._settings.name, "object": "model", "created": 0, "owned_by": "hybridgate"}
+        return _json({"object": "list", "data": [model]})
+
+    async def health(self, request: Request) -> Response:
+        state = self._engine.state
+        body = {"status": state.value, "model": self._settings.name}
+        if self._engine.failure is not None:
+            body["error"] = str(self._engine.failure)
+        return _json(body, status=200 if state is State.READY else 503)
+
+    async def load(self, request: Request) -> Response:
+        scheduler, totals = self._engine.scheduler, self._engine.totals
+        load, pace = scheduler.load(), scheduler.pace
+        return _json(
+            {
+                "version": 1,
+                "waiting": load.waiting,
+                "running": load.running,
+                "queued_prefill_tokens": load.queued_prefill_tokens,
+                "free_blocks": load.free_blocks,
+                "total_blocks": load.total_blocks,
+                "block_size": scheduler.limits.block_size,
+                "prefill_tokens_per_second": _rounded(pace.prefill_rate, 1),
+                "decode_tokens_per_second": _rounded(pace.decode_rate, 1),
+                "step_ms": _rounded(pace.step_seconds, 3, 1000),
+                "steps_total": totals.steps,
+                "aborted_total": totals.aborted,
+                "finished_total": totals.finished,
+                "preempted_total": scheduler.preempted_total,
+                "acceptance": None,
+            }
+        )
+
+    async def tokenizer(self, request: Request) -> Response:
+        model = self._engine.model
+        rest = {
+            "chat_template": model.text.chat_template,
+            "bos_token": model.text.bos_token,
+            "eos_token": model.text.eos_token,
+            "context_window": model.limits.capacity,
+            "model": self._settings.name,
+        }
+        # A big vocabulary is megabytes of JSON already, so it is not parsed to be written again.
+        tokenizer = (await asyncio.to_thread(model.text.tokenizer_json)).encode()
+        return Response(b'{"tokenizer":' + tokenizer + b"," + orjson.dumps(rest)[1:], media_type="application/json")
+
+    async def tokenize(self, request: Request) -> Response:
+        model = self._engine.model
+        asked = parse_tokenize(await _body(request))
+        tokens = await _encode(model, asked.prompt, special_tokens=asked.special_tokens)
+        return _json({"count": len(tokens), "context_window": model.limits.capacity, "tokens": tokens})
+
+    async def _generate(self, request: Request, model: Model, wanted: GenerationRequest) -> ASGIApp:
+        if wanted.model is not None and wanted.model != self._settings.name:
+            raise ModelNotFound(f"this engine serves {self._settings.name} only", param="model")
+        wishes = parse_wishes(request.headers)
+        prompt = await _encode(model, wanted.prompt, special_tokens=True)
+        params = SamplingParams(
+            max_tokens=_max_tokens(len(prompt), wanted.max_tokens, self._settings.default_max_tokens, model),
+            temperature=wanted.temperature,
+            top_p=wanted.top_p,
+            top_k=wanted.top_k,
+            seed=wanted.seed,
+            stop=wanted.stop,
+        )
+        job_id = ("chatcmpl-" if wanted.chat else "cmpl-") + uuid.uuid4().hex
+        output = self._engine.add(Job(job_id, tuple(prompt), params, wishes.priority, wishes.first_token_by))
+        identity = Identity(job_id, int(self._clock()), self._settings.name, wanted.chat, len(prompt))
+        form = Events(identity, include_usage=wanted.include_usage) if wanted.stream else Whole(identity)
+        return Answer(output, form)
+
+
+def _max_tokens(prompt: int, asked: int | None, default: int, model: Model) -> int:
+    """How many tokens may be generated behind a prompt of so many. Raises InvalidRequest."""
+    limit = model.limits.capacity
+    which = "context window" if limit == model.limits.window else "KV cache"
+    if prompt == 0:
+        raise InvalidRequest("the prompt is empty", param="prompt")
+    if prompt >= limit:
+        raise ContextLengthExceeded(
+            f"the prompt has {prompt} tokens, the model's {which} holds {limit} with the answer; shorten the prompt",
+            param="messages",
+        )
+    if asked is not None and prompt + asked > limit:
+        raise ContextLengthExceeded(
+            f"the prompt has {prompt} tokens and max_tokens is {asked}, together more than the {limit} of the model's "
+            f"{which}; shorten one of them",
+            param="max_tokens",
+        )
+    return asked if asked is not None else min(default, limit - prompt)
+
+
+async def _encode(
+    model: Model, prompt: tuple[ChatMessage, ...] | str | tuple[int, ...], *, special_tokens: bool
+) -> list[int]:
+    """The prompt's tokens; long text is encoded on another thread. Raises InvalidRequest."""
+    if isinstance(prompt, str):
+        if len(prompt) <= THREADED_CHARACTERS:
+            return model.text.encode(prompt, special_tokens=special_tokens)
+        return await asyncio.to_thread(model.text.encode, prompt, special_tokens=special_tokens)
+    messages = [{"role": m.role, "content": m.content} for m in prompt if isinstance(m, ChatMessage)]
+    if messages:
+        if sum(len(message["content"]) for message in messages) <= THREADED_CHARACTERS:
+            return model.text.encode_chat(messages)
+        return await asyncio.to_thread(model.text.encode_chat, messages)
+    tokens = [token for token in prompt if isinstance(token, int)]
+    if tokens and max(tokens) >= model.text.vocab_size:
+        raise InvalidRequest(f"prompt: token ids must be below {model.text.vocab_size}", param="prompt")
+    return tokens
+
+
+async def _body(request: Request) -> bytes:
+    """The body, refused as soon as it is known to be above the limit. Raises BodyTooLarge."""
+    too_large = BodyTooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes")
+    length = request.headers.get("content-length", "0")
+    if length.isdigit() and int(length) > MAX_BODY_BYTES:
+        raise too_large
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            raise too_large
+        parts.append(part)
+    return b"".join(parts)
+
+
+class _Edge:
+    """The outermost app: request ids, and the last word on errors.
+
+    Invariants: every response carries an x-request-id, the caller's if it is fit; nothing is answered twice; nothing
+    that a caller sent is logged.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = parse_request_id(Headers(scope=scope)) or f"req-{uuid.uuid4().hex}"
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(raw=message["headers"])["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            return
+        except Exception as error:  # noqa: BLE001 - the ASGI edge
+            frames = "; ".join(
+                f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)[-5:]
+            )
+            log.error("request %s failed: %s at %s", request_id, type(error).__name__, frames)
+            if not started:
+                await (await _unexpected(Request(scope), error))(scope, receive, send_with_id)
+
+
+def _error(error: RequestError) -> Response:
+    status, headers, body = error_response(error)
+    return Response(body, status, headers, media_type="application/json")
+
+
+async def _request_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return _error(error)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    return _error(GenerationFailed("the engine failed to answer"))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals (no such path, wrong method) in OpenAI's shape."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        allow = (error.headers or {}).get("Allow", "")
+        return _error(MethodNotAllowed(f"this path takes {allow}", allow))
+    if error.status_code == 404:
+        return _error(NotFound("no such path"))
+    return _error(InvalidRequest(error.detail))
+
+
+def _json(body: object, *, status: int = 200) -> Response:
+    return Response(orjson.dumps(body), status, media_type="application/json")
+
+
+def _rounded(value: float | None, digits: int, scale: float = 1.0) -> float | None:
+    return None if value is None else round(value * scale, digits)

@@ -1,0 +1,324 @@
+"""The request path with fake backends: failover before the first token, errors after it, one record a request,
+nothing leaked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.backends import Backends
+from gateway.backends.base import Call, Chunk
+from gateway.chat import ChatPath, Reply, Serving, cost_cap_in, draw_for, request_id_of
+from gateway.errors import (
+    BadRequest,
+    ConnectFailed,
+    EgressDenied,
+    UpstreamCut,
+    UpstreamError,
+    UpstreamFailed,
+    UpstreamOverloaded,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnauthorized,
+)
+from gateway.fleet import Fleet
+from gateway.labels import Scanner
+from gateway.policy import Policy
+from gateway.types import Permit, Timeouts, Usage
+from tests.fakes import CARD, CLOUD, HOME, OTHER, STREAM, Clock, FakeBackend, Ids, Log, completion, deployment, policy
+
+
+class World:
+    """A request path over fakes, and what they saw."""
+
+    def __init__(self, p: Policy | None = None, **backends: FakeBackend) -> None:
+        p = p or policy(order_by="listed")
+        self.backends = {name: backends.get(name, FakeBackend()) for name in p.deployments}
+        self.fleet, self.log = Fleet(p.deployments), Log()
+        serving = Serving(p, Scanner(p.kinds), {})
+        self.path = ChatPath(serving, Backends(self.backends), self.fleet, self.log, Clock(), Ids())
+
+    async def reply(self, text: str = "hi", headers: dict[str, str] | None = None, **body: Any) -> Reply:
+        document = {"messages": [{"role": "user", "content": text}], **body}
+        return await self.path.complete(headers or {}, orjson.dumps(document))
+
+    def ask(self, text: str = "hi", headers: dict[str, str] | None = None, **body: Any) -> tuple[Reply, bytes]:
+        """The reply and its whole body, as a client that stays to the end sees it."""
+
+        async def run() -> tuple[Reply, bytes]:
+            reply = await self.reply(text, headers, **body)
+            data = b"".join([chunk.data async for chunk in reply.chunks])
+            await reply.close()
+            return reply, data
+
+        return asyncio.run(run())
+
+    def called(self) -> list[str]:
+        return [name for name, backend in self.backends.items() for _ in backend.calls]
+
+    def in_flight(self) -> int:
+        return sum(s.in_flight for s in self.fleet.snapshot(0.0, 0.0).deployments.values())
+
+
+def error_of(data: bytes) -> dict[str, Any]:
+    error: dict[str, Any] = orjson.loads(data)["error"]
+    return error
+
+
+def test_a_plain_answer_passes_through_with_its_decision_in_the_headers() -> None:
+    world = World()
+    reply, data = world.ask()
+    headers = dict(reply.headers)
+    assert data == completion() and reply.status == 200
+    assert headers[b"x-hybridgate-deployment"] == b"home" and headers[b"x-hybridgate-zone"] == b"on_premises"
+    assert headers[b"x-hybridgate-rule"] == b"default" and headers[b"x-hybridgate-policy"] == b"0123456789ab"
+    assert headers[b"x-hybridgate-attempts"] == b"1" and headers[b"x-hybridgate-cost-usd"] == b"0.00000066"
+
+
+def test_a_stream_takes_the_same_path_and_is_booked_with_its_usage() -> None:
+    world = World(home=FakeBackend([STREAM]))
+    reply, data = world.ask(stream=True)
+    assert data == b"data: a\n\ndata: b\n\ndata: [DONE]\n\n" and reply.content_type.startswith(b"text/event-stream")
+    (line,) = world.log.lines
+    assert (line["outcome"], line["prompt_tokens"], line["completion_tokens"]) == ("ok", 5, 2)
+    assert world.in_flight() == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectFailed("x"),
+        UpstreamTimeout("x"),
+        UpstreamOverloaded("x", retry_after=1.0),
+        UpstreamUnauthorized("x"),
+        UpstreamFailed("x"),
+    ],
+)
+@pytest.mark.parametrize("where", ["open", "first chunk"])
+def test_before_the_first_token_another_deployment_answers(error: UpstreamError, where: str) -> None:
+    world = World(home=FakeBackend([error if where == "open" else [error]]))
+    reply, data = world.ask()
+    assert data == completion() and dict(reply.headers)[b"x-hybridgate-attempts"] == b"2"
+    assert world.called() == ["home", "cloud"] and world.in_flight() == 0
+    assert world.log.lines[0]["failed"] == {"home": "x"}
+    assert all(answer.closed for answer in world.backends["home"].answers)
+
+
+def test_after_the_first_token_a_failure_ends_in_an_error_event_and_is_not_hidden() -> None:
+    world = World(home=FakeBackend([[STREAM[0], UpstreamCut("broke off")]]))
+    _, data = world.ask(stream=True)
+    events = data.split(b"\n\n")
+    assert events[0] == b"data: a" and error_of(events[1][6:])["code"] == "upstream_cut" and b"[DONE]" not in data
+    assert world.called() == ["home"] and world.log.lines[0]["outcome"] == "cut" and world.in_flight() == 0
+
+
+@pytest.mark.parametrize("script", [[STREAM[0]], []], ids=["cut", "empty"])
+def test_an_answer_that_just_stops_is_never_complete(script: Sequence[Chunk]) -> None:
+    world = World(policy([HOME]), home=FakeBackend([script]))
+    reply, data = world.ask(stream=True)
+    assert b"[DONE]" not in data and b"error" in data
+    assert reply.status == (200 if script else 503)
+
+
+def test_a_request_that_the_deployment_refuses_is_not_tried_elsewhere() -> None:
+    rejected = UpstreamRejected("home refused the request: no", upstream_status=422, param="messages")
+    world = World(home=FakeBackend([rejected]))
+    reply, data = world.ask()
+    assert reply.status == 422 and error_of(data)["param"] == "messages" and world.called() == ["home"]
+
+
+def test_when_everything_fails_the_caller_is_told_why_and_when_to_come_back() -> None:
+    world = World(**{name: FakeBackend([ConnectFailed("cannot be reached")]) for name in ("home", "cloud", "other")})
+    reply, data = world.ask()
+    assert reply.status == 503 and (b"retry-after", b"1") in reply.headers
+    assert error_of(data)["message"].count("cannot be reached") == 3
+
+
+def test_a_first_token_that_does_not_come_in_time_is_given_up() -> None:
+    impatient = deployment("slow", timeouts=Timeouts(first_token=0.01))
+    world = World(
+        policy([impatient, CLOUD], order_by="listed"), slow=FakeBackend([[60.0]]), cloud=FakeBackend([STREAM])
+    )
+    _, data = world.ask(stream=True)
+    assert data.endswith(b"[DONE]\n\n") and world.called() == ["slow", "cloud"]
+    assert world.backends["slow"].answers[0].closed == 1
+
+
+@pytest.mark.parametrize("after", [0, 1], ids=["before the first token", "in the middle"])
+def test_a_client_that_leaves_ends_the_attempt_once(after: int) -> None:
+    world = World(home=FakeBackend([[*STREAM[:after], 60.0]]))
+
+    async def run() -> None:
+        task = asyncio.create_task(world.reply(stream=True))
+        await asyncio.sleep(0.02)
+        if not after:
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            return
+        reply = await task
+        await anext(reply.chunks)
+        await reply.close()
+        await reply.close()
+
+    asyncio.run(run())
+    (line,) = world.log.lines
+    assert (line["outcome"], line["status"]) == ("client_gone", 499)
+    assert world.in_flight() == 0 and world.backends["home"].answers[0].closed >= 1
+    assert line.get("completion_tokens", 0) == after, "what was sent is booked"
+
+
+def test_a_card_number_and_no_local_deployment_is_an_explained_refusal() -> None:
+    world = World()
+    world.fleet.set_down("home", "its engine is starting", 0.0)
+    reply, data = world.ask(f"my card is {CARD}")
+    assert reply.status == 503 and world.called() == []
+    message = error_of(data)["message"]
+    assert "its engine is starting" in message and "private stays home" in message and "4111" not in message
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"text": f"card {CARD}"},
+        {"text": "hi", "headers": {"x-data-class": "restricted"}},
+        {"text": "hi", "headers": {"x-data-class": "personal"}},
+        {"text": "hi", "metadata": {"note": CARD}},
+        {"text": "hi", "tools": [{"type": "function", "function": {"name": "f", "description": f"{CARD}"}}]},
+        {"text": [{"type": "image_url", "image_url": {"url": "https://example.com/x.png"}}]},
+    ],
+)
+def test_what_is_protected_goes_home_wherever_it_stands(sent: dict[str, Any]) -> None:
+    roomy = replace(HOME, window=None)  # a picture counts as many tokens
+    world = World(policy([CLOUD, roomy, OTHER], order_by="listed"))
+    reply, _ = world.ask(**sent)
+    assert dict(reply.headers)[b"x-hybridgate-deployment"] == b"home" and world.called() == ["home"]
+
+
+def test_a_protected_request_fails_rather_than_fail_over_to_a_cloud() -> None:
+    world = World(home=FakeBackend([ConnectFailed("cannot be reached")]))
+    reply, _ = world.ask(CARD)
+    assert reply.status == 503 and world.called() == ["home"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status", "param"),
+    [
+        ({"x-data-class": "unheard-of"}, {}, 400, "x-data-class"),
+        ({"x-hybridgate-slo": "warp"}, {}, 400, "x-hybridgate-slo"),
+        ({"x-hybridgate-max-cost-usd": "free"}, {}, 400, "x-hybridgate-max-cost-usd"),
+        ({"x-hybridgate-tags": "a b"}, {}, 400, "x-hybridgate-tags"),
+        ({}, {"model": "no-such"}, 404, "model"),
+        ({}, {"max_tokens": 0}, 400, "max_tokens"),
+        ({}, {"temperature": 9}, 400, "temperature"),
+    ],
+)
+def test_a_bad_field_is_named_and_its_value_is_not_repeated(
+    headers: dict[str, str], body: dict[str, Any], status: int, param: str
+) -> None:
+    world = World()
+    reply, data = world.ask(headers=headers, **body)
+    assert reply.status == status and error_of(data)["param"] == param and world.called() == []
+    for value in ("unheard-of", "warp", "free", "a b", "no-such"):
+        assert value not in error_of(data)["message"] and value not in repr(world.log.lines)
+
+
+def test_a_cost_cap_bounds_an_answer_that_the_caller_left_unbounded() -> None:
+    world = World()
+    world.ask(headers={"x-hybridgate-max-cost-usd": "0.01"})
+    assert world.backends["home"].calls[0].imposed_max_tokens == HOME.output_tokens(None)
+    world.ask(headers={"x-hybridgate-max-cost-usd": "0.01"}, max_tokens=3)
+    assert world.backends["home"].calls[1].imposed_max_tokens is None
+
+
+def test_priority_is_the_class_first_and_then_what_must_stay_home() -> None:
+    world = World(policy([HOME]))
+    for text, slo in ((CARD, "fast"), ("hi", "fast"), (CARD, "slow"), ("hi", None)):
+        world.ask(text, headers={"x-hybridgate-slo": slo} if slo else {})
+    priorities = [call.priority for call in world.backends["home"].calls]
+    assert priorities == sorted(priorities) and len(set(priorities)) == 4
+
+
+def test_a_deadline_is_sent_only_while_another_deployment_could_keep_it() -> None:
+    world = World(cloud=FakeBackend([UpstreamFailed("x")]), home=FakeBackend([UpstreamFailed("x")]))
+    world.ask(headers={"x-hybridgate-slo": "fast"})
+    sent = [world.backends[name].calls[0].first_token_by_ms for name in ("home", "cloud", "other")]
+    assert sent == [100.0, 100.0, None]
+
+
+@pytest.mark.parametrize(("given", "kept"), [("abc-1", True), ("a b", False), ("x" * 200, False), ("é", False)])
+def test_a_request_id_is_taken_over_where_it_is_a_plain_token(given: str, kept: bool) -> None:
+    assert (request_id_of({"x-request-id": given}, lambda: "new") == given) is kept
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "0", "1e99", "", "0x1"])
+def test_a_cost_cap_must_be_a_positive_number_of_dollars(text: str) -> None:
+    with pytest.raises(BadRequest):
+        cost_cap_in({"x-hybridgate-max-cost-usd": text})
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_the_draw_of_a_decision_is_a_share(number: int) -> None:
+    assert 0 <= draw_for(f"{number:016x}") < 1
+
+
+def test_the_door_refuses_what_a_wrong_decision_would_let_out() -> None:
+    backend = FakeBackend()
+    permit = Permit(frozenset({"personal"}), frozenset({"on_premises"}), "private stays home")
+    call: Any = object()
+    with pytest.raises(EgressDenied):
+        asyncio.run(Backends({"cloud": backend}).open(CLOUD, permit, call))
+    assert backend.calls == []
+
+
+# Invariants over random orders of failures.
+
+_failures = st.sampled_from(
+    [
+        STREAM,
+        [],
+        [STREAM[0]],
+        [STREAM[0], UpstreamCut("broke off")],
+        ConnectFailed("cannot be reached"),
+        UpstreamOverloaded("full", retry_after=1.0),
+        UpstreamRejected("refused", upstream_status=400),
+        [UpstreamFailed("answered with status 500")],
+    ]
+)
+_SECRET = "zebra-crossing-7741"
+
+
+@given(
+    st.lists(_failures, max_size=6),
+    st.lists(st.tuples(st.booleans(), st.booleans(), st.sampled_from(["auto", "home", "cloud", "other"])), max_size=6),
+    st.permutations([HOME, CLOUD, OTHER]),
+    st.sampled_from(["listed", "marginal_cost"]),
+)
+def test_whatever_fails_nothing_private_leaves_and_everything_ends_once(
+    failures: list[Any], requests: list[tuple[bool, bool, str]], deployments: list[Any], order: str
+) -> None:
+    scripts: list[Any] = failures
+    world = World(
+        policy(deployments, order_by=order),
+        **{name: FakeBackend(scripts[i::3]) for i, name in enumerate(("home", "cloud", "other"))},
+    )
+    for number, (private, stream, model) in enumerate(requests, 1):
+        before = {name: len(b.calls) for name, b in world.backends.items()}
+        text = f"{_SECRET} {CARD}" if private else _SECRET
+        reply, data = world.ask(text, stream=stream, model=model)
+        called = {name for name, b in world.backends.items() if len(b.calls) > before[name]}
+        assert not (private and called - {"home"})
+        assert world.in_flight() == 0 and len(world.log.lines) == number
+        assert _SECRET not in repr(world.log.lines) and "4111" not in repr(world.log.lines)
+        assert _SECRET.encode() not in data and all(_SECRET.encode() not in value for _, value in reply.headers)
+        assert stream <= ((b"[DONE]" in data) != (b'"error"' in data)), "a stream is complete or says that it is not"
+    for backend in world.backends.values():
+        assert all(answer.closed for answer in backend.answers)
+        assert all(isinstance(call, Call) for call in backend.calls)

@@ -1,0 +1,335 @@
+"""Which kinds a scan finds, which look-alikes it leaves, and that it reads whatever text there is."""
+
+from __future__ import annotations
+
+import time
+from base64 import urlsafe_b64encode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.checks import is_card, is_iban
+from gateway.labels import KINDS, Scanner
+
+SCANNER = Scanner(KINDS)
+
+KEY = (
+    "MIIEpAIBAAKCAQEA7bq0Zt1v9mJ3xkQw2nVfYhL8sGcR5dTe4uPzXo6aWiBjKmN0\n"
+    "q2r8sT4vYxZ1aBcDeFgHiJkLmNoPqRsTuVwXyZ0123456789\n"
+)
+
+
+def part(text: str) -> str:
+    return urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+CLAIMS = part('{"sub":"42"}')
+JWT = part('{"alg":"HS256","typ":"JWT"}') + f".{CLAIMS}.dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
+
+FOUND = [
+    *(
+        ("email", text)
+        for text in (
+            "write to alice@example.com please",
+            "Alice.B+tag@mail.example.co.uk",
+            "<bob_o'neil@firma-x.de>",
+            "ALICE@EXAMPLE.COM.",
+            "mailto:alice%40example.com",
+            "alice [at] example [dot] com",
+            "alice(at)example.com",
+            "alice at example dot com",
+            "alice @ example.com",
+            "ａｌｉｃｅ＠ｅｘａｍｐｌｅ．ｃｏｍ",
+            "jürgen@müller.de",
+            "ali\u200bce@exam\u200bple.com",
+        )
+    ),
+    *(
+        ("phone", text)
+        for text in (
+            "+1 415 555 2671",
+            "+1 (415) 555-2671",
+            "+14155552671",
+            "tel:+49-30-901820",
+            "+49 (0)30 901820",
+            "+44 20 7946 0958",
+            "+33 1 42 68 53 00",
+            "+٤٩ ٣٠ ٩٠١٨٢٠",
+            "0049 30 901820",
+            "(415) 555-2671",
+            "415-555-2671",
+            "415.555.2671",
+            "1-415-555-2671",
+            "my number is 415 555 2671, thanks",
+            "415‑555‑2671",
+            "030 901820 12",
+            "089/12345678",
+            "020 7946 0958",
+            "07700 900123",
+            "01 42 68 53 00",
+            "(11) 91234-5678",
+            "call me at 4155552671",
+            "phone: 5552671",
+            '{"mobile": "9876543210"}',
+            "Tel. 30901820",
+            "téléphone 0142685300",
+            "WhatsApp 98765 43210",
+        )
+    ),
+    *(
+        ("credit_card", text)
+        for text in (
+            "4111111111111111",
+            "4111 1111 1111 1111",
+            "4111-1111-1111-1111",
+            "4111 - 1111 - 1111 - 1111",
+            "4111.1111.1111.1111",
+            "4111  1111  1111  1111",
+            "4111 1111\n1111 1111",
+            "41111111\n11111111",
+            "4111 1111 11\n11 1111",
+            "4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1",
+            "４１１１　１１１１　１１１１　１１１１",
+            "٤١١١ ١١١١ ١١١١ ١١١١",
+            "4111\u00a01111\u00a01111\u00a01111",
+            "4111–1111–1111–1111",
+            "41\u200b11 1111 1111 11\u200b11",
+            "card 4111111111111111, exp 12/29, cvv 123",
+            "12 4111 1111 1111 1111 999",
+            "378282246310005",
+            "3782 822463 10005",
+            "5555 5555 5555 4444",
+            "2223003122003222",
+            "6011111111111117",
+            "3530111333300000",
+            "30569309025904",
+            "6304 0000 0000 0000",
+            "visa 4222222222222",
+        )
+    ),
+    *(
+        ("iban", text)
+        for text in (
+            "DE89370400440532013000",
+            "DE89 3704 0044 0532 0130 00",
+            "DE89 3704 0044 0532 0130 00 and then some words",
+            "de89-3704-0044-0532-0130-00",
+            "DE89.3704.0044.0532.0130.00",
+            "DE89 3704 0044\n0532 0130 00",
+            "DE89\u00a03704\u00a00044\u00a00532\u00a00130\u00a000",
+            "IBAN:GB82WEST12345698765432.",
+            "GB82 West 1234 5698 7654 32",
+            "FR14 2004 1010 0505 0001 3M02 606",
+            "NO93 8601 1117 947",
+            "AT61 1904 3002 3457 3201, BIC",
+            "to AT12 DE89 3704 0044 0532 0130 00",
+        )
+    ),
+    *(
+        ("us_ssn", text)
+        for text in (
+            "078-05-1120",
+            "my ssn is 078051120",
+            "SSN: 078 05 1120",
+            "078 05 1120",
+            "078.05.1120",
+            "078 - 05 - 1120",
+            "078‐05‐1120",
+            "social security number\n078051120",
+            '{"ssn": "219-09-9998"}',
+            "０７８－０５－１１２０",
+        )
+    ),
+    *(
+        ("api_key", text)
+        for text in (
+            "sk-proj-Ab3dEf6hIj9kLm2nOp5qRs8tUv1wXy4z",
+            "sk-ant-api03-Ab3dEf6hIj9kLm2nOp5qRs8tUv1wXy4z-AbCdEf",
+            "OPENAI_API_KEY=sk-Ab3dEf6hIj9kLm2nOp5qRs8tUv1wXy4zAb3dEf6h",
+            "AKIAQYLPMN5HHHFPZAM2",
+            "aws_secret_access_key = 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",
+            "ghp_16C7e42F292c6912E7710c838347Ae178B4a",
+            "github_pat_11ABCDEFG0aBcDeFgHiJkL_MnOpQrStUvWxYz0123456789aBcD",
+            "AIzaSyDaGmWKa4JsXZ-HjGw7ISLn_3namBGewQe",
+            "xoxb-263594206564-2343594206574-FGqddMF8t08v8N7Oq4i57vs1",
+            "sk_live_4eC39HqLyjWDarjtT1zdp7dc",
+            "hf_AbCdEfGhIjKlMnOpQrStUvWxYz01234567",
+            "glpat-zY9x8W7v6U5t4S3r2Q1p",
+            "npm_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
+            "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",
+            'api_key = "q8Zt1v9mJ3xkQw2nVfYhL8sGcR5d"',
+            "AccountKey=Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq",
+            "Authorization: Bearer q8Zt1v9mJ3xkQw2nVfYhL8sGcR5d",
+            "postgres://admin:hunter2x@db.internal:5432/app",
+            '{"client_secret": "q8Zt1v9mJ3xkQw2nVfYhL8sGcR5d"}',
+        )
+    ),
+    *(
+        ("private_key", text)
+        for text in (
+            f"-----BEGIN RSA PRIVATE KEY-----\n{KEY}-----END RSA PRIVATE KEY-----",
+            f"-----BEGIN OPENSSH PRIVATE KEY-----\r\n{KEY}",
+            f"-----BEGIN PGP PRIVATE KEY BLOCK-----\nVersion: GnuPG v2\n\n{KEY}",
+            '"private_key": "-----BEGIN PRIVATE KEY-----\\n' + KEY.replace("\n", "\\n") + '"',
+            f"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,0A\n\n{KEY}",
+            "PrivateKey = yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=",
+        )
+    ),
+    ("jwt", JWT),
+    ("jwt", f"Authorization: Bearer {JWT}"),
+    ("jwt", part('{ "typ": "JWT", "alg": "none" }') + f".{CLAIMS}."),
+]
+
+LEFT = [
+    "Order 4111111111111112 was sent.",  # a wrong check digit
+    "order no. 0123-456789",
+    "Ticket 415-555-2671 is closed",
+    "ISBN 978-3-16-148410-0 and ISBN 0-306-40615-2",
+    "550e8400-e29b-41d4-a716-446655440000",
+    "d41d8cd98f00b204e9800998ecf8427e",
+    "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    "version 1.2.3, build 20240115.4, v10.15.7",
+    "2024-01-15T10:20:30.123456Z 1705314030 1705314030123",
+    "01-02-2024 and 01.02.2024 and 01/02/24 10:20",
+    "192.168.100.200:8080 and 10.0.0.1",
+    "pi is 3.14159265358979323846, e is 2.71828182845904523536",
+    "[0.4539278474823712, 0.5123839374737373, 0.6011111111111117]",
+    "DE88 3704 0044 0532 0130 00",  # a wrong check digit
+    "is 20 minutes enough, or at 12 oclock",
+    "BE0 and AT12345678901234567890123",
+    "000-12-3456 666-12-3456 900-12-3456 123-00-4567 123-45-0000",
+    "serial 123456789",
+    "123-45-67890 and 1123-45-6789",
+    "@decorator\nx = a@b.T\ny = q@k.transpose(-2, -1)",
+    "npm i @scope/pkg@1.2.3, icon@2x.png",
+    "git clone git@github.com:org/repo.git",
+    "-----BEGIN PRIVATE KEY-----\n...\n-----END PRIVATE KEY-----",
+    'api_key = "your_api_key_goes_here_1"',
+    "api_key = os.environ['OPENAI_API_KEY']",
+    "OPENAI_API_KEY=sk-xxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+    "the token is authentication_required_for_all",
+    "password: correct-horse-battery-staple",
+    "sk-learn and risk-assessment-of-the-whole-operation",
+    "postgres://user:password@db.example/app"[:22],
+    "eyJub3QiOiJhIHRva2VuIn0.abcdefghij.klmnop",  # no alg
+    "iPhone 15, screen 1920 1080, phone 7",
+    "+0200 and 1+12345678 and 2024+10",
+    "for i in range(1000000, 2000000): total += 12345678",
+    "The quick brown fox jumps over 13 lazy dogs in 2024, for 35.50 euros.",
+    "",
+]
+
+
+@pytest.mark.parametrize(("kind", "text"), FOUND)
+def test_finds_a_kind_however_it_is_written(kind: str, text: str) -> None:
+    """Separators, line breaks, other digits, dashes and invisible characters hide nothing."""
+    assert kind in SCANNER.scan([text])
+    assert kind in SCANNER.scan(["Look:", f"before {text} after"])
+
+
+@pytest.mark.parametrize("text", LEFT)
+def test_leaves_what_only_looks_like_it(text: str) -> None:
+    """Wrong check digits, order numbers, ISBNs, hashes, dates, versions, code and placeholders carry no label."""
+    assert SCANNER.scan([text]) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("kind", "texts"),
+    [
+        ("credit_card", ["the card is 4111 1111", "1111 1111, thanks"]),
+        ("credit_card", ["41111111111", "11111"]),
+        ("iban", ["DE89 3704 0044", "0532 0130 00"]),
+        ("us_ssn", ["ssn", "078051120"]),
+        ("phone", ["phone", "4155552671"]),
+    ],
+)
+def test_reads_neighbouring_texts_as_one(kind: str, texts: list[str]) -> None:
+    """A number that is split over two strings of a body is found."""
+    assert kind in SCANNER.scan(texts)
+    assert all(kind not in SCANNER.scan([text]) for text in texts)
+
+
+def test_answers_for_the_kinds_it_was_built_for() -> None:
+    """A scanner says nothing of kinds that a policy does not ask for."""
+    text = "alice@example.com 4111 1111 1111 1111"
+    assert Scanner({"email"}).scan([text]) == {"email"}
+    assert Scanner({"credit_card"}).scan([text]) == {"credit_card"}
+    assert Scanner(()).scan([text]) == frozenset()
+    assert SCANNER.scan([text]) == {"email", "credit_card"}
+    assert SCANNER.scan([]) == frozenset()
+
+
+def test_refuses_a_kind_without_a_detector() -> None:
+    """A misspelt kind is an error at load, not a detector that never fires."""
+    with pytest.raises(ValueError, match="no detector for emial; there are api_key, "):
+        Scanner({"emial", "email"})
+
+
+DIGITS = st.text("0123456789", min_size=11, max_size=18)
+SURROUNDINGS = st.text(st.characters(exclude_categories=["Nd", "Cs"]), max_size=40).map(lambda text: f"{text}, ")
+
+
+@given(
+    DIGITS,
+    st.sampled_from(["4", "51", "2221", "34", "6011", "3530", "62"]),
+    st.sampled_from(["", " ", "-", " - ", ".", "\n"]),
+    SURROUNDINGS,
+)
+def test_finds_every_valid_card(digits: str, prefix: str, gap: str, around: str) -> None:
+    """A number with an issuer's prefix and length and a right check digit is found in any surroundings."""
+    wanted = 15 if prefix == "34" else 16
+    body = (prefix + digits.ljust(18, "7"))[: wanted - 1]
+    number = next(body + check for check in "0123456789" if luhn_by_the_book(body + check))
+    sizes = (4, 6, 5) if wanted == 15 else (4, 4, 4, 4)
+    groups = [number[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(len(sizes))]
+    assert is_card(number)
+    assert "credit_card" in SCANNER.scan([f"{around}{gap.join(groups)}; {around}"])
+
+
+def luhn_by_the_book(number: str) -> bool:
+    """Luhn's rule in another form than the code's: doubled digits are replaced by the sum of their digits."""
+    doubled = [int(digit) * (2 if place % 2 else 1) for place, digit in enumerate(reversed(number))]
+    return sum(value // 10 + value % 10 for value in doubled) % 10 == 0
+
+
+@given(st.text("0123456789", min_size=18, max_size=18), st.sampled_from(["", " ", "-", "\n"]), SURROUNDINGS)
+def test_finds_every_valid_iban(account: str, gap: str, around: str) -> None:
+    """A German account number with its two check digits is found in any surroundings."""
+    check = 98 - int(account + "131400") % 97  # D is 13, E is 14
+    number = f"DE{check:02d}{account}"
+    assert is_iban(number)
+    assert "iban" in SCANNER.scan([around, gap.join(number[i : i + 4] for i in range(0, 22, 4)) + "; " + around])
+
+
+@given(st.integers(1, 899).filter(lambda area: area != 666), st.integers(1, 99), st.integers(1, 9999), SURROUNDINGS)
+def test_finds_every_valid_ssn(area: int, group: int, serial: int, around: str) -> None:
+    """A number that the Social Security Administration could have issued is found in any surroundings."""
+    assert "us_ssn" in SCANNER.scan([f"{around}{area:03d}-{group:02d}-{serial:04d}; {around}"])
+
+
+@given(st.lists(st.text(st.characters()), max_size=5))
+def test_reads_any_text(texts: list[str]) -> None:
+    """No string makes a scan raise, lone surrogates included, and the answer is a set of known kinds."""
+    assert SCANNER.scan(texts) <= KINDS
+
+
+@pytest.mark.parametrize(
+    "noise",
+    ["1234 " * 40_000, "DE12" * 50_000, "a@" * 100_000, "1" * 200_000, "+1" * 100_000, "eyJ." * 50_000, "é１" * 50_000],
+    ids=["groups", "iban starts", "at signs", "digits", "plus signs", "dots", "wide digits"],
+)
+def test_finds_the_needle_behind_any_noise(noise: str) -> None:
+    """However much looks like a number, what stands at the end is still found."""
+    assert SCANNER.scan([noise, "and alice@example.com; 4111 1111 1111 1111"]) >= {"email", "credit_card"}
+
+
+def test_prints_what_a_scan_costs() -> None:
+    """Prints the time of a scan of clean text; run with -s to see it."""
+    prose = "The quick brown fox jumps over the lazy dog, and in 2024 it paid 35 euros for 12 things. See section 4.2. "
+    for size in (2_000, 200_000):
+        text = (prose * (size // len(prose) + 1))[:size]
+        started = time.perf_counter()
+        for _ in range(20):
+            assert SCANNER.scan([text]) == frozenset()
+        print(f"scan of {size:,} characters: {(time.perf_counter() - started) / 20 * 1e6:.0f} µs")

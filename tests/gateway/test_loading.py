@@ -1,0 +1,84 @@
+"""Policies from disk."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.loading import litellm_price_map, load_policy, read_text
+from gateway.policyfile import MAX_BYTES, PolicyErrors
+
+SHIPPED = Path(__file__).parents[2] / "policies" / "default.yaml"
+
+
+def test_the_shipped_policy_loads_without_any_key() -> None:
+    """What has no key is unavailable for that reason, and the bundled model is there."""
+    policy = load_policy(SHIPPED, {})
+    unavailable = {name: deployment.unavailable for name, deployment in policy.deployments.items()}
+    assert unavailable == {
+        "local": None,
+        "on-prem-large": "ON_PREM_URL and ON_PREM_MODEL are not set",
+        "gpt-4o-mini": "OPENAI_API_KEY is not set",
+        "claude-sonnet": "ANTHROPIC_API_KEY is not set",
+        "mistral-small": "MISTRAL_API_KEY is not set",
+        "command-r": "COHERE_API_KEY is not set",
+    }
+    assert policy.deployments["local"].served_locally
+
+
+def test_the_shipped_cloud_deployments_are_in_litellms_map() -> None:
+    """Each has a price and a window from it."""
+    policy = load_policy(SHIPPED, {})
+    cloud = [deployment for deployment in policy.deployments.values() if deployment.backend == "litellm"]
+    assert len(cloud) == 4
+    assert all(deployment.price is not None and deployment.window is not None for deployment in cloud)
+
+
+def test_the_shipped_policy_keeps_what_is_protected_on_premises() -> None:
+    policy = load_policy(SHIPPED, {})
+    for label in ("personal", "secret", "unscannable"):
+        assert policy.permit(frozenset({label})).zones == frozenset({"on_premises"})
+
+
+def test_loading_does_not_import_litellm() -> None:
+    """That import takes seconds; its price map is only a file."""
+    load = f"from gateway.loading import load_policy; load_policy({str(SHIPPED)!r}, {{}})"
+    program = f"import sys; {load}; print('litellm' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_the_price_map_has_rows_by_model() -> None:
+    assert litellm_price_map()["gpt-4o-mini"]["litellm_provider"] == "openai"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b"\xffversion", "the file is not UTF-8 text: byte 0 is wrong"),
+        (b"x" * (MAX_BYTES + 1), "cannot be read: it is larger than 1,000,000 bytes"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_clear_line(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "policy.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(PolicyErrors) as caught:
+        load_policy(path, {})
+    assert len(caught.value.problems) == 1
+    assert str(caught.value).endswith(message)
+
+
+def test_a_directory_is_no_policy(tmp_path: Path) -> None:
+    with pytest.raises(PolicyErrors, match="cannot be read: Is a directory"):
+        load_policy(tmp_path, {})
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_bytes(b"\xef\xbb\xbfversion: 1\n")
+    assert read_text(str(path)) == "version: 1\n"

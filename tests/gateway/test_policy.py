@@ -1,0 +1,247 @@
+"""What a compiled policy answers: labels, permits, matches."""
+
+from __future__ import annotations
+
+from itertools import chain
+from types import MappingProxyType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.policy import Invariant, LabelSource, Match, Policy, Rule, Slo, permit
+from gateway.types import UNSCANNABLE, Deployment, Permit, RequestFacts, TokenCount
+
+DEPLOYMENTS = {
+    "small": Deployment("small", "openai", "m", "on_premises", window=100, default_max_tokens=10),
+    "large": Deployment("large", "openai", "m", "on_premises", window=1000, default_max_tokens=10),
+    "unknown": Deployment("unknown", "openai", "m", "cloud"),
+}
+
+
+def policy(
+    *labels: LabelSource, invariants: tuple[Invariant, ...] = (), rules: tuple[Rule, ...] = (), hash: str = "0" * 12
+) -> Policy:
+    return Policy(
+        path="policy.yaml",
+        hash=hash,
+        deployments=MappingProxyType(DEPLOYMENTS),
+        models=MappingProxyType({}),
+        labels=labels,
+        invariants=invariants,
+        slo=MappingProxyType({"fast": Slo("fast", 50.0)}),
+        rules=rules,
+        default=Rule("default", None, ("small",)),
+    )
+
+
+PERSONAL = LabelSource(
+    "personal", frozenset({"email", "iban"}), {"x-data-class": frozenset({"phi"})}, frozenset({"hr"})
+)
+SECRET = LabelSource("secret", frozenset({"jwt"}), {"x-vault": frozenset({"yes", "top secret"})})
+
+LONG = RequestFacts("auto", prompt=TokenCount(bound=95, estimate=20))
+
+
+@pytest.mark.parametrize(
+    ("match", "facts", "matched", "unmet"),
+    [
+        (Match(), RequestFacts("auto"), True, ""),
+        (Match(any_label=frozenset({"a", "b"})), RequestFacts("auto", labels=frozenset({"b", "c"})), True, ""),
+        (Match(any_label=frozenset({"a", "b"})), RequestFacts("auto"), False, "the request has no label a or b"),
+        (Match(slo=frozenset({"fast"})), RequestFacts("auto", slo="fast"), True, ""),
+        (Match(slo=frozenset({"fast"})), RequestFacts("auto"), False, "the request's SLO class is not fast"),
+        (Match(tenant=frozenset({"acme"})), RequestFacts("auto", tenant="acme"), True, ""),
+        (Match(tenant=frozenset({"acme"})), RequestFacts("auto", tenant="other"), False, "the tenant is not acme"),
+        (Match(key_tag=frozenset({"hr"})), RequestFacts("auto", key_tags=frozenset({"hr"})), True, ""),
+        (
+            Match(key_tag=frozenset({"hr"})),
+            RequestFacts("auto", tags=frozenset({"hr"})),
+            False,
+            "the key has no tag hr",
+        ),
+        (Match(tag=frozenset({"x"})), RequestFacts("auto", tags=frozenset({"x"})), True, ""),
+        (Match(tag=frozenset({"x"})), RequestFacts("auto", key_tags=frozenset("x")), False, "the request has no tag x"),
+        (Match(stream=True), RequestFacts("auto"), False, "the request is not a stream"),
+        (Match(stream=False), RequestFacts("auto", stream=True), False, "the request is a stream"),
+        (Match(tools=True), RequestFacts("auto"), False, "the request offers no tools"),
+        (Match(images=True), RequestFacts("auto"), False, "the request holds no images"),
+        (Match(schema=True), RequestFacts("auto"), False, "the request asks for no schema"),
+        (Match(stream=False, tools=True), RequestFacts("auto", tools=True), True, ""),
+        (Match(does_not_fit=frozenset({"small"})), LONG, True, ""),
+        (Match(does_not_fit=frozenset({"large"})), LONG, False, "the request fits large"),
+        (Match(does_not_fit=frozenset({"large", "small"})), LONG, True, ""),
+        (Match(does_not_fit=frozenset({"unknown"})), LONG, False, "the request fits unknown"),
+        (
+            Match(stream=True, tenant=frozenset({"acme"})),
+            RequestFacts("auto"),
+            False,
+            "the request is not a stream; the tenant is not acme",
+        ),
+        (Match(stream=True, tools=True), RequestFacts("auto", stream=True), False, "the request offers no tools"),
+    ],
+)
+def test_a_match_holds_when_all_its_conditions_do(match: Match, facts: RequestFacts, matched: bool, unmet: str) -> None:
+    """Keys of `when` all hold; of a set, any one item is enough."""
+    assert match.matches(facts, DEPLOYMENTS) is matched
+    assert match.why_not(facts, DEPLOYMENTS) == (unmet or None)
+
+
+WORDS = st.frozensets(st.sampled_from(["a", "b", "c"]))
+FLAGS = st.sampled_from([None, True, False])
+MATCHES = st.builds(
+    Match,
+    any_label=WORDS,
+    does_not_fit=st.frozensets(st.sampled_from(sorted(DEPLOYMENTS))),
+    slo=WORDS,
+    tenant=WORDS,
+    key_tag=WORDS,
+    tag=WORDS,
+    stream=FLAGS,
+    tools=FLAGS,
+    images=FLAGS,
+    schema=FLAGS,
+)
+FACTS = st.builds(
+    RequestFacts,
+    model=st.just("auto"),
+    tenant=st.sampled_from(["a", "b", "c"]),
+    key_tags=WORDS,
+    tags=WORDS,
+    labels=WORDS,
+    prompt=st.builds(TokenCount, bound=st.integers(0, 1200), estimate=st.just(0)),
+    max_tokens=st.none() | st.integers(1, 50),
+    stream=st.booleans(),
+    tools=st.booleans(),
+    images=st.booleans(),
+    schema=st.booleans(),
+    slo=st.sampled_from([None, "a", "b", "c"]),
+)
+
+
+@given(MATCHES, FACTS)
+def test_the_explanation_agrees_with_the_decision(match: Match, facts: RequestFacts) -> None:
+    """There is a reason not to match if and only if the request does not match."""
+    assert (match.why_not(facts, DEPLOYMENTS) is None) is match.matches(facts, DEPLOYMENTS)
+
+
+@given(MATCHES, MATCHES, FACTS)
+def test_a_match_that_covers_another_matches_all_its_requests(one: Match, other: Match, facts: RequestFacts) -> None:
+    if one.covers(other) and other.matches(facts, DEPLOYMENTS):
+        assert one.matches(facts, DEPLOYMENTS)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "covers"),
+    [
+        (Match(), Match(stream=True), True),
+        (Match(stream=True), Match(), False),
+        (Match(stream=True), Match(stream=True, tools=False), True),
+        (Match(stream=True), Match(stream=False), False),
+        (Match(slo=frozenset("ab")), Match(slo=frozenset("a")), True),
+        (Match(slo=frozenset("a")), Match(slo=frozenset("ab")), False),
+    ],
+)
+def test_a_looser_match_covers_a_stricter_one(one: Match, other: Match, covers: bool) -> None:
+    assert one.covers(other) is covers
+
+
+def test_a_match_needs_the_capabilities_that_it_asks_for() -> None:
+    """`tools: false` needs nothing."""
+    assert Match(tools=True, images=False, schema=True).needs == {"tools", "schema"}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "headers", "key_tags", "unscannable", "labels"),
+    [
+        ([], {}, [], False, set()),
+        (["email"], {}, [], False, {"personal"}),
+        (["jwt", "iban"], {}, [], False, {"personal", "secret"}),
+        (["phone"], {}, [], False, set()),
+        ([], {"x-data-class": "phi"}, [], False, {"personal"}),
+        ([], {"x-data-class": " PHI , ,secret"}, [], False, {"personal", "secret"}),
+        ([], {"x-data-class": "personal"}, [], False, {"personal"}),
+        ([], {"x-data-class": "unscannable"}, [], False, {UNSCANNABLE}),
+        ([], {"x-vault": "Top Secret"}, [], False, {"secret"}),
+        ([], {"x-vault": "no"}, [], False, set()),
+        ([], {"x-vault": "personal"}, [], False, set()),
+        ([], {}, ["hr", "other"], False, {"personal"}),
+        ([], {}, [], True, {UNSCANNABLE}),
+        (["email"], {}, [], True, {"personal", UNSCANNABLE}),
+    ],
+)
+def test_any_one_fact_raises_a_label(
+    kinds: list[str], headers: dict[str, str], key_tags: list[str], unscannable: bool, labels: set[str]
+) -> None:
+    subject = policy(PERSONAL, SECRET)
+    assert subject.labels_of(frozenset(kinds), headers, frozenset(key_tags), unscannable) == labels
+
+
+@pytest.mark.parametrize("value", ["phi", "PHI", "personal", "secret, phi", "unscannable", "phi,"])
+def test_a_known_data_class_passes(value: str) -> None:
+    assert policy(PERSONAL, SECRET).unknown_data_class({"x-data-class": value}) is None
+
+
+@pytest.mark.parametrize("value", ["hunter2", "phi, hunter2", "phi hunter2", "", " , "])
+def test_an_unknown_data_class_is_answered_with_the_known_ones(value: str) -> None:
+    """The sentence does not repeat what was sent."""
+    sentence = policy(PERSONAL, SECRET).unknown_data_class({"x-data-class": value})
+    assert sentence is not None
+    assert sentence.endswith("known are: personal, phi, secret, unscannable")
+    assert "hunter2" not in sentence
+
+
+def test_no_data_class_is_fine() -> None:
+    assert policy(PERSONAL).unknown_data_class({"x-other": "z"}) is None
+
+
+def test_only_the_detectors_that_labels_use_are_asked_for() -> None:
+    assert policy(PERSONAL, SECRET).kinds == {"email", "iban", "jwt"}
+    assert policy().kinds == frozenset()
+
+
+HOME = Invariant("stay home", frozenset({"personal"}), frozenset({"on_premises", "edge"}))
+EUROPE = Invariant("stay in Europe", frozenset({"personal", "european"}), frozenset({"edge", "eu_cloud"}))
+
+
+@pytest.mark.parametrize(
+    ("labels", "zones", "because"),
+    [
+        (set(), None, ""),
+        ({"other"}, None, ""),
+        ({"european"}, {"edge", "eu_cloud"}, '"stay in Europe"'),
+        ({"personal"}, {"edge"}, '"stay home" and "stay in Europe"'),
+    ],
+)
+def test_all_invariants_that_match_apply(labels: set[str], zones: set[str] | None, because: str) -> None:
+    allowed = policy(invariants=(HOME, EUROPE)).permit(frozenset(labels))
+    assert allowed == Permit(frozenset(labels), None if zones is None else frozenset(zones), because)
+
+
+LABELS = st.frozensets(st.sampled_from("abcd"))
+INVARIANTS = st.lists(st.builds(Invariant, st.just("i"), LABELS, st.frozensets(st.sampled_from("xyz"))))
+
+
+@given(INVARIANTS, LABELS, LABELS)
+def test_more_labels_never_allow_more(invariants: list[Invariant], some: frozenset[str], more: frozenset[str]) -> None:
+    """A permit is monotone: what a request may do with labels added, it may do without them."""
+    few, many = permit(invariants, some), permit(invariants, some | more)
+    for zone in chain("xyz", ["elsewhere"]):
+        assert few.allows(zone) or not many.allows(zone)
+
+
+def test_rules_are_found_by_name_and_the_default_is_one() -> None:
+    chat = Rule("chat", Match(stream=True), ("small",))
+    subject = policy(rules=(chat,))
+    assert subject.rule_named("chat") is chat
+    assert subject.rule_named("default") is subject.default
+    assert subject.rule_named("other") is None
+
+
+def test_a_deployment_can_be_replaced_by_what_it_reports_of_itself() -> None:
+    before = policy()
+    after = before.with_deployment(Deployment("small", "openai", "m", "on_premises", window=50))
+    assert (after.deployments["small"].window, before.deployments["small"].window) == (50, 100)
+    assert after.hash == before.hash
+    with pytest.raises(KeyError):
+        before.with_deployment(Deployment("other", "openai", "m", "z"))

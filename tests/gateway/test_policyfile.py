@@ -1,0 +1,407 @@
+"""From YAML text to a compiled policy. What is refused is in test_policyfile_bad.py, what holds of any file in
+test_policyfile_properties.py."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import pytest
+import yaml
+
+from gateway.policy import Invariant, LabelSource, Match, Policy, Require, Rule, Slo
+from gateway.policyfile import MAX_BYTES, PolicyErrors, compile_policy
+from gateway.types import Deployment, Price, Timeouts
+
+DETECTORS = frozenset({"email", "phone", "jwt"})
+PRICES = {
+    "gpt-4o-mini": {
+        "input_cost_per_token": 1.5e-07,
+        "output_cost_per_token": 6e-07,
+        "litellm_provider": "openai",
+        "max_input_tokens": 128_000,
+        "supports_function_calling": True,
+    },
+}
+DEPLOYMENTS = """
+version: 1
+deployments:
+  local: {backend: local, model: demo, zone: on_premises}
+  cloud: {backend: litellm, model: openai/gpt-4o-mini, zone: us_cloud, api_key: "${OPENAI_API_KEY}"}
+"""
+POLICY = """
+version: 1
+deployments: deployments.yaml
+default: {candidates: [local]}
+"""
+SECRET = "hunter2"  # in no message, ever
+
+
+def load(policy: str = POLICY, deployments: str = DEPLOYMENTS, env: Mapping[str, str] | None = None) -> Policy:
+    files = {"etc/policy.yaml": policy, "etc/deployments.yaml": deployments}
+    return compile_policy(
+        "etc/policy.yaml", read=files.__getitem__, env=env or {}, price_map=PRICES, detectors=DETECTORS
+    )
+
+
+def deployment(text: str, env: Mapping[str, str] | None = None) -> Deployment:
+    """The one deployment `x` with these keys, beside a local one."""
+    return load(deployments=f"{DEPLOYMENTS}  x: {text}\n", env=env).deployments["x"]
+
+
+def problems(policy: str = POLICY, deployments: str = DEPLOYMENTS, env: Mapping[str, str] | None = None) -> list[str]:
+    try:
+        load(policy, deployments, env)
+    except PolicyErrors as error:
+        return [str(problem) for problem in error.problems]
+    return []
+
+
+def test_the_whole_language_compiles() -> None:
+    """Each key ends where it should, with its unit converted."""
+    policy = load(
+        """
+version: 1
+deployments: deployments.yaml
+labels:
+  personal:
+    any:
+      - {detects: [email, phone]}
+      - {header: {X-Data-Class: [PHI, restricted], x-team: hr}}
+      - {header: {x-data-class: secret}}
+      - {key_tag: hr}
+invariants:
+  - {name: stay home, when: {any_label: [personal, unscannable]}, stay_in: [on_premises, eu]}
+slo:
+  fast: {first_token_p95: 50ms}
+  slow: {first_token_p95: 1.5 s}
+rules:
+  - name: everything
+    when: {any_label: personal, does_not_fit: [local], slo: fast, tenant: a, key_tag: [b], tag: c,
+           stream: true, tools: false, images: false, schema: false}
+    candidates: [cloud, local]
+    require: {slo: met, cost_at_most: 0.01 USD}
+    unknown: eligible
+    otherwise: cheapest
+    order_by: first_token
+    protected: skip
+    because: "of all
+      its keys"
+  - {name: sparse, when: {stream: false}, candidates: local}
+default: {candidates: [cloud], protected: refuse, require: {slo: met}, otherwise: reject}
+""",
+        DEPLOYMENTS.replace("us_cloud", "eu"),
+    )
+    assert policy.labels == (
+        LabelSource(
+            "personal",
+            frozenset({"email", "phone"}),
+            {"x-data-class": frozenset({"phi", "restricted", "secret"}), "x-team": frozenset({"hr"})},
+            frozenset({"hr"}),
+        ),
+    )
+    assert policy.invariants == (
+        Invariant("stay home", frozenset({"personal", "unscannable"}), frozenset({"on_premises", "eu"})),
+    )
+    assert policy.slo == {"fast": Slo("fast", 50.0), "slow": Slo("slow", 1500.0)}
+    everything = Match(
+        any_label=frozenset({"personal"}),
+        does_not_fit=frozenset({"local"}),
+        slo=frozenset({"fast"}),
+        tenant=frozenset({"a"}),
+        key_tag=frozenset({"b"}),
+        tag=frozenset({"c"}),
+        stream=True,
+        tools=False,
+        images=False,
+        schema=False,
+    )
+    assert policy.rules == (
+        Rule(
+            name="everything",
+            match=everything,
+            candidates=("cloud", "local"),
+            require=Require(slo_met=True, cost_at_most_nusd=10_000_000),
+            unknown="eligible",
+            otherwise="cheapest",
+            order_by="first_token",
+            protected="skip",
+            because="of all its keys",
+        ),
+        Rule(name="sparse", match=Match(stream=False), candidates=("local",)),
+    )
+    assert policy.default == Rule(
+        "default", None, ("cloud",), Require(slo_met=True), otherwise="reject", protected="refuse"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "env", "expected"),
+    [
+        (
+            "{backend: local, model: demo, zone: z}",
+            {},
+            Deployment("x", "local", "demo", "z", window=1024, tokenizer="deployment:x"),
+        ),
+        (
+            "{backend: local, model: a/b, zone: z, url: [http://a:1/, http://b:2], quantization: none}",
+            {},
+            Deployment("x", "local", "a/b", "z", urls=("http://a:1", "http://b:2"), tokenizer="deployment:x"),
+        ),
+        (
+            "{backend: local, model: a/b, zone: z, url: '${ENGINE}'}",
+            {},
+            Deployment(
+                "x", "local", "a/b", "z", ("${ENGINE}",), tokenizer="deployment:x", unavailable="ENGINE is not set"
+            ),
+        ),
+        (
+            "{backend: openai, model: '${M}', zone: z, url: 'http://${HOST}:1/v1', api_key: '${K}'}",
+            {"M": "m", "HOST": "h", "K": " k\n"},
+            Deployment(
+                "x",
+                "openai",
+                "m",
+                "z",
+                urls=("http://h:1/v1",),
+                api_key="k",
+                capabilities=frozenset({"tools", "images", "schema"}),
+                tokenizer="tiktoken:o200k_base",
+            ),
+        ),
+        (
+            "{backend: openai, model: '${M}', zone: z, url: '${U}', api_key: '${K}', capabilities: [],"
+            " tokenizer: bytes}",
+            {"M": " "},
+            Deployment(
+                "x", "openai", "${M}", "z", urls=("${U}",), tokenizer="bytes", unavailable="U and K and M are not set"
+            ),
+        ),
+        (
+            "{backend: litellm, model: openai/gpt-4o-mini, zone: z, tokenizer: cl100k_base}",
+            {},
+            Deployment(
+                "x",
+                "litellm",
+                "openai/gpt-4o-mini",
+                "z",
+                price=Price(150.0, 600.0),
+                window=128_000,
+                capabilities=frozenset({"tools"}),
+                tokenizer="tiktoken:cl100k_base",
+            ),
+        ),
+        (
+            "{backend: litellm, model: other/new, zone: z, url: https://h/v1, context_window: 9, default_max_tokens: 3,"
+            " capabilities: [images], cost: {usd_per_million_tokens: {input: 0.2, output: 3}},"
+            " timeouts: {connect: 250ms, total: 2m}}",
+            {},
+            Deployment(
+                "x",
+                "litellm",
+                "other/new",
+                "z",
+                api_base="https://h/v1",
+                price=Price(200.0, 3000.0),
+                window=9,
+                default_max_tokens=3,
+                capabilities=frozenset({"images"}),
+                tokenizer="tiktoken:o200k_base",
+                timeouts=Timeouts(connect=0.25, total=120.0),
+            ),
+        ),
+        (
+            "{backend: litellm, model: '${M}', zone: z}",
+            {},
+            Deployment("x", "litellm", "${M}", "z", tokenizer="tiktoken:o200k_base", unavailable="M is not set"),
+        ),
+    ],
+)
+def test_a_deployment_is_what_the_file_the_environment_and_the_catalog_say(
+    text: str, env: dict[str, str], expected: Deployment
+) -> None:
+    """What is not set stays as written, and makes the deployment unavailable."""
+    assert deployment(text, env) == expected
+
+
+def test_names_for_clients_stand_for_auto_a_deployment_or_a_rule() -> None:
+    models = {"gpt-4o": "auto", "gpt 5": "cloud", "fast": "streams", "d": "default"}
+    policy = POLICY + "rules: [{name: streams, when: {stream: true}, candidates: [cloud]}]\n"
+    assert load(policy, DEPLOYMENTS + yaml.safe_dump({"models": models})).models == models
+
+
+def test_the_order_of_deployments_is_the_files() -> None:
+    assert list(load().deployments) == ["local", "cloud"]
+
+
+@pytest.mark.parametrize(
+    ("deployments", "replaced"),
+    [
+        (
+            "local: {backend: local, model: demo, zone: a, context_window: 9}, b: {backend: local, model: c, zone: a}",
+            "local",
+        ),
+        ("other: {backend: local, model: demo, zone: a, context_window: 9}", "other"),
+        (
+            "r: {backend: local, model: c, zone: a, url: http://h/}, other: {backend: local, model: demo, zone: a}",
+            "other",
+        ),
+    ],
+)
+def test_the_environment_names_the_local_model(deployments: str, replaced: str) -> None:
+    """It stands for the model of the engine called `local`, or of the only one; the window of the other model goes
+    with it."""
+    policy = load(
+        POLICY.replace("[local]", f"[{replaced}]"),
+        f"version: 1\ndeployments: {{{deployments}}}\n",
+        {"HYBRIDGATE_LOCAL_MODEL": "Qwen/Qwen3-4B"},
+    )
+    assert (policy.deployments[replaced].model, policy.deployments[replaced].window) == ("Qwen/Qwen3-4B", None)
+    assert [d.name for d in policy.deployments.values() if d.model == "Qwen/Qwen3-4B"] == [replaced]
+
+
+@pytest.mark.parametrize(
+    "deployments",
+    [
+        "a: {backend: local, model: demo, zone: a}, b: {backend: local, model: c, zone: a}",
+        "a: {backend: local, model: demo, zone: a, url: http://h/}",
+    ],
+)
+def test_a_local_model_that_no_engine_would_serve_is_a_problem(deployments: str) -> None:
+    found = problems(
+        POLICY.replace("[local]", "[a]"),
+        f"version: 1\ndeployments: {{{deployments}}}\n",
+        {"HYBRIDGATE_LOCAL_MODEL": "Qwen/Qwen3-4B"},
+    )
+    assert len(found) == 1
+    assert found[0].startswith("etc/deployments.yaml:2:14: HYBRIDGATE_LOCAL_MODEL is set, but there ")
+
+
+def test_the_hash_changes_with_what_the_files_say_and_with_nothing_else() -> None:
+    """Comments, the order of keys and the values of variables have no part in it; the order of rules and names of
+    variables have."""
+    plain = load().hash
+    assert len(plain) == 12
+    assert int(plain, 16) >= 0
+    same = [
+        load(POLICY + "# a comment\n"),
+        load("default: {candidates: [local]}\nversion: 1\ndeployments: deployments.yaml\n"),
+        load(env={"OPENAI_API_KEY": SECRET}),
+    ]
+    assert {policy.hash for policy in same} == {plain}
+    changed = [
+        load(POLICY.replace("[local]", "[local, cloud]")),
+        load(POLICY.replace("[local]", "[cloud, local]")),
+        load(deployments=DEPLOYMENTS.replace("us_cloud", "eu_cloud")),
+        load(deployments=DEPLOYMENTS.replace("OPENAI_API_KEY", "OTHER_KEY")),
+    ]
+    assert len({plain, *(policy.hash for policy in changed)}) == 5
+
+
+def test_aliases_stand_for_what_they_name() -> None:
+    policy = load(
+        POLICY.replace("[local]", "&names [local, cloud]")
+        + "rules: [{name: streams, when: {stream: true}, candidates: *names}]\n"
+    )
+    assert policy.rules[0].candidates == policy.default.candidates == ("local", "cloud")
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        f"{{backend: openai, model: m, zone: z, url: http://h/v1, api_key: {SECRET}}}",
+        f"{{backend: openai, model: m, zone: z, url: http://u:{SECRET}@h/v1}}",
+        f"{{backend: openai, model: m, zone: z, url: http://h/v1?key={SECRET}}}",
+        "{backend: openai, model: m, zone: z, url: '${S}'}",
+        "{backend: openai, model: m, zone: z, url: 'http://${S}@h/v1'}",
+        "{backend: openai, model: m, zone: z, url: http://h/v1, api_key: '${S}'}",
+        "{backend: litellm, model: '${S}', zone: z}",
+        f"{{backend: litellm, model: m, zone: z, api_key: [{SECRET}]}}",
+        f"{{backend: litellm, model: m, zone: z, api_key: {{a: {SECRET}}}}}",
+        f"{{backend: litellm, model: m, zone: z, api_key: !x {SECRET}}}",
+        f"{{backend: litellm, model: m, zone: z, api_key: *{SECRET}}}",
+        f"{{backend: litellm, model: m, zone: z, apikey: {SECRET}}}",
+    ],
+)
+def test_no_message_repeats_a_secret(x: str) -> None:
+    """Neither one that stands in the file, where it should not, nor one from the environment."""
+    found = problems(deployments=f"{DEPLOYMENTS}  x: {x}\n", env={"S": f"{SECRET} \t {SECRET}"})
+    assert found
+    assert SECRET not in "\n".join(found)
+
+
+def test_a_loaded_policy_does_not_show_its_keys() -> None:
+    policy = load(env={"OPENAI_API_KEY": SECRET})
+    assert policy.deployments["cloud"].api_key == SECRET
+    assert SECRET not in repr(policy)
+
+
+def test_problems_of_both_files_come_at_once_in_the_files_order() -> None:
+    found = problems(
+        "version: 2\ndeployments: deployments.yaml\ndefault: {candidates: [lokal]}\n",
+        DEPLOYMENTS.replace("version: 1", "version: 3").replace("zone: us_cloud, ", ""),
+    )
+    assert [line.split(" ")[0] for line in found] == [
+        "etc/policy.yaml:1:10:",
+        "etc/policy.yaml:3:24:",
+        "etc/deployments.yaml:2:10:",
+        "etc/deployments.yaml:5:3:",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            FileNotFoundError(2, "No such file or directory"),
+            "etc/p.yaml: etc/p.yaml cannot be read: No such file or directory",
+        ),
+        (PermissionError(13, "Permission denied"), "etc/p.yaml: etc/p.yaml cannot be read: Permission denied"),
+        (UnicodeDecodeError("utf-8", b"a\xff", 1, 2, "x"), "etc/p.yaml: the file is not UTF-8 text: byte 1 is wrong"),
+    ],
+)
+def test_a_policy_that_cannot_be_read_is_one_clear_line(error: Exception, message: str) -> None:
+    def read(path: str) -> str:
+        raise error
+
+    with pytest.raises(PolicyErrors) as caught:
+        compile_policy("etc/p.yaml", read=read, env={}, price_map=PRICES, detectors=DETECTORS)
+    assert str(caught.value) == message
+
+
+def test_a_file_that_is_too_large_is_not_looked_at() -> None:
+    comment = "#" + "x" * 99 + "\n"
+    fits = POLICY + comment * ((MAX_BYTES - len(POLICY)) // len(comment))
+    assert problems(fits) == []
+    assert problems(fits + comment) == ["etc/policy.yaml: the file is larger than 1,000,000 bytes"]
+
+
+@pytest.mark.parametrize("text", ["[" * 500_000, "{a: " * 200_000, "- " * 400_000, "? " * 400_000])
+def test_a_file_of_brackets_does_not_end_the_process(text: str) -> None:
+    """PyYAML's own composer overflows the stack on some of these."""
+    assert len(problems(text)) == 1
+
+
+def test_a_rule_before_takes_no_protected_request_away() -> None:
+    """A rule that a client enters by name is reached past the rules before it, so those do not count."""
+    policy = """
+version: 1
+deployments: deployments.yaml
+labels: {personal: {any: [{detects: email}]}}
+invariants: [{name: stay home, when: {any_label: personal}, stay_in: on_premises}]
+rules: [{name: private, when: {any_label: personal}, candidates: [local]}]
+default: {candidates: [cloud]}
+"""
+    assert len(problems(policy)) == 1
+    assert problems(policy.replace("[cloud]", "[cloud], protected: refuse")) == []
+
+
+def test_a_policy_of_500_rules_loads() -> None:
+    """Prints how long that takes: `pytest -s -k 500_rules`."""
+    when = "{{tenant: t{n}, slo: [fast], stream: true}}"
+    rule = f"  - {{{{name: rule {{n}}, when: {when}, candidates: [local, cloud], require: {{{{slo: met}}}}}}}}\n"
+    text = POLICY + "slo: {fast: {first_token_p95: 50ms}}\nrules:\n" + "".join(rule.format(n=n) for n in range(500))
+    began = time.process_time()
+    policy = load(text)
+    print(f"\n500 rules: {(time.process_time() - began) * 1000:.0f} ms of CPU")
+    assert len(policy.rules) == 500

@@ -1,0 +1,138 @@
+"""The stream reader passes text on untouched, counts usage, and never calls a cut stream complete."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.backends.sse import DONE, StreamReader, error_event, event, has_token
+from gateway.errors import UpstreamCut, UpstreamFailed
+from gateway.types import Price, Usage
+
+
+def chunk(text: str | None = None, finish: str | None = None, index: int = 0, **more: object) -> bytes:
+    delta = {"content": text} if text is not None else {}
+    return event({"id": "c", "choices": [{"index": index, "delta": delta, "finish_reason": finish}], **more})
+
+
+ROLE = event({"id": "c", "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+USAGE = event({"id": "c", "choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
+STREAM = ROLE + chunk("Hel") + chunk("lo") + chunk(finish="stop") + USAGE + DONE
+
+
+def reader(choices: int = 1, pass_usage: bool = False, price: Price | None = None) -> StreamReader:
+    return StreamReader(choices=choices, pass_usage=pass_usage, price=price)
+
+
+def texts(data: bytes) -> str:
+    events = [orjson.loads(e[6:]) for e in data.split(b"\n\n") if e.startswith(b"data: {")]
+    return "".join(c["delta"].get("content") or "" for e in events for c in e["choices"])
+
+
+@given(st.lists(st.integers(min_value=0, max_value=len(STREAM)), max_size=12))
+def test_how_the_network_cuts_a_stream_changes_nothing(cuts: list[int]) -> None:
+    at = sorted({0, *cuts, len(STREAM)})
+    read = reader()
+    out = b"".join(read.feed(STREAM[a:b]) for a, b in pairwise(at))
+    assert out == STREAM.replace(USAGE, b"")
+    assert read.done and read.complete and read.usage == Usage(3, 2)
+
+
+def test_nothing_is_passed_on_before_the_first_token() -> None:
+    read = reader()
+    assert read.feed(ROLE) == b"" and not read.started
+    assert read.feed(chunk("a")) == ROLE + chunk("a") and read.started
+
+
+def test_an_asked_for_usage_event_is_passed_on_with_its_cost() -> None:
+    read = reader(pass_usage=True, price=Price(1000.0, 2000.0))
+    out = read.feed(STREAM)
+    usage = orjson.loads(out.split(b"\n\n")[-3][6:])["usage"]
+    assert usage == {"prompt_tokens": 3, "completion_tokens": 2, "cost_usd": 7e-06}
+
+
+def test_usage_beside_text_is_counted_and_its_text_kept() -> None:
+    read = reader()
+    out = read.feed(chunk("a", usage={"prompt_tokens": 1, "completion_tokens": 1}))
+    assert texts(out) == "a" and b"usage" not in out and read.usage == Usage(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("sent", "complete"),
+    [
+        (chunk("a"), False),
+        (chunk("a") + chunk(finish="stop"), True),
+        (chunk("a") + DONE, True),
+        (chunk("a") + b"data: [DO", False),
+        (chunk("a") + chunk(finish="stop")[:-1], False),
+    ],
+)
+def test_a_stream_is_complete_only_when_the_upstream_said_so(sent: bytes, complete: bool) -> None:
+    read = reader()
+    read.feed(sent)
+    assert read.complete is complete
+
+
+def test_each_of_several_choices_must_finish() -> None:
+    read = reader(choices=2)
+    read.feed(chunk("a") + chunk(finish="stop", index=1))
+    assert not read.complete
+    read.feed(chunk(finish="length", index=0))
+    assert read.complete
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [b"data: {nonsense\n\n", b"data: []\n\n", event({"error": {"message": "overloaded"}}), event({"error": "no"})],
+)
+@pytest.mark.parametrize("before", [b"", chunk("a")], ids=["first", "later"])
+def test_an_event_that_cannot_be_read_is_a_failure_that_quotes_nothing(before: bytes, broken: bytes) -> None:
+    read = reader()
+    with pytest.raises(UpstreamFailed) as caught:
+        read.feed(before)
+        read.feed(broken)
+    assert "nonsense" not in caught.value.message and "overloaded" not in caught.value.message
+
+
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+def test_comments_and_both_line_ends_are_understood(newline: bytes) -> None:
+    read = reader()
+    out = read.feed(b": keep-alive\n\n".replace(b"\n", newline) + (chunk("a") + DONE).replace(b"\n", newline))
+    assert out == chunk("a") + DONE
+
+
+def test_nothing_follows_done() -> None:
+    read = reader()
+    assert read.feed(chunk("a") + DONE + chunk("b")) == chunk("a") + DONE
+
+
+def test_text_that_looks_like_a_field_is_text() -> None:
+    read = reader()
+    read.feed(chunk("a"))
+    tricky = chunk('"usage":{"prompt_tokens":9} [DONE] "finish_reason":"stop"')
+    assert read.feed(tricky) == tricky and not read.complete and read.usage is None
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ({"delta": {"role": "assistant", "content": ""}}, False),
+        ({"delta": {"role": "assistant", "content": None}}, False),
+        ({"delta": {}}, False),
+        ({"delta": {"content": "a"}}, True),
+        ({"delta": {"tool_calls": [{}]}}, True),
+        ({"delta": {"reasoning_content": "hm"}}, True),
+        ({"delta": {}, "finish_reason": "length"}, True),
+        ({"text": "a"}, True),
+    ],
+)
+def test_a_token_is_whatever_the_caller_could_see(choice: dict[str, object], expected: bool) -> None:
+    assert has_token({"choices": [choice]}) is expected
+
+
+def test_an_error_event_has_the_shape_of_an_error_answer() -> None:
+    assert orjson.loads(error_event(UpstreamCut("broke off"))[6:])["error"]["code"] == "upstream_cut"

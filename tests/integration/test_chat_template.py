@@ -1,0 +1,108 @@
+"""The gateway counts what the engine counts: its rendering of chat templates equals that of transformers."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import orjson
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from gateway.tokens import LocalTokenizer
+from gateway.wire.chat import parse
+
+transformers = pytest.importorskip("transformers")
+
+PLAIN = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] | trim }}{{ eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+# The features that templates in the wild use: tools as JSON, namespaces, loop controls, white space control, the date,
+# and marks for training.
+QWEN_LIKE = """{%- if tools %}
+    {{- '<|im_start|>system\\n' }}
+    {%- if messages[0].role == 'system' %}
+        {{- messages[0].content + '\\n\\n' }}
+    {%- endif %}
+    {{- "# Tools\\n\\n<tools>" }}
+    {%- for tool in tools %}
+        {{- "\\n" }}
+        {{- tool | tojson }}
+    {%- endfor %}
+    {{- "\\n</tools><|im_end|>\\n" }}
+{%- elif messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- else %}
+    {{- '<|im_start|>system\\nToday is ' + strftime_now('%Y') + '.<|im_end|>\\n' }}
+{%- endif %}
+{%- set ns = namespace(last=0) %}
+{%- for message in messages %}
+    {%- if message.role == 'system' %}{% continue %}{% endif %}
+    {%- set ns.last = loop.index0 %}
+    {%- if message.role == 'assistant' %}
+        {{- '<|im_start|>assistant\\n' }}
+        {%- generation %}
+        {{- message.content or '' }}
+        {%- endgeneration %}
+        {%- for call in message.tool_calls or [] %}
+            {{- '<tool_call>' }}{{- call.function | tojson(indent=4) }}{{- '</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\\n' }}
+    {%- elif message.role in ['user', 'tool'] %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+    {%- else %}
+        {{- raise_exception('no such role') }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Zürich <&>"}'}}
+TOOL = {"type": "function", "function": {"name": "weather", "description": 'It\'s > "fine"', "parameters": {"a": [1]}}}
+CHATS: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": "Hello  there "}]},
+    {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Grüße\n{{ x }} 你好"}]},
+    {
+        "messages": [
+            {"role": "user", "content": "How is the weather?"},
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "content": "sunny", "tool_call_id": "1"},
+        ],
+        "tools": [TOOL],
+    },
+]
+
+
+def tokenizer() -> Tokenizer:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.add_special_tokens(["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>"])
+    return made
+
+
+@pytest.mark.parametrize("template", [PLAIN, QWEN_LIKE], ids=["plain", "qwen-like"])
+@pytest.mark.parametrize("body", CHATS, ids=["user", "system", "tools"])
+def test_prompts_equal_those_of_transformers(template: str, body: dict[str, Any]) -> None:
+    """Text and number of tokens are those of apply_chat_template."""
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer(), bos_token="<s>", eos_token="</s>", chat_template=template
+    )
+    ours = LocalTokenizer(tokenizer().to_str(), template, "<s>", "</s>", datetime.now())
+    chat = parse(orjson.dumps(body))
+    arguments = {"tools": body.get("tools"), "add_generation_prompt": True}
+    assert ours.render(chat) == theirs.apply_chat_template(body["messages"], tokenize=False, **arguments)
+    assert ours.count(chat) == len(
+        theirs.apply_chat_template(body["messages"], tokenize=True, return_dict=False, **arguments)
+    )
+
+
+def test_text_parts_are_joined_and_developer_is_system() -> None:
+    """Messages are rendered as the engine reads them."""
+    ours = LocalTokenizer(tokenizer().to_str(), PLAIN, "<s>", "</s>", datetime.now())
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    body = {"messages": [{"role": "developer", "content": parts}, {"role": "user", "content": "c"}]}
+    assert ours.render(parse(orjson.dumps(body))) == "<s><|system|>ab</s><|user|>c</s><|assistant|>"

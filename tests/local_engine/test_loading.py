@@ -1,0 +1,115 @@
+"""From a name to a model, or one line that says the fix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local_engine.config import Settings
+from local_engine.errors import InvalidRequest, LoadError
+from local_engine.loading import load
+
+
+def edited(directory: Path, **changes: object) -> Path:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return directory
+
+
+def broken(write_model: Any, how: str, tmp_path: Path) -> str:
+    match how:
+        case "missing":
+            return str(tmp_path / "nowhere")
+        case "file":
+            (tmp_path / "file").touch()
+            return str(tmp_path / "file")
+        case "empty":
+            return str(tmp_path)
+        case "bin":
+            directory: Path = write_model("llama")
+            (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+            return str(directory)
+        case "template":
+            return str(write_model("llama", chat_template=None))
+        case "window":
+            return str(write_model("mistral", sliding_window=64))
+        case "architecture":
+            return str(edited(write_model("llama"), architectures=["Gemma3ForCausalLM"]))
+        case "rope":
+            return str(edited(write_model("llama"), rope_scaling={"rope_type": "dynamic", "factor": 2.0}))
+        case "weights":
+            directory = write_model("llama")
+            (directory / "model.safetensors").write_bytes(b"garbage")
+            return str(directory)
+    raise AssertionError(how)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("missing", "is not a directory"),
+        ("file", "is not a directory"),
+        ("empty", "no config.json"),
+        ("bin", "no *.safetensors"),
+        ("template", "--chat-template"),
+        ("window", "sliding-window"),
+        ("architecture", "Gemma3ForCausalLM, which is not supported"),
+        ("rope", "dynamic rotary scaling"),
+        ("weights", "cannot load"),
+    ],
+)
+def test_a_model_that_cannot_be_served_is_one_line_with_the_fix(
+    write_model: Any, tmp_path: Path, how: str, said: str
+) -> None:
+    model = broken(write_model, how, tmp_path)
+    with pytest.raises(LoadError) as caught:
+        load(Settings(model=model))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_kv_cache_that_memory_does_not_hold_says_which_flag_to_change(llama: Path) -> None:
+    with pytest.raises(LoadError, match="--kv-cache-tokens"):
+        load(Settings(model=str(llama), kv_cache_tokens=10**13))
+
+
+def test_a_loaded_model_knows_its_window_end_tokens_and_template(llama: Path) -> None:
+    model = load(Settings(model=str(llama), served_name="tiny"))
+    assert (model.name, model.limits.window, model.limits.num_blocks) == ("tiny", 256, 256)
+    assert model.end_tokens == {0}
+    assert "float32 on" in model.description
+    assert model.text.encode_chat([{"role": "user", "content": "fox"}]) == [2, *model.text.encode("fox"), 0, 3]
+
+
+def test_a_template_given_as_a_file_replaces_the_models(write_model: Any, tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text("{{ messages[0].content }}")
+    settings = Settings(model=str(write_model("llama", chat_template=None)), chat_template=str(tmp_path / "chat.jinja"))
+    text = load(settings).text
+    assert text.encode_chat([{"role": "user", "content": "fox"}]) == text.encode("fox")
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ messages[0].content.nothing.at_all }}", "they do not fit it"),
+        ("{{ messages[0].content + 1 }}", "they do not fit it"),
+    ],
+)
+def test_a_template_that_refuses_messages_never_repeats_them(
+    write_model: Any, tmp_path: Path, template: str, said: str
+) -> None:
+    (tmp_path / "chat.jinja").write_text(template)
+    text = load(Settings(model=str(write_model("llama")), chat_template=str(tmp_path / "chat.jinja"))).text
+    with pytest.raises(InvalidRequest) as caught:
+        text.encode_chat([{"role": "user", "content": "my secret"}])
+    assert said in str(caught.value)
+    assert "my secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("dtype", "said"), [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_a_small_model_is_float32_on_the_cpu_unless_told_otherwise(llama: Path, dtype: str, said: str) -> None:
+    assert said in load(Settings(model=str(llama), dtype=dtype)).description

@@ -1,0 +1,137 @@
+"""The paged forward against transformers' own generate."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from local_engine.attention import PAGED_ATTENTION, KvCache
+from local_engine.config import Limits
+from local_engine.runner import ModelRunner
+from local_engine.scheduler import Scheduler
+from local_engine.sequence import Pick, SamplingParams, Sequence
+
+VOCABULARY = 320
+NEW_TOKENS = 24
+GREEDY = Pick(SamplingParams(max_tokens=NEW_TOKENS, temperature=0), 0.0)
+
+
+def prompts(*lengths: int) -> list[list[int]]:
+    chance = random.Random(11)
+    return [[chance.randrange(4, VOCABULARY) for _ in range(length)] for length in lengths]
+
+
+class Case:
+    """A model, what `generate` makes of prompts, and what the paged engine makes of them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.reference: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        self.paged: Any = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, attn_implementation=PAGED_ATTENTION
+        ).eval()
+
+    def generated(self, prompt: list[int]) -> list[int]:
+        ids = torch.tensor([prompt])
+        made = self.reference.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=0
+        )
+        tokens: list[int] = made[0].tolist()
+        return tokens
+
+    def runner(self, num_blocks: int) -> ModelRunner:
+        config = self.paged.config
+        cache = KvCache(
+            layers=config.num_hidden_layers,
+            num_blocks=num_blocks,
+            block_size=16,
+            kv_heads=config.num_key_value_heads,
+            head_size=config.head_dim,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+        )
+        return ModelRunner(self.paged, cache)
+
+    def paged_all(self, asked: list[list[int]], limits: Limits) -> tuple[list[list[int]], Scheduler]:
+        """All prompts together, one arriving each step, so that batches mix prefill and decode."""
+        scheduler, runner = Scheduler(limits), self.runner(limits.num_blocks)
+        sequences = [Sequence(str(i), len(p), list(p), NEW_TOKENS, frozenset({0})) for i, p in enumerate(asked)]
+        arriving = iter(sequences)
+        while (new := next(arriving, None)) or scheduler.has_work:
+            if new:
+                scheduler.add(new)
+            batch = scheduler.schedule()
+            logits = runner.forward(batch)
+            sampling = [chunk.sequence for chunk in batch if chunk.samples]
+            tokens = runner.sample(logits, range(len(sampling)), [GREEDY] * len(sampling))
+            for chunk in batch:
+                scheduler.complete(chunk)
+            for sequence, token in zip(sampling, tokens, strict=True):
+                assert token is not None
+                if end := sequence.append(token):
+                    scheduler.finish(sequence, end)
+            scheduler.check()
+        return [sequence.tokens for sequence in sequences], scheduler
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3", "mistral"])
+def case(request: pytest.FixtureRequest, write_model: Any) -> Case:
+    return Case(write_model(request.param))
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 100])
+def test_alone_it_equals_generate_token_for_token(case: Case, length: int) -> None:
+    (prompt,) = prompts(length)
+    paged, _ = case.paged_all([prompt], Limits(num_blocks=16, window=256))
+    assert paged == [case.generated(prompt)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "preempts"),
+    [
+        (Limits(num_blocks=64, window=256), False),
+        (Limits(num_blocks=64, window=256, max_batch_tokens=19, max_running=8), False),  # chunks that fit no block
+        (Limits(num_blocks=9, window=256, max_batch_tokens=32, max_running=8), True),
+    ],
+    ids=["mixed", "chunked", "preempted"],
+)
+def test_in_a_mixed_batch_it_equals_generate_token_for_token(case: Case, limits: Limits, preempts: bool) -> None:
+    asked = prompts(5, 40, 1, 90, 17, 16, 33, 2)
+    paged, scheduler = case.paged_all(asked, limits)
+    assert paged == [case.generated(prompt) for prompt in asked]
+    assert (scheduler.preempted_total > 0) == preempts
+
+
+def test_a_neighbours_broken_numbers_do_not_leak_through_padding_or_reused_blocks(case: Case) -> None:
+    asked = prompts(40, 5)
+    limits = Limits(num_blocks=16, window=256)
+    scheduler, runner = Scheduler(limits), case.runner(16)
+    sequences = [Sequence(str(i), len(p), list(p), 4) for i, p in enumerate(asked)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    runner.forward(scheduler.schedule())
+    weights = case.paged.get_input_embeddings().weight
+    clean = weights[sequences[0].tokens[-1]].clone()
+    with torch.no_grad():
+        weights[sequences[0].tokens[-1]] = float("nan")
+    try:
+        again = Scheduler(limits)
+        for sequence in (Sequence(str(i), len(p), list(p), 4) for i, p in enumerate(asked)):
+            again.add(sequence)
+        batch = again.schedule()
+        broken, sound = runner.sample(runner.forward(batch), [0, 1], [GREEDY, GREEDY])
+        assert broken is None
+        assert sound == case.generated(asked[1])[5]
+        runner.scrub(batch.prefill[0].blocks)
+    finally:
+        with torch.no_grad():
+            weights[sequences[0].tokens[-1]] = clean
+    reused = Scheduler(limits)
+    only = Sequence("c", 5, list(asked[1]), 4)
+    reused.add(only)
+    tokens = runner.sample(runner.forward(reused.schedule()), [0], [GREEDY])
+    assert tokens == [case.generated(asked[1])[5]]

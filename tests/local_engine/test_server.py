@@ -1,0 +1,478 @@
+"""The engine over HTTP: a real server on a Unix socket, a real (random) model."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import orjson
+import pytest
+import uvicorn
+
+from local_engine.config import Settings, limits
+from local_engine.engine import Engine, Model, Runner, State
+from local_engine.errors import LoadError
+from local_engine.loading import load
+from local_engine.scheduler import Batch
+from local_engine.sequence import Pick
+from local_engine.server import MAX_BODY_BYTES, create_app
+
+SETTINGS = Settings(model="tiny", default_max_tokens=6)
+HELLO = {"messages": [{"role": "user", "content": "the quick brown fox"}], "temperature": 0}
+CHAT = "/v1/chat/completions"
+
+
+class GatedRunner:
+    """Each forward waits for one release, so that a test decides when a step happens."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.gate = threading.Semaphore(0)
+        self.forwards = 0
+
+    def forward(self, batch: Batch) -> Any:
+        self.forwards += 1
+        self.gate.acquire()
+        return self._runner.forward(batch)
+
+    def sample(self, logits: Any, rows: Sequence[int], picks: Sequence[Pick]) -> list[int | None]:
+        return self._runner.sample(logits, rows, picks)
+
+    def scrub(self, blocks: Sequence[int]) -> None:
+        self._runner.scrub(blocks)
+
+
+@pytest.fixture(scope="module")
+def tiny(llama: Path) -> Model:
+    return load(Settings(model=str(llama)))
+
+
+@asynccontextmanager
+async def serving(
+    load_model: Callable[[], Model], socket: Path, settings: Settings = SETTINGS, *, wait: bool = True
+) -> AsyncIterator[tuple[httpx.AsyncClient, Engine]]:
+    """A server with this model, a client of it, and the engine inside."""
+    loaded = asyncio.Event()
+    engine = Engine(load_model, on_loaded=loaded.set)
+    engine.start()
+    config = uvicorn.Config(
+        create_app(engine, settings, clock=lambda: 1234.5),
+        uds=str(socket),
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        timeout_graceful_shutdown=5,
+    )
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server._serve())
+    if wait:
+        await loaded.wait()
+    while not server.started:
+        await asyncio.sleep(0.001)
+    transport = httpx.AsyncHTTPTransport(uds=str(socket))
+    async with httpx.AsyncClient(transport=transport, base_url="http://engine", timeout=60) as client:
+        try:
+            yield client, engine
+        finally:
+            engine.abort_all()
+    server.should_exit = True
+    await task
+    assert await asyncio.to_thread(engine.stop)
+
+
+Talk = Callable[[httpx.AsyncClient, Engine], Awaitable[Any]]
+
+
+@pytest.fixture
+def talk(tiny: Model, tmp_path: Path) -> Callable[[Talk], Any]:
+    """Runs a conversation with a server and gives back what it returns."""
+
+    def run(conversation: Talk) -> Any:
+        async def whole() -> Any:
+            async with serving(lambda: tiny, tmp_path / "s") as (client, engine):
+                return await conversation(client, engine)
+
+        return asyncio.run(whole())
+
+    return run
+
+
+def chunks(body: str) -> list[Any]:
+    return [orjson.loads(line[6:]) for line in body.splitlines() if line.startswith("data: {")]
+
+
+def content(body: str) -> str:
+    return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks(body) if chunk["choices"])
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens on the engine's thread
+            await asyncio.sleep(0.001)
+
+
+def test_a_stream_says_the_same_as_a_plain_answer(talk: Callable[[Talk], Any]) -> None:
+    async def conversation(client: httpx.AsyncClient, _: Engine) -> tuple[httpx.Response, httpx.Response]:
+        asked = {"stream": True, "stream_options": {"include_usage": True}}
+        return await client.post(CHAT, json=HELLO), await client.post(CHAT, json=HELLO | asked)
+
+    plain, stream = talk(conversation)
+    answer = plain.json()
+    assert answer["choices"][0]["message"]["content"] == content(stream.text) != ""
+    assert answer["usage"] == chunks(stream.text)[-1]["usage"]
+    assert answer["usage"]["completion_tokens"] == 6
+    assert answer["created"] == 1234
+    assert stream.text.endswith("data: [DONE]\n\n")
+    assert plain.headers["content-length"] == str(len(plain.content))
+
+
+def test_the_official_client_is_served_plain_streaming_and_many_at_once(talk: Callable[[Talk], Any]) -> None:
+    async def conversation(http: httpx.AsyncClient, _: Engine) -> None:
+        client = openai.AsyncOpenAI(base_url="http://engine/v1", api_key="none", http_client=http, max_retries=0)
+        fox: Any = [{"role": "user", "content": "fox"}]
+
+        async def ask(seed: int) -> str | None:
+            made = await client.chat.completions.create(model="tiny", messages=fox, seed=seed, max_tokens=8)
+            return made.choices[0].message.content
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ask(seed % 10)) for seed in range(30)]
+        answers = [task.result() for task in tasks]
+        assert answers[:10] == answers[10:20] == answers[20:]
+        assert len(set(answers)) > 5
+        stream = await client.chat.completions.create(
+            model="tiny", messages=fox, seed=3, max_tokens=8, stream=True, stream_options={"include_usage": True}
+        )
+        pieces = [chunk async for chunk in stream]
+        assert "".join(c.choices[0].delta.content or "" for c in pieces if c.choices) == answers[3]
+        assert pieces[-1].usage is not None
+        completion = await client.completions.create(model="tiny", prompt="the fox", max_tokens=3, temperature=0)
+        assert completion.choices[0].finish_reason == "length"
+        assert [each.id async for each in client.models.list()] == ["tiny"]
+
+    talk(conversation)
+
+
+def test_sixteen_streams_all_progress_together(tiny: Model, tmp_path: Path) -> None:
+    """After as many steps as give every stream a token, none is left behind: the budget takes all prompts at once."""
+    runner = GatedRunner(tiny.runner)
+
+    async def run() -> None:
+        async with serving(lambda: replace(tiny, runner=runner), tmp_path / "s") as (client, engine):
+            asked = HELLO | {"max_tokens": 40, "stream": True}
+            tasks = [asyncio.create_task(client.post(CHAT, json=asked)) for _ in range(16)]
+            await until(lambda: (engine.scheduler.load().waiting + engine.scheduler.load().running) == 16)
+            generated = {sequence.id: sequence for sequence in [g.sequence for g in engine._generations.values()]}
+            runner.gate.release(10)
+            await until(lambda: runner.forwards >= 11)
+            counts = {sequence.generated for sequence in generated.values()}
+            assert min(counts) >= 7
+            runner.gate.release(1000)
+            assert len({content((await task).text) for task in tasks}) == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_stops_its_sequence(tiny: Model, tmp_path: Path, stream: bool) -> None:
+    runner = GatedRunner(tiny.runner)
+
+    async def run() -> None:
+        async with serving(lambda: replace(tiny, runner=runner), tmp_path / "s") as (client, engine):
+            task = asyncio.create_task(client.post(CHAT, json=HELLO | {"max_tokens": 100, "stream": stream}))
+            runner.gate.release(3)
+            await until(lambda: runner.forwards == 4)
+            task.cancel()
+            await until(lambda: engine.totals.aborted == 1)
+            load = engine.scheduler.load()
+            assert (load.running, load.waiting, load.free_blocks) == (0, 0, load.total_blocks)
+            runner.gate.release(100)
+            await until(lambda: engine.totals.steps == 4)
+            answer = await client.post(CHAT, json=HELLO)
+            assert answer.status_code == 200
+            # 4 until the abort, of which one was in flight; then 6 of the next request.
+            assert runner.forwards == 10
+
+    asyncio.run(run())
+
+
+def test_draining_ends_a_stream_with_an_error_event(tiny: Model, tmp_path: Path) -> None:
+    runner = GatedRunner(tiny.runner)
+
+    async def run() -> str:
+        async with serving(lambda: replace(tiny, runner=runner), tmp_path / "s") as (client, engine):
+            task = asyncio.create_task(client.post(CHAT, json=HELLO | {"max_tokens": 100, "stream": True}))
+            runner.gate.release(10)
+            await until(lambda: runner.forwards == 11)
+            engine.drain()
+            refused = await client.post(CHAT, json=HELLO)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+            engine.abort_all()
+            runner.gate.release(10)
+            return (await task).text
+
+    body = asyncio.run(run())
+    assert chunks(body)[-1]["error"]["code"] == "not_ready"
+    assert "[DONE]" not in body
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "said"),
+    [
+        (b"{", 400, "invalid_request", "not JSON"),
+        (b"{}", 400, "invalid_request", "messages: Field required"),
+        ({"model": "other"}, 404, "model_not_found", "serves tiny only"),
+        ({"n": 2}, 400, "invalid_request", "n: is not supported"),
+        ({"max_tokens": 250}, 400, "context_length_exceeded", "max_tokens is 250, together more than the 256"),
+        (
+            {"messages": [{"role": "user", "content": "xyzzy " * 200}]},
+            400,
+            "context_length_exceeded",
+            "tokens, the model's context window holds 256",
+        ),
+        ({"messages": [{"role": "user", "content": "forbidden"}]}, 400, "invalid_request", "no such word"),
+    ],
+)
+def test_a_wrong_body_is_a_clear_error_and_the_next_request_is_unharmed(
+    talk: Callable[[Talk], Any], body: bytes | dict[str, object], status: int, code: str, said: str
+) -> None:
+    async def conversation(client: httpx.AsyncClient, _: Engine) -> tuple[httpx.Response, httpx.Response]:
+        sent = body if isinstance(body, bytes) else orjson.dumps(HELLO | body)
+        return await client.post(CHAT, content=sent), await client.post(CHAT, json=HELLO)
+
+    refused, served = talk(conversation)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["type"]) == (status, code, "invalid_request_error")
+    assert said in error["message"]
+    assert "xyzzy" not in refused.text
+    assert served.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nope", 404, "not_found"),
+        ("GET", CHAT, 405, "method_not_allowed"),
+        ("POST", "/load", 405, "method_not_allowed"),
+    ],
+)
+def test_unknown_paths_and_methods_have_openais_error_shape(
+    talk: Callable[[Talk], Any], method: str, path: str, status: int, code: str
+) -> None:
+    async def conversation(client: httpx.AsyncClient, _: Engine) -> httpx.Response:
+        return await client.request(method, path)
+
+    response = talk(conversation)
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert ("allow" in response.headers) == (status == 405)
+
+
+def test_a_body_above_the_limit_is_refused_before_it_is_read(talk: Callable[[Talk], Any]) -> None:
+    async def conversation(client: httpx.AsyncClient, _: Engine) -> list[httpx.Response]:
+        async def endless() -> AsyncIterator[bytes]:
+            for _ in range(MAX_BODY_BYTES // 2**20 + 1):
+                yield b" " * 2**20
+
+        announced = client.build_request("POST", CHAT, headers={"content-length": str(MAX_BODY_BYTES + 1)}, content=b"")
+        return [await client.post(CHAT, content=endless()), await client.send(announced)]
+
+    for response in talk(conversation):
+        assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_request_ids_are_taken_over_or_made(talk: Callable[[Talk], Any]) -> None:
+    async def conversation(client: httpx.AsyncClient, _: Engine) -> list[str]:
+        ids = {"x-request-id": "mine-1"}
+        responses = [
+            await client.post(CHAT, json=HELLO, headers=ids),
+            await client.get("/nope", headers=ids),
+            await client.get("/health"),
+        ]
+        return [response.headers["x-request-id"] for response in responses]
+
+    first, second, made = talk(conversation)
+    assert (first, second) == ("mine-1", "mine-1")
+    assert made.startswith("req-")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_first_token_that_cannot_come_in_time_is_refused_with_the_predicted_wait(
+    talk: Callable[[Talk], Any], stream: bool
+) -> None:
+    async def conversation(client: httpx.AsyncClient, _: Engine) -> httpx.Response:
+        await client.post(CHAT, json=HELLO)  # measures
+        hurry = {"x-hybridgate-first-token-by": "0.0001"}
+        return await client.post(CHAT, json=HELLO | {"stream": stream}, headers=hurry)
+
+    response = talk(conversation)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "first_token_too_late")
+    assert int(response.headers["retry-after"]) >= 1
+    assert int(response.headers["x-hybridgate-predicted-wait-ms"]) >= 1
+
+
+def test_load_counts_and_measures(talk: Callable[[Talk], Any]) -> None:
+    async def conversation(client: httpx.AsyncClient, _: Engine) -> tuple[Any, Any]:
+        before = (await client.get("/load")).json()
+        await client.post(CHAT, json=HELLO)
+        return before, (await client.get("/load")).json()
+
+    before, after = talk(conversation)
+    assert before == {
+        "version": 1,
+        "waiting": 0,
+        "running": 0,
+        "queued_prefill_tokens": 0,
+        "free_blocks": 256,
+        "total_blocks": 256,
+        "block_size": 16,
+        "prefill_tokens_per_second": None,
+        "decode_tokens_per_second": None,
+        "step_ms": None,
+        "steps_total": 0,
+        "aborted_total": 0,
+        "finished_total": 0,
+        "preempted_total": 0,
+        "acceptance": None,
+    }
+    assert (after["steps_total"], after["finished_total"], after["free_blocks"]) == (6, 1, 256)
+    assert after["prefill_tokens_per_second"] > 0
+    assert after["decode_tokens_per_second"] > 0
+    assert after["step_ms"] > 0
+
+
+def test_the_tokenizer_that_is_served_counts_as_the_engine_does(talk: Callable[[Talk], Any]) -> None:
+    from tokenizers import Tokenizer  # noqa: PLC0415
+
+    async def conversation(client: httpx.AsyncClient, _: Engine) -> tuple[Any, Any, Any]:
+        served = (await client.get("/tokenizer")).json()
+        chat = (await client.post("/tokenize", json={"messages": HELLO["messages"]})).json()
+        usage = (await client.post(CHAT, json=HELLO)).json()["usage"]
+        plain = (await client.post("/tokenize", json={"prompt": "the quick brown fox"})).json()
+        assert (
+            Tokenizer.from_str(orjson.dumps(served["tokenizer"]).decode()).encode("the quick brown fox").ids
+            == plain["tokens"]
+        )
+        return served, chat, usage
+
+    served, chat, usage = talk(conversation)
+    assert chat["count"] == len(chat["tokens"]) == usage["prompt_tokens"]
+    assert (served["context_window"], served["eos_token"], served["model"]) == (256, "<|end|>", "tiny")
+    assert "message.content" in served["chat_template"]
+
+
+@pytest.mark.parametrize("prompt", ["the fox", [70, 71, 72]])
+def test_a_completion_continues_text_or_tokens(talk: Callable[[Talk], Any], prompt: object) -> None:
+    async def conversation(client: httpx.AsyncClient, _: Engine) -> Any:
+        return (await client.post("/v1/completions", json={"prompt": prompt, "max_tokens": 4, "temperature": 0})).json()
+
+    answer = talk(conversation)
+    assert (answer["object"], answer["usage"]["completion_tokens"]) == ("text_completion", 4)
+    assert answer["choices"][0]["text"]
+
+
+@pytest.mark.parametrize(("prompt", "said"), [([5000], "token ids must be below 320"), ("", "the prompt is empty")])
+def test_a_completion_without_usable_tokens_is_refused(talk: Callable[[Talk], Any], prompt: object, said: str) -> None:
+    async def conversation(client: httpx.AsyncClient, _: Engine) -> httpx.Response:
+        return await client.post("/v1/completions", json={"prompt": prompt})
+
+    response = talk(conversation)
+    assert response.status_code == 400
+    assert said in response.json()["error"]["message"]
+
+
+def test_a_prompt_that_the_kv_cache_cannot_hold_is_refused_with_both_numbers(tiny: Model, tmp_path: Path) -> None:
+    narrow = replace(tiny, limits=limits(SETTINGS, window=256, kv_cache_tokens=64))
+
+    async def run() -> httpx.Response:
+        async with serving(lambda: narrow, tmp_path / "s") as (client, _):
+            return await client.post(CHAT, json={"messages": [{"role": "user", "content": "x" * 100}]})
+
+    error = asyncio.run(run()).json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert "the prompt has 103 tokens, the model's KV cache holds 64" in error["message"]
+
+
+def test_a_full_queue_is_answered_503(tiny: Model, tmp_path: Path) -> None:
+    runner = GatedRunner(tiny.runner)
+    crowded = replace(tiny, runner=runner, limits=replace(tiny.limits, max_running=1, max_waiting=1))
+
+    async def run() -> httpx.Response:
+        async with serving(lambda: crowded, tmp_path / "s") as (client, engine):
+            first = asyncio.create_task(client.post(CHAT, json=HELLO))
+            await until(lambda: engine.scheduler.load().running == 1)
+            second = asyncio.create_task(client.post(CHAT, json=HELLO))
+            await until(lambda: engine.scheduler.load().waiting == 1)
+            third = await client.post(CHAT, json=HELLO)
+            runner.gate.release(1000)
+            assert [(await first).status_code, (await second).status_code] == [200, 200]
+            return third
+
+    response = asyncio.run(run())
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
+    assert "retry-after" in response.headers
+
+
+def test_while_the_model_loads_the_socket_answers(tiny: Model, tmp_path: Path) -> None:
+    gate = threading.Event()
+
+    def slowly() -> Model:
+        gate.wait()
+        return tiny
+
+    async def run() -> None:
+        async with serving(slowly, tmp_path / "s", wait=False) as (client, engine):
+            health = await client.get("/health")
+            assert (health.status_code, health.json()) == (503, {"status": "loading", "model": "tiny"})
+            for path in (CHAT, "/v1/completions", "/tokenize"):
+                refused = await client.post(path, json=HELLO)
+                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+                assert "retry-after" in refused.headers
+            gate.set()
+            await until(lambda: engine.state is State.READY)
+            assert (await client.get("/health")).json() == {"status": "ready", "model": "tiny"}
+            assert (await client.post(CHAT, json=HELLO)).status_code == 200
+
+    asyncio.run(run())
+
+
+def test_a_model_that_does_not_load_is_shown_with_its_reason(tmp_path: Path) -> None:
+    def fail() -> Model:
+        raise LoadError("nowhere is not a directory: give one")
+
+    async def run() -> None:
+        async with serving(fail, tmp_path / "s") as (client, _):
+            health = await client.get("/health")
+            assert health.status_code == 503
+            assert health.json()["status"] == "failed"
+            assert health.json()["error"] == "nowhere is not a directory: give one"
+            assert (await client.post(CHAT, json=HELLO)).status_code == 503
+
+    asyncio.run(run())
+
+
+def test_nothing_that_a_caller_sent_is_logged(tiny: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not even where the code that handles it breaks and quotes it."""
+
+    class Broken(GatedRunner):
+        def forward(self, batch: Batch) -> Any:
+            raise RuntimeError("the prompt was hunter2")
+
+    async def run() -> None:
+        async with serving(lambda: replace(tiny, runner=Broken(tiny.runner)), tmp_path / "s") as (client, _):
+            body = {"messages": [{"role": "user", "content": "hunter2"}], "stop": "hunter2"}
+            answer = await client.post(CHAT, json=body, headers={"authorization": "Bearer hunter2"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (500, "generation_failed")
+            assert "hunter2" not in answer.text
+
+    with caplog.at_level("DEBUG"):
+        asyncio.run(run())
+    assert "RuntimeError" in caplog.text
+    assert "hunter2" not in caplog.text

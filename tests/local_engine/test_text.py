@@ -1,0 +1,97 @@
+"""Text to tokens and back, piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from local_engine.errors import InvalidRequest
+from local_engine.text import AnswerText, StopStrings, Text
+
+
+def in_pieces(stop: Sequence[str], pieces: Sequence[str]) -> tuple[str, bool]:
+    stops = StopStrings(stop)
+    shown = "".join(stops.add(piece) for piece in pieces)
+    return shown + ("" if stops.found else stops.flush()), stops.found
+
+
+@pytest.mark.parametrize(
+    ("stop", "pieces", "shown", "found"),
+    [
+        ([], ["a", "b"], "ab", False),
+        (["END"], ["one E", "N", "D two"], "one ", True),
+        (["END"], ["one EN", "ough"], "one ENough", False),
+        (["END"], ["one EN"], "one EN", False),
+        (["aab"], ["aa", "aab"], "aa", True),
+        (["x", "xy"], ["axy"], "a", True),
+        (["later", "ate"], ["l", "ate", "r"], "l", True),
+        (["\n\n"], ["a\n", "b\n", "\nc"], "a\nb", True),
+    ],
+)
+def test_a_stop_string_ends_the_text_before_it_even_across_pieces(
+    stop: list[str], pieces: list[str], shown: str, found: bool
+) -> None:
+    assert in_pieces(stop, pieces) == (shown, found)
+
+
+@given(st.lists(st.text("ab", max_size=4), max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
+def test_what_is_shown_never_depends_on_where_pieces_are_cut(pieces: list[str], stop: list[str]) -> None:
+    """A stop string is found as soon as it is complete, so the reference looks after each character."""
+    whole = "".join(pieces)
+    shown, found = in_pieces(stop, list(whole))
+    assert not any(each in shown for each in stop)
+    assert found == any(each in whole for each in stop)
+    assert whole.startswith(shown)
+    if not found:
+        assert shown == whole == in_pieces(stop, pieces)[0]
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_pieces_add_up_to_the_decoded_whole(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    """Whatever the tokens, incomplete UTF-8 included."""
+    tokens = data.draw(st.lists(st.integers(4, 319), max_size=40))
+    answer = AnswerText(tokenizer, [], [])
+    pieces = [answer.add(token) for token in tokens]
+    assert "".join(pieces) + answer.flush() == tokenizer.decode(tokens)
+
+
+@pytest.mark.parametrize("words", ["naïve café", "日本語 テキスト", "🙂 and 👩‍🚀"])
+def test_a_character_is_shown_when_its_last_byte_has_come(tokenizer: Tokenizer, words: str) -> None:
+    answer = AnswerText(tokenizer, [], [])
+    pieces = [answer.add(token) for token in tokenizer.encode(words).ids]
+    assert "".join(pieces) == words
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_stop_string_is_found_across_tokens(text: Text) -> None:
+    answer = text.decoder(text.encode("hello"), ["fox jumps"])
+    shown = ""
+    for token in text.encode("the quick brown fox jumps over"):
+        shown += answer.add(token)
+        if answer.stopped:
+            break
+    assert (shown, answer.stopped) == ("the quick brown ", True)
+
+
+def test_special_tokens_of_the_answer_are_not_shown(text: Text) -> None:
+    answer = text.decoder([], [])
+    assert [answer.add(3), answer.add(0)] == ["", ""]
+
+
+def test_a_chat_is_rendered_and_encoded_with_its_special_tokens(text: Text) -> None:
+    tokens = text.encode_chat([{"role": "user", "content": "fox"}])
+    assert tokens == [2, *text.encode("fox"), 0, 3]
+
+
+def test_a_template_that_refuses_is_an_invalid_request(tokenizer: Tokenizer) -> None:
+    def refuse(messages: Sequence[Mapping[str, str]]) -> str:
+        raise ValueError("roles must alternate")
+
+    picky = Text(tokenizer, refuse, chat_template="", bos_token=None, eos_token=None, eos_token_id=None)
+    with pytest.raises(InvalidRequest, match="roles must alternate"):
+        picky.encode_chat([{"role": "user", "content": "secret"}])

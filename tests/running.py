@@ -1,0 +1,77 @@
+"""A real gateway on a free port, in the test's own event loop: uvicorn with the settings that `hybridgate serve`
+uses."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import httpx
+import uvicorn
+from openai import AsyncOpenAI
+
+from gateway.app import Gateway, build
+from gateway.policy import Policy
+from gateway.settings import Settings
+from tests.fakes import Log
+
+
+@dataclass
+class Running:
+    """What a test may look at."""
+
+    url: str
+    gateway: Gateway
+    log: Log
+    told: list[str]
+    http: httpx.AsyncClient
+    openai: AsyncOpenAI
+
+    async def ready(self, *deployments: str, patience: float = 60.0) -> None:
+        """Wait until these deployments can be called."""
+        async with asyncio.timeout(patience):
+            while True:
+                state = (await self.http.get("/readyz")).json()["deployments"]
+                if all(state[name]["usable"] for name in deployments):
+                    return
+                await asyncio.sleep(0.02)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers, which belong to pytest here."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.is_up = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.is_up.set()
+
+
+@asynccontextmanager
+async def running(policy: Policy, settings: Settings | None = None) -> AsyncIterator[Running]:
+    """Serve the policy until the block ends."""
+    log, told = Log(), list[str]()
+    app, gateway = build(settings or Settings(drain_seconds=1.0), policy, log, told.append)
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        app, http="httptools", access_log=False, log_config=None, timeout_graceful_shutdown=1, server_header=False
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server._serve([listener]))
+    await server.is_up.wait()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    try:
+        async with (
+            httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as http,
+            AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=60) as openai,
+        ):
+            yield Running(url, gateway, log, told, http, openai)
+    finally:
+        server.should_exit = True
+        await task
+        listener.close()
