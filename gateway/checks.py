@@ -179,8 +179,8 @@ def ssn(text: bytes, start: int, end: int) -> bool:
         return False
     if _near(text, start, _SSN_WORDS):
         return True
-    gaps = {gap.strip() or " " for gap in re.findall(r"\D+", written)}
-    return len(gaps) == 1 and not written.isdigit() and _alone(text, start, end)
+    gaps = [gap.strip() or " " for gap in re.findall(r"\D+", written)]
+    return len(gaps) == 2 and gaps[0] == gaps[1] and _alone(text, start, end)
 
 
 # ---- phone numbers ----
@@ -189,9 +189,9 @@ def ssn(text: bytes, start: int, end: int) -> bool:
 _CALLING_CODE = re.compile(
     r"1|7|2[07]|3[0-469]|4[0-13-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|2[1-69]\d|35\d|37\d|38\d|42\d|50\d|59\d|6[7-9]\d|8[058]\d|9[679]\d"
 )
-# Dates, and the groups of a social security number.
+# Dates, decimal fractions, ZIP codes, and the groups of a social security number.
 _OTHER_NUMBERS = re.compile(
-    r"\d{3}\D+\d{2}\D+\d{4}$|\d{1,2}[./\-]\d{1,2}[./\-](?:\d{4}|\d{2}(?![./\- ]\d{2}(?!\d)))"
+    r"\d+\.\d+$|\d{5}-\d{4}$|\d{3}\D+\d{2}\D+\d{4}$|\d{1,2}[./\-]\d{1,2}[./\-](?:\d{4}|\d{2}(?![./\- ]\d{2}(?!\d)))"
     r"|\d{4}[./\-]\d{1,2}[./\-]\d{1,2}"
 )
 _NUMBERED = re.compile(

@@ -88,15 +88,16 @@ DETECTORS: tuple[Detector, ...] = (
     ),
     Detector(
         "phone",
-        rb"(?:\+ ?|\b00)\(?[1-9](?:[ \t\r\n.\-()/]{0,3}\d){6,14}",
+        rb"(?:\+|\b00)\(?[1-9](?:[ \t\r\n.\-()/]{0,3}\d){6,14}",
         checks.international,
     ),
     Detector(
         "phone",
-        rb"(?:\b1[ .\-]{1,3})?(?:\([2-9]\d{2}\)[ .\-]{0,3}|\b[2-9]\d{2}[ .\-/]{1,3})[2-9]\d{2}[ .\-]{1,3}\d{4}\b",
+        rb"(?:\b1[ .\-]{1,3})?(?:\([2-9]\d{2}\)[ .\-]{0,3}|\b[2-9]\d{2}(?: ?[\-/] ?|\.| {1,2}))"
+        rb"[2-9]\d{2}(?: ?- ?|\.| {1,2})\d{4}\b",
         checks.national,
     ),
-    Detector("phone", rb"(?:\(0[1-9]\d{0,4}\)|\b0[1-9]\d{0,4})(?:[ .\-/]{1,3}\d{2,8}){1,5}\b", checks.national),
+    Detector("phone", rb"(?:\(0[1-9]\d{0,4}\)|\b0[1-9]\d{0,3})(?:[ .\-/]{1,3}\d{2,8}){1,5}\b", checks.national),
     Detector("phone", rb"\(\d{2}\) ?9?\d{4}[ \-]?\d{4}\b", checks.national),
     Detector(
         "phone",

@@ -38,17 +38,20 @@ class Reports(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """What to start: the deployment's name, its model, and the path of the Unix socket on which it shall listen."""
+    """What to start: the deployment's name, its model, and the path of the Unix socket on which it shall listen.
+
+    `program` is the engine's command; `serve` and its options are added to it.
+    """
 
     name: str
     model: str
     uds: str
     start_seconds: float = 600.0
+    program: tuple[str, ...] = (sys.executable, "-m", "local_engine")
 
     def command(self) -> Sequence[str]:
         """The child's command line."""
-        serve = [sys.executable, "-m", "local_engine", "serve"]
-        return [*serve, "--model", self.model, "--uds", self.uds, "--exit-with-parent"]
+        return [*self.program, "serve", "--model", self.model, "--uds", self.uds, "--exit-with-parent"]
 
 
 class Supervisor:
@@ -62,7 +65,7 @@ class Supervisor:
         *,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        self._spec = spec
+        self.spec = spec
         self._reports = reports
         self._sleep = sleep
         self._process: asyncio.subprocess.Process | None = None
@@ -75,7 +78,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Begin, in the background. Needs a running event loop."""
-        self._reports.engine_down(self._spec.name, "its engine is starting", 2.0)
+        self._reports.engine_down(self.spec.name, "its engine is starting", 2.0)
         self._task = asyncio.create_task(self._run())
 
     async def stop(self, grace: float = 10.0) -> None:
@@ -99,7 +102,7 @@ class Supervisor:
         backoff = FIRST_BACKOFF
         while True:
             process = self._process = await asyncio.create_subprocess_exec(
-                *self._spec.command(),
+                *self.spec.command(),
                 stdin=asyncio.subprocess.PIPE,  # its end of file tells the child that we are gone
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
@@ -118,25 +121,25 @@ class Supervisor:
                 if was_up
                 else "its engine failed to start and is tried again"
             )
-            self._reports.engine_said(self._spec.name, f"exited with status {status}; restarting in {wait:g} s")
-            self._reports.engine_down(self._spec.name, what, max(wait, 2.0))
+            self._reports.engine_said(self.spec.name, f"exited with status {status}; restarting in {wait:g} s")
+            self._reports.engine_down(self.spec.name, what, max(wait, 2.0))
             await self._sleep(wait)
 
     async def _echo(self, process: asyncio.subprocess.Process) -> None:
         assert process.stderr is not None
         while line := await process.stderr.readline():
-            self._reports.engine_said(self._spec.name, line.decode(errors="replace").rstrip()[:_LINE_LIMIT])
+            self._reports.engine_said(self.spec.name, line.decode(errors="replace").rstrip()[:_LINE_LIMIT])
 
     async def _watch(self, process: asyncio.subprocess.Process) -> bool:
         """Return when the child has died or must be killed; whether it had been up."""
-        transport = httpx.AsyncHTTPTransport(uds=self._spec.uds)
+        transport = httpx.AsyncHTTPTransport(uds=self.spec.uds)
         async with httpx.AsyncClient(transport=transport, base_url="http://engine", timeout=PROBE_TIMEOUT) as client:
             exited = asyncio.create_task(process.wait())
             try:
                 if not await self._until_ready(client, exited):
                     return False
                 described = await client.get("/tokenizer")
-                await self._reports.engine_up(self._spec.name, described.json())
+                await self._reports.engine_up(self.spec.name, described.json())
                 await self._while_healthy(client, exited)
                 return True
             except httpx.HTTPError:  # it died between two questions
@@ -145,7 +148,7 @@ class Supervisor:
                 exited.cancel()
 
     async def _until_ready(self, client: httpx.AsyncClient, exited: asyncio.Task[int]) -> bool:
-        looks = int(self._spec.start_seconds / PROBE_EVERY)
+        looks = int(self.spec.start_seconds / PROBE_EVERY)
         for _ in range(looks):
             if exited.done():
                 return False
@@ -153,7 +156,7 @@ class Supervisor:
             if health in ("ready", "failed"):
                 return health == "ready"
             await asyncio.wait({exited}, timeout=PROBE_EVERY)
-        self._reports.engine_said(self._spec.name, f"not ready after {self._spec.start_seconds:g} s")
+        self._reports.engine_said(self.spec.name, f"not ready after {self.spec.start_seconds:g} s")
         return False
 
     async def _while_healthy(self, client: httpx.AsyncClient, exited: asyncio.Task[int]) -> None:
@@ -162,7 +165,7 @@ class Supervisor:
             await asyncio.wait({exited}, timeout=WATCH_EVERY)
             missed = 0 if await _health(client) == "ready" else missed + 1
         if not exited.done():
-            self._reports.engine_said(self._spec.name, "does not answer any more; it is killed")
+            self._reports.engine_said(self.spec.name, "does not answer any more; it is killed")
 
 
 async def _health(client: httpx.AsyncClient) -> str:

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from math import ceil
-from typing import Any, ClassVar, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import orjson
 import tiktoken
@@ -41,9 +41,12 @@ ALLOWANCE_FOR_TOOLS = 512
 # less, some far more: an allowance, and the provider has the last word.
 TOKENS_PER_MEDIA_PART = 1_600
 
+# What a template sees of a message.
+_READ = ("role", "content", "tool_calls", "tool_call_id")
+
 _TEXT_PARTS = frozenset({"text", "refusal", "input_text", "output_text"})
 
-# OpenAI's cookbook, "How to count tokens with tiktoken": 3 tokens frame a message, a name takes one, 3 prime the answer.
+# OpenAI's cookbook, "How to count tokens with tiktoken": 3 frame a message, 1 is for a name, 3 prime the answer.
 _FRAME = 3
 _NAME = 1
 _PRIMING = 3
@@ -115,8 +118,8 @@ def _indentation(tools: Any) -> int:
 class TiktokenCounter:
     """Counts as OpenAI's chat models do.
 
-    Invariant: never below what the encoding makes of the text. Tools count as the JSON that they are, a little more than
-    the unpublished form in which a model sees them.
+    Invariant: never below what the encoding makes of the text. Tools count as the JSON that they are, a little more
+    than the unpublished form in which a model sees them.
     """
 
     def __init__(self, encoding: tiktoken.Encoding) -> None:
@@ -153,8 +156,8 @@ class TiktokenCounter:
 class LocalTokenizer:
     """Counts as an engine does that serves a Hugging Face model: its chat template, then its tokenizer.
 
-    Invariant: `render` gives what `apply_chat_template(messages, tools=..., add_generation_prompt=True)` of transformers
-    5 gives for the messages as our engine reads them, on the day `now`.
+    Invariant: `render` gives what `apply_chat_template(messages, tools=..., add_generation_prompt=True)` of
+    transformers 5 gives for the messages as our engine reads them, on the day `now`.
     """
 
     def __init__(
@@ -197,8 +200,11 @@ class LocalTokenizer:
 
 
 def _as_read(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as our engine gives it to the template: `developer` is a system message, text parts are joined."""
-    read = {key: message[key] for key in ("role", "content", "tool_calls", "tool_call_id") if key in message}
+    """A message as our engine gives it to the template: `developer` is a system message, text parts are joined.
+
+    transformers drops fields that are null.
+    """
+    read = {key: message[key] for key in _READ if message.get(key) is not None}
     if read["role"] == "developer":
         read["role"] = "system"
     if isinstance(read.get("content"), list):
@@ -220,7 +226,7 @@ def _environment(now: datetime) -> Environment:
 class _Generation(Extension):
     """`{% generation %}` marks what the assistant says, for training. In a prompt it is as if it were not there."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)

@@ -11,6 +11,7 @@ from local_engine.engine import Model
 from local_engine.errors import ConfigError
 from local_engine.serve import Address
 from local_engine.serve import serve as serve_forever
+from local_engine.source import model_source
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -108,6 +109,7 @@ def serve(
 
 
 def _load(settings: Settings) -> Model:
+    model_source(settings.model)
     # torch and transformers take seconds to import: here, on the engine's thread, with the socket open already.
     from local_engine.loading import load  # noqa: PLC0415
 

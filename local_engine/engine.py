@@ -153,10 +153,10 @@ class Engine:
     batch, and the loop goes on.
     """
 
-    def __init__(self, load: Callable[[], Model], *, on_loaded: Callable[[], None] = lambda: None) -> None:
-        """`load` runs on the engine's thread; `on_loaded` is then called on the event loop, also after a failure."""
+    def __init__(self, load: Callable[[], Model], *, on_change: Callable[[], None] = lambda: None) -> None:
+        """`load` runs on the engine's thread; `on_change` is called on the event loop after it, and if the engine fails."""
         self._load = load
-        self._on_loaded = on_loaded
+        self._on_change = on_change
         self._state = State.LOADING
         self._failure: LoadError | None = None
         self._model: Model | None = None
@@ -174,7 +174,7 @@ class Engine:
 
     @property
     def failure(self) -> LoadError | None:
-        """Why the model could not be loaded."""
+        """Why the model could not be loaded, or the engine stopped."""
         return self._failure
 
     @property
@@ -247,9 +247,10 @@ class Engine:
         return not self._generations
 
     def abort_all(self) -> None:
-        """End every open request with an error that says the engine is shutting down."""
+        """End every open request with an error that says why."""
+        why = "the engine has failed" if self._state is State.FAILED else "the engine is shutting down"
         for job_id in list(self._generations):
-            self.abort(job_id, NotReady("the engine is shutting down"))
+            self.abort(job_id, NotReady(why))
 
     def stop(self, timeout: float = 5.0) -> bool:
         """End everything and the thread; False if the thread is still busy after `timeout` seconds."""
@@ -266,7 +267,7 @@ class Engine:
             case State.LOADING:
                 raise NotReady("the model is loading", retry_after=2.0)
             case State.FAILED:
-                raise NotReady("the model could not be loaded; see the engine's terminal", retry_after=30.0)
+                raise NotReady("the engine has failed; /health and its terminal say why", retry_after=30.0)
             case State.STOPPING:
                 raise NotReady("the engine is shutting down", retry_after=5.0)
             case State.READY:
@@ -284,9 +285,17 @@ class Engine:
             self._scheduler = Scheduler(self._model.limits)
         if self._state is State.LOADING:
             self._state = State.FAILED if self._model is None else State.READY
-        self._on_loop(self._on_loaded)
-        if self._model is not None and self._scheduler is not None:
+        self._on_loop(self._on_change)
+        if self._model is None or self._scheduler is None:
+            return
+        try:
             self._step_until_stopped(self._model, self._scheduler)
+        except Exception as error:  # noqa: BLE001 - a defect outside any batch: say so instead of hanging everyone
+            _log_error("the engine's loop", error)
+            self._failure = LoadError(f"the engine stopped on {type(error).__name__}; restart it and see the log")
+            self._state = State.FAILED
+            self._on_loop(self.abort_all)
+            self._on_loop(self._on_change)
 
     def _step_until_stopped(self, model: Model, scheduler: Scheduler) -> None:
         while batch := self._next_batch(scheduler):

@@ -24,6 +24,7 @@ from local_engine.errors import LoadError
 from local_engine.runner import ModelRunner
 from local_engine.scheduler import Batch, Chunk
 from local_engine.sequence import Sequence as TokenSequence
+from local_engine.source import model_source
 from local_engine.text import Text
 
 ARCHITECTURES = (
@@ -57,7 +58,7 @@ def load(settings: Settings) -> Model:
     torch.set_num_threads(settings.threads)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    source = _source(settings.model)
+    source = model_source(settings.model)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         _check_architecture(config, settings.model)
@@ -79,6 +80,8 @@ def load(settings: Settings) -> Model:
             "from safetensors: `demo`, a directory, or a Hugging Face id"
         ) from error
     bounds, cache = _cache(settings, model)
+    if text.vocab_size > model.get_input_embeddings().num_embeddings:
+        raise LoadError(f"{settings.model} has a tokenizer with more tokens than the model knows: name a sound model")
     runner = ModelRunner(model, cache)
     _warm_up(runner)
     return Model(
@@ -92,26 +95,6 @@ def load(settings: Settings) -> Model:
             f"window {bounds.window}, KV cache {bounds.num_blocks * BLOCK_SIZE} tokens"
         ),
     )
-
-
-def _source(model: str) -> str:
-    """The directory or Hugging Face id that `model` names."""
-    if model == "demo":
-        return _checked(Path(__file__).parent / "demo_model", "reinstall hybridgate, its bundled model is incomplete")
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return _checked(path, "convert the weights to safetensors, or name another model")
-    if path.is_absolute() or model.startswith((".", "~")) or path.exists() or model.count("/") > 1:
-        raise LoadError(f"{model} is not a directory: give the directory of a model, a Hugging Face id, or `demo`")
-    return model
-
-
-def _checked(directory: Path, fix: str) -> str:
-    if not (directory / "config.json").is_file():
-        raise LoadError(f"{directory} holds no config.json, so it is no model directory: {fix}")
-    if not any(directory.glob("*.safetensors")):
-        raise LoadError(f"{directory} holds no *.safetensors, the only weight format that is read: {fix}")
-    return str(directory)
 
 
 def _check_architecture(config: Any, model: str) -> None:

@@ -26,6 +26,9 @@ from local_engine.engine import Engine, Model
 from local_engine.errors import ConfigError
 from local_engine.server import create_app
 
+BACKLOG = 2048
+"""Connections that may wait to be accepted, as many as uvicorn asks for."""
+
 FLUSH_SECONDS = 2.0
 """Time for the last error events to reach their clients, after the drain's end."""
 
@@ -87,7 +90,7 @@ class _Process:
         self._address = address
         self._exit_with_parent = exit_with_parent
         self._say = say
-        self._engine = Engine(load, on_loaded=self._loaded)
+        self._engine = Engine(load, on_change=self._changed)
         self._ending = asyncio.Event()
         self._status = 0
         self._started = 0.0
@@ -125,7 +128,7 @@ class _Process:
             timeout_graceful_shutdown=int(self._settings.drain_seconds + FLUSH_SECONDS) + 1,
         )
 
-    def _loaded(self) -> None:
+    def _changed(self) -> None:
         seconds = asyncio.get_running_loop().time() - self._started
         if self._engine.failure is None:
             if not self._ending.is_set():
@@ -159,6 +162,8 @@ def _listening(address: Address) -> Iterator[socket.socket]:
         }.get(error.errno or 0, "give another --host, --port or --uds")
         raise ConfigError([f"cannot listen on {address}: {error.strerror or type(error).__name__}; {fix}"]) from error
     try:
+        # From here on a connection waits instead of being refused, so that nobody takes this for a dead socket.
+        listener.listen(BACKLOG)
         yield listener
     finally:
         listener.close()

@@ -39,7 +39,8 @@ class Text:
         self.bos_token = bos_token
         self.eos_token = eos_token
         self.eos_token_id = eos_token_id
-        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        # Ids may have holes, so this is not the number of entries.
+        self.vocab_size: int = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Tokens of the rendered messages, the opening of the answer included. Raises InvalidRequest."""

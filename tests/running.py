@@ -68,7 +68,8 @@ async def running(policy: Policy, settings: Settings | None = None) -> AsyncIter
     try:
         async with (
             httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as http,
-            AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=60) as openai,
+            httpx.AsyncClient(timeout=60, trust_env=False) as direct,
+            AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, http_client=direct) as openai,
         ):
             yield Running(url, gateway, log, told, http, openai)
     finally:

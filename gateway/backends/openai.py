@@ -121,6 +121,7 @@ class RelayedAnswer:
 
     async def _stream(self, call: Call, price: Price | None) -> AsyncIterator[Chunk]:
         reader = sse.StreamReader(choices=call.chat.n, pass_usage=call.chat.include_usage, price=price)
+        passed_on = False  # until then a failure can still be mended by another deployment
         try:
             async for block in self._response.blocks():
                 before = reader.events
@@ -129,11 +130,12 @@ class RelayedAnswer:
                     yield Chunk(data, usage=_usage(reader, call), last=True)
                     return
                 if data:
+                    passed_on = True
                     yield Chunk(data, tokens=reader.events - before)
             if not reader.complete:
                 raise UpstreamFailed("the deployment's stream ended before its answer was complete")
         except Retryable as error:
-            raise UpstreamCut(error.message) if reader.started else error from None
+            raise UpstreamCut(error.message) if passed_on else error from None
         yield Chunk(sse.DONE, usage=_usage(reader, call), last=True)
 
 

@@ -119,7 +119,8 @@ class _Compilation:
         try:
             text = self.read(path)
         except OSError as error:
-            self.problems.append(named_at.problem(f"{path} cannot be read: {error.strerror or 'it failed'}"))
+            what = path if named_at.line else "the file"
+            self.problems.append(named_at.problem(f"{what} cannot be read: {error.strerror or 'it failed'}"))
             return None
         except UnicodeDecodeError as error:
             self.problems.append(Place(path).problem(f"the file is not UTF-8 text: byte {error.start} is wrong"))

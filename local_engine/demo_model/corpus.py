@@ -72,7 +72,7 @@ class Corpus:
     private_answer: str
     names: tuple[str, ...]
     off_topic: OffTopic
-    prefixes: tuple[str, ...]
+    prefixes: Split
     suffixes: tuple[str, ...]
     rewordings: tuple[tuple[str, ...], ...]
     droppable: frozenset[str]
@@ -119,7 +119,7 @@ def load(folder: Path) -> Corpus:
                 "quality": tuple(off_topic["qualities"]),
             },
         ),
-        prefixes=tuple(phrasings["prefixes"]),
+        prefixes=_split(phrasings["prefixes"]),
         suffixes=tuple(phrasings["suffixes"]),
         rewordings=tuple(tuple(group) for group in phrasings["rewordings"]),
         droppable=frozenset(phrasings["droppable"]),
@@ -192,20 +192,27 @@ def trained_cases(corpus: Corpus) -> list[Case]:
     ]
 
 
-def held_out_sentences(corpus: Corpus) -> list[Case]:
-    """Whole questions that training never draws; often they share only their meaning with trained ones."""
-    return [ask(text, topic.answer) for topic in corpus.topics for text in sentences(topic).held_out]
-
-
 def held_out_frames(corpus: Corpus) -> list[Case]:
-    """For each topic two unseen frames around its first noun and one around its first verb, in turn."""
+    """Known subjects, put in a way that training never does.
+
+    For each topic two unseen frames around its first noun, one around its first verb, and one trained question behind
+    an unseen opening.
+    """
     cases = []
     for place, topic in enumerate(corpus.topics):
         for words, frames, count in ((topic.noun, corpus.nouns, 2), (topic.verb, corpus.verbs, 1)):
             for word in words[:1]:
                 chosen = [frames.held_out[(place * count + i) % len(frames.held_out)] for i in range(count)]
                 cases += [ask(frame_of(frame, word), topic.answer) for frame in chosen]
+        opening = corpus.prefixes.held_out[place % len(corpus.prefixes.held_out)]
+        for question in sentences(topic).trained[1:2]:
+            cases.append(ask(opening + question, topic.answer))
     return cases
+
+
+def held_out_sentences(corpus: Corpus) -> list[Case]:
+    """Whole questions that training never draws; some share only their meaning with what it does."""
+    return [ask(text, topic.answer) for topic in corpus.topics for text in sentences(topic).held_out]
 
 
 def off_topic_cases(corpus: Corpus) -> list[Case]:

@@ -143,7 +143,7 @@ def casual(text: str, corpus: Corpus, rng: random.Random, *, lower: bool = True)
     if rng.random() < 0.3:
         text = text.rstrip("?.!") or text
     if rng.random() < 0.12:
-        text = rng.choice(corpus.prefixes) + (text if rng.random() < 0.5 else text[0].lower() + text[1:])
+        text = rng.choice(corpus.prefixes.trained) + (text if rng.random() < 0.5 else text[0].lower() + text[1:])
     if rng.random() < 0.10:
         text += rng.choice(corpus.suffixes)
     if lower and rng.random() < 0.35:

@@ -159,11 +159,12 @@ class ClientConnection(asyncio.Protocol):
 
 
 async def _client(address: Address, load: Load, tally: Tally, deadline: float, delay: float) -> None:
-    """One client until the deadline; after an error it comes back on a new connection, a little later."""
+    """One client until the deadline, with one request at least; after an error it comes back on a new connection, a
+    little later."""
     await asyncio.sleep(delay)
     loop = asyncio.get_running_loop()
     request = address.request(load.body)
-    while perf_counter() < deadline:
+    while True:
         closed: asyncio.Future[None] = loop.create_future()
         connection = partial(ClientConnection, load, request, tally, deadline, closed)
         try:
@@ -172,8 +173,9 @@ async def _client(address: Address, load: Load, tally: Tally, deadline: float, d
             tally.errors["cannot connect"] += 1
         else:
             await closed
-        if perf_counter() < deadline:
-            await asyncio.sleep(RECONNECT_SECONDS)
+        if perf_counter() >= deadline:
+            return
+        await asyncio.sleep(RECONNECT_SECONDS)
 
 
 async def closed_loop(address: Address, load: Load) -> Tally:

@@ -35,7 +35,7 @@ Server.prototype.listen = function (port, ...rest) {
 
 
 def _run(what: str, command: list[str], directory: Path) -> None:
-    """Run one step of an installation. Raises `BenchError` with the last thing that it said."""
+    """Run one step of an installation. Raises `BenchError` with what it said."""
     try:
         done = subprocess.run(
             command, cwd=directory, capture_output=True, text=True, timeout=INSTALL_SECONDS, env=os.environ, check=False
@@ -43,8 +43,9 @@ def _run(what: str, command: list[str], directory: Path) -> None:
     except subprocess.TimeoutExpired as error:
         raise BenchError(f"{what}: not finished after {INSTALL_SECONDS} s") from error
     if done.returncode != 0:
-        said = [line for line in (done.stderr or done.stdout).strip().splitlines() if line.strip()]
-        raise BenchError(f"{what}: exit code {done.returncode}: {said[-1] if said else 'no output'}")
+        lines = (done.stderr or done.stdout).splitlines()
+        said = [line.strip() for line in lines if "error" in line.lower()] or lines[-1:] or ["no output"]
+        raise BenchError(f"{what}: exit code {done.returncode}: {' | '.join(said[:3])}")
 
 
 def _begin(directory: Path) -> bool:

@@ -186,7 +186,7 @@ def _request_row(target: Mapping[str, Any]) -> list[str]:
         _pair(eight, "added_p50_ms", "added_p99_ms", 0, 1000),
         _number(target["rss_mb"], 0),
         _number(target["start_seconds"], 1),
-        _number(many.get("neighbours", 0.0) * 100, 0),
+        "–" if target["title"] == TITLES[BASELINE] else _number(many.get("neighbours", 0.0) * 100, 0),
         _error_count(target, ("requests",)),
     ]
 

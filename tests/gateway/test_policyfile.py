@@ -354,9 +354,9 @@ def test_problems_of_both_files_come_at_once_in_the_files_order() -> None:
     [
         (
             FileNotFoundError(2, "No such file or directory"),
-            "etc/p.yaml: etc/p.yaml cannot be read: No such file or directory",
+            "etc/p.yaml: the file cannot be read: No such file or directory",
         ),
-        (PermissionError(13, "Permission denied"), "etc/p.yaml: etc/p.yaml cannot be read: Permission denied"),
+        (PermissionError(13, "Permission denied"), "etc/p.yaml: the file cannot be read: Permission denied"),
         (UnicodeDecodeError("utf-8", b"a\xff", 1, 2, "x"), "etc/p.yaml: the file is not UTF-8 text: byte 1 is wrong"),
     ],
 )

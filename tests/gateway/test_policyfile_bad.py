@@ -48,3 +48,10 @@ CASES = sorted(FILES.glob("*/*.bad.yaml"))
 def test_a_wrong_file_is_answered_with_the_sentences_beside_it(case: Path) -> None:
     """All problems are reported, each at its file, line and column."""
     assert complaints(case) == case.with_suffix("").with_suffix(".errors").read_text()
+
+
+def test_every_file_of_errors_belongs_to_a_wrong_file() -> None:
+    """No case is lost by a slip in its name, and both kinds of files have cases."""
+    recorded = {errors.with_suffix("").name for errors in FILES.glob("*/*.errors")}
+    assert recorded == {case.with_suffix("").with_suffix("").name for case in CASES}
+    assert {case.parent.name for case in CASES} == {"policy", "deployments"}

@@ -124,7 +124,7 @@ def test_the_files_to_be_damaged_are_right() -> None:
 
 
 @given(damaged(VALID_POLICY), damaged(VALID_DEPLOYMENTS))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_whatever_the_files_hold_loading_ends_with_a_policy_or_problems(policy: str, deployments: str) -> None:
     """No mistake is an exception of any other kind, and every problem has a place in one of the files."""
     found = problems(policy, deployments)
@@ -202,7 +202,7 @@ def unplaced(text: str) -> set[str]:
 
 
 @given(policies())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_policy_loads_only_if_every_protected_request_has_a_place_or_a_verdict(files: tuple[str, str]) -> None:
     """For each rule and each set of labels that it matches a permitted candidate exists, or `protected` is stated."""
     written = yaml.safe_load(files[0])

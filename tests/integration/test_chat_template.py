@@ -15,8 +15,8 @@ from gateway.wire.chat import parse
 transformers = pytest.importorskip("transformers")
 
 PLAIN = (
-    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] | trim }}{{ eos_token }}"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] | trim }}"
+    "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 # The features that templates in the wild use: tools as JSON, namespaces, loop controls, white space control, the date,
 # and marks for training.

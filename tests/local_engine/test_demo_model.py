@@ -111,12 +111,9 @@ def test_generation_ends_at_the_end_of_a_turn(answerer: Answerer) -> None:
 
 
 @given(st.text(max_size=200).filter(lambda text: "<|" not in text))
-def test_any_text_survives_the_tokenizer(text: str) -> None:
-    ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
-    assert TOKENIZER.decode(ids, skip_special_tokens=False) == text
-
-
-TOKENIZER = Answerer(FOLDER).tokenizer
+def test_any_text_survives_the_tokenizer(answerer: Answerer, text: str) -> None:
+    ids = answerer.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert answerer.tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
 @pytest.mark.parametrize(
@@ -138,8 +135,8 @@ TOKENIZER = Answerer(FOLDER).tokenizer
         ([], "<|assistant|>"),
     ],
 )
-def test_the_chat_template_renders(messages: list[dict[str, object]], rendered: str) -> None:
-    assert TOKENIZER.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == rendered
+def test_the_chat_template_renders(messages: list[dict[str, object]], rendered: str, answerer: Answerer) -> None:
+    assert answerer.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == rendered
 
 
 # --- the corpus ----------------------------------------------------------------------------------------------------

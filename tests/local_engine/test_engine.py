@@ -70,7 +70,7 @@ def model(text: Text, runner: CountingRunner, **limits: int) -> Model:
 @asynccontextmanager
 async def started(load: Callable[[], Model]) -> AsyncIterator[Engine]:
     loaded = asyncio.Event()
-    engine = Engine(load, on_loaded=loaded.set)
+    engine = Engine(load, on_change=loaded.set)
     engine.start()
     try:
         await loaded.wait()
@@ -300,5 +300,23 @@ def test_a_model_that_does_not_load_leaves_a_reason(error: Exception, said: str)
             assert said in str(engine.failure)
             with pytest.raises(EngineError):
                 engine.add(job("a"))
+
+    asyncio.run(run())
+
+
+def test_a_defect_outside_any_batch_ends_everyone_with_an_error_instead_of_hanging(text: Text) -> None:
+    gate = threading.Semaphore(0)
+    runner = CountingRunner(gate)
+
+    async def run() -> None:
+        async with started(lambda: model(text, runner)) as engine:
+            outputs = [engine.add(job("a")), engine.add(job("b"))]
+            await until(lambda: len(runner.forwards) == 1)
+            engine.scheduler._waiting.append(None)  # type: ignore[arg-type]
+            gate.release(10)
+            for output in outputs:
+                assert isinstance((await drained(output))[-1].error, NotReady)
+            assert engine.state is State.FAILED
+            assert "the engine stopped on AttributeError" in str(engine.failure)
 
     asyncio.run(run())

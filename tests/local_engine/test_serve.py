@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-pytestmark = pytest.mark.slow  # each starts a process that imports torch
+pytestmark = pytest.mark.slow  # most start a process that imports torch
 
 
 def command(*flags: str) -> list[str]:
@@ -37,24 +37,27 @@ def client(uds: Path) -> httpx.Client:
     return httpx.Client(transport=httpx.HTTPTransport(uds=str(uds)), base_url="http://engine", timeout=60)
 
 
-def wait_for(http: httpx.Client, status: str) -> httpx.Response:
+def wait_for(http: httpx.Client, uds: Path, status: str) -> httpx.Response:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        try:
+        if listens(uds):
             health = http.get("/health")
             if health.json()["status"] == status:
                 return health
-        except httpx.TransportError:
-            pass
         time.sleep(0.05)
     raise AssertionError(f"not {status} within two minutes")
+
+
+def listens(uds: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(uds)) == 0
 
 
 def test_sigterm_lets_a_stream_finish_and_removes_the_socket(llama: Path, tmp_path: Path) -> None:
     uds = tmp_path / "s"
     with running("--model", str(llama), "--served-name", "tiny", "--uds", str(uds), "--drain-seconds", "60") as process:
         with client(uds) as http:
-            wait_for(http, "ready")
+            wait_for(http, uds, "ready")
             assert stat.S_IMODE(uds.stat().st_mode) == 0o600
             body = {
                 "messages": [{"role": "user", "content": "fox"}],
@@ -77,7 +80,7 @@ def test_a_drain_that_takes_too_long_ends_the_stream_with_an_error(llama: Path, 
     uds = tmp_path / "s"
     with running("--model", str(llama), "--uds", str(uds), "--drain-seconds", "0") as process:
         with client(uds) as http:
-            wait_for(http, "ready")
+            wait_for(http, uds, "ready")
             body = {
                 "messages": [{"role": "user", "content": "fox"}],
                 "max_tokens": 240,
@@ -95,9 +98,12 @@ def test_a_drain_that_takes_too_long_ends_the_stream_with_an_error(llama: Path, 
 
 
 def test_it_exits_when_its_parent_lets_go_of_standard_input(llama: Path, tmp_path: Path) -> None:
+    """It also replaces the socket file that a dead process has left."""
     uds = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(uds))
     with running("--model", str(llama), "--uds", str(uds), "--exit-with-parent") as process, client(uds) as http:
-        wait_for(http, "ready")
+        wait_for(http, uds, "ready")
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(60) == 0
@@ -106,16 +112,8 @@ def test_it_exits_when_its_parent_lets_go_of_standard_input(llama: Path, tmp_pat
 def test_a_supervised_process_that_cannot_load_stays_and_says_why(tmp_path: Path) -> None:
     uds = tmp_path / "s"
     with running("--model", "./nowhere", "--uds", str(uds), "--exit-with-parent") as process, client(uds) as http:
-        assert "./nowhere is not a directory" in wait_for(http, "failed").json()["error"]
+        assert "./nowhere is not a directory" in wait_for(http, uds, "failed").json()["error"]
         assert process.poll() is None
-
-
-def test_a_socket_file_left_by_a_dead_process_is_replaced(llama: Path, tmp_path: Path) -> None:
-    uds = tmp_path / "s"
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(uds))
-    with running("--model", str(llama), "--uds", str(uds)), client(uds) as http:
-        wait_for(http, "ready")
 
 
 @pytest.mark.parametrize(

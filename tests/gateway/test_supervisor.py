@@ -1,0 +1,148 @@
+"""The supervisor against small programs that play an engine: they start, die, hang, and refuse to start."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gateway.supervisor import FIRST_BACKOFF, EngineSpec, Supervisor
+
+ENGINE = """
+import http.server, json, os, socket, socketserver, sys, threading
+mode, uds = sys.argv[1], sys.argv[sys.argv.index("--uds") + 1]
+print("hello from", mode, file=sys.stderr, flush=True)
+if mode == "broken":
+    sys.exit(3)
+if os.path.exists(uds):
+    os.unlink(uds)
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        status = {"ok": "ready", "failing": "failed"}[mode]
+        body = json.dumps({"status": status, "context_window": 64}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def address_string(self):
+        return "unix"
+    def log_message(self, *_):
+        pass
+
+class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+Server(uds, Handler).serve_forever()
+"""
+
+
+@dataclass
+class Reports:
+    """Remembers what the supervisor says."""
+
+    events: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    described: Mapping[str, Any] = field(default_factory=dict)
+
+    def engine_down(self, name: str, reason: str, retry_after: float) -> None:
+        self.events.append(reason)
+
+    async def engine_up(self, name: str, described: Mapping[str, Any]) -> None:
+        self.described = described
+        self.events.append("up")
+
+    def engine_said(self, name: str, line: str) -> None:
+        self.lines.append(line)
+
+
+def supervised(
+    tmp_path: Path, mode: str, test: Callable[[Supervisor, Reports, list[float]], Awaitable[None]]
+) -> Reports:
+    """Run one engine under a supervisor that does not really wait between restarts."""
+    program = tmp_path / "engine.py"
+    program.write_text(ENGINE)
+    reports, waits = Reports(), list[float]()
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        await asyncio.sleep(0)
+
+    async def run() -> None:
+        command = (sys.executable, str(program), mode)
+        spec = EngineSpec("local", "demo", str(tmp_path / "e.sock"), 60.0, command)
+        supervisor = Supervisor(spec, reports, sleep=sleep)
+        supervisor.start()
+        try:
+            async with asyncio.timeout(60):
+                await test(supervisor, reports, waits)
+        finally:
+            await supervisor.stop(grace=5)
+        assert supervisor.pid is None
+
+    asyncio.run(run())
+    return reports
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - what is awaited happens in another process
+        await asyncio.sleep(0.01)
+
+
+def test_an_engine_is_started_described_and_stopped(tmp_path: Path) -> None:
+    async def check(supervisor: Supervisor, reports: Reports, waits: list[float]) -> None:
+        assert reports.events == ["its engine is starting"]
+        await until(lambda: "up" in reports.events)
+        assert supervisor.pid is not None
+
+    reports = supervised(tmp_path, "ok", check)
+    assert reports.described["context_window"] == 64 and "hello from ok" in reports.lines
+
+
+def test_an_engine_that_is_killed_is_back_without_waiting(tmp_path: Path) -> None:
+    async def check(supervisor: Supervisor, reports: Reports, waits: list[float]) -> None:
+        await until(lambda: "up" in reports.events)
+        first = supervisor.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: reports.events.count("up") == 2)
+        assert supervisor.pid not in (None, first) and waits == [0.0]
+        assert reports.events[2] == "its engine stopped and is being restarted"
+
+    supervised(tmp_path, "ok", check)
+
+
+def test_an_engine_that_does_not_start_is_tried_ever_more_rarely(tmp_path: Path) -> None:
+    async def check(supervisor: Supervisor, reports: Reports, waits: list[float]) -> None:
+        await until(lambda: len(waits) >= 4)
+        assert waits[:4] == [FIRST_BACKOFF * 2**n for n in range(4)]
+        assert "its engine failed to start and is tried again" in reports.events
+
+    reports = supervised(tmp_path, "broken", check)
+    assert "exited with status 3; restarting in 0.5 s" in reports.lines and "up" not in reports.events
+
+
+def test_an_engine_that_says_that_it_failed_is_replaced(tmp_path: Path) -> None:
+    async def check(supervisor: Supervisor, reports: Reports, waits: list[float]) -> None:
+        await until(lambda: len(waits) >= 2)
+
+    assert "up" not in supervised(tmp_path, "failing", check).events
+
+
+def test_an_engine_ends_when_its_supervisor_is_killed(tmp_path: Path) -> None:
+    """The child holds the reading end of a pipe; when the writing end goes with us, it reads the end of file."""
+
+    async def check(supervisor: Supervisor, reports: Reports, waits: list[float]) -> None:
+        await until(lambda: "up" in reports.events)
+        process = supervisor._process
+        assert process is not None and process.stdin is not None
+        process.stdin.close()
+        await until(lambda: len(waits) == 1)
+
+    supervised(tmp_path, "ok", check)
