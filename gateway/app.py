@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import shutil
 import tempfile
@@ -45,6 +46,11 @@ from gateway.types import ON_PREMISES, Deployment
 
 Tell = Callable[[str], None]
 
+# The detectors' automaton is built as text passes through it; this is passed through before the first request is.
+_PROSE = (
+    "In 2026, e-mail a-b.c@example to +1 (555) 010-0199; def f(x: int) -> str: return f'{x:>10}' # 0xFF, {[~^|]}\n" * 20
+)
+
 
 def new_id() -> str:
     """16 hexadecimal digits of the operating system's chance."""
@@ -61,12 +67,12 @@ def backend_of(deployment: Deployment, sockets: Mapping[str, str], library: Clou
     locally."""
     if deployment.backend == "litellm":
         return CloudBackend(deployment, library)
-    timeouts = deployment.timeouts
+    connect = deployment.timeouts.connect
     if deployment.served_locally:
-        upstream = AiohttpUpstream("http://engine/v1", timeouts=timeouts, uds=sockets[deployment.name])
+        upstream = AiohttpUpstream("http://engine/v1", connect=connect, uds=sockets[deployment.name])
     else:
         url = deployment.urls[0] if deployment.urls else "http://unconfigured.invalid"
-        upstream = AiohttpUpstream(url, timeouts=timeouts, trust_env=deployment.zone != ON_PREMISES)
+        upstream = AiohttpUpstream(url, connect=connect, trust_env=deployment.zone != ON_PREMISES)
     return OpenAIBackend(deployment, upstream)
 
 
@@ -114,6 +120,9 @@ class Gateway:
             self._with_counter(name, counter)
         if any(d.backend == "litellm" for d in deployments):
             await self._library.start()
+        await asyncio.to_thread(self.path.serving.scanner.scan, [_PROSE])
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays: a later collection need not look at it again
 
     def _with_counter(self, name: str, counter: TokenCounter) -> None:
         serving = self.path.serving

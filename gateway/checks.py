@@ -67,23 +67,28 @@ _ISSUERS: tuple[tuple[str, str, frozenset[int]], ...] = (
     ("63", "63", frozenset(range(12, 20))),
     ("67", "67", frozenset(range(12, 20))),
 )
-_ISSUED_FIRST = frozenset(first[0] for first, _, _ in _ISSUERS)
+_ISSUED = {digit: [issuer for issuer in _ISSUERS if issuer[0][0] == digit] for digit in "2345689"}
 _CARD_WORDS = re.compile(
     rb"card|visa|master|amex|maestro|diners|discover|credit|debit|\bpan\b|\bcc\b|karte|carte|tarjeta|cart[ae]o"
 )
-_DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
+# From ASCII digits to their values, and to the sum of the digits of twice their value.
+_VALUE = bytes.maketrans(b"0123456789", bytes(range(10)))
+_DOUBLED = bytes.maketrans(b"0123456789", bytes((0, 2, 4, 6, 8, 1, 3, 5, 7, 9)))
 
 
 def luhn(digits: str) -> bool:
     """Whether the last digit is the Luhn check digit of the others (ISO/IEC 7812-1, annex B)."""
-    values = [ord(digit) - 48 for digit in reversed(digits)]
-    return (sum(values[::2]) + sum(_DOUBLED[value] for value in values[1::2])) % 10 == 0
+    backwards = digits[::-1].encode()
+    return (sum(backwards[::2].translate(_VALUE)) + sum(backwards[1::2].translate(_DOUBLED))) % 10 == 0
 
 
 def is_card(digits: str) -> bool:
     """Whether an issuer has cards of that length that begin so, and the check digit is right."""
     return (
-        any(first <= digits[: len(first)] <= last and len(digits) in lengths for first, last, lengths in _ISSUERS)
+        any(
+            len(digits) in lengths and first <= digits[: len(first)] <= last
+            for first, last, lengths in _ISSUED.get(digits[0], ())
+        )
         and len(set(digits)) > 1
         and luhn(digits)
     )
@@ -108,7 +113,7 @@ def _card_windows(written: str, groups: list[re.Match[str]]) -> Iterator[str]:
     texts = [group[0] for group in groups]
     sizes = list(map(len, texts))
     for first, size in enumerate(sizes):
-        if texts[first][0] not in _ISSUED_FIRST:
+        if texts[first][0] not in _ISSUED:
             continue
         if 12 <= size <= 19:
             # The digits after a decimal point are a fraction.

@@ -53,9 +53,9 @@ _TOKENS = (
     rb"shp(?:at|ca|pa|ss)_[a-fA-F0-9]{32}|sq0(?:atp|csp)-[A-Za-z0-9_\-]{22,}|EAAA[A-Za-z0-9_\-]{60}",  # Shopify, Square
     rb"do[oprt]_v1_[a-f0-9]{64}|dapi[a-f0-9]{32}|lin_api_[A-Za-z0-9]{40}|ntn_[A-Za-z0-9]{40,}|secret_[A-Za-z0-9]{43}",
     rb"hv[sbr]\.[A-Za-z0-9_\-]{24,}|AGE-SECRET-KEY-1[0-9A-Z]{58}"
-    rb"|[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_\-=]{60,}",  # Vault, Terraform
-    rb"\d{8,10}:AA[A-Za-z0-9_\-]{33}"
-    rb"|[MNO][A-Za-z0-9_\-]{23,25}\.[A-Za-z0-9_\-]{6}\.[A-Za-z0-9_\-]{27,}",  # Telegram, Discord
+    rb"|\.atlasv1\.[A-Za-z0-9_\-=]{60,}",  # Vault, Terraform
+    rb"\d:AA[A-Za-z0-9_\-]{33}"
+    rb"|\b[MNO][A-Za-z0-9_\-]{23,25}\.[A-Za-z0-9_\-]{6}\.[A-Za-z0-9_\-]{27,}",  # Telegram, Discord
 )
 _SECRET_NAMES = (
     rb"(?i)(?:api|access|secret|private|auth|account|client|subscription|encryption|signing|master|shared)"
@@ -67,23 +67,23 @@ DETECTORS: tuple[Detector, ...] = (
     Detector(
         "email",
         rb"(?i)[a-z0-9\x80-\xff._%+'&\-]+\"?(?:@|%40)(?:[a-z0-9\x80-\xff](?:[a-z0-9\x80-\xff\-]*[a-z0-9\x80-\xff])?\.)+"
-        rb"(?:[a-z\x80-\xff]{2,24}|xn--[a-z0-9\-]{2,30})",
+        rb"(?:[a-z\x80-\xff]{2,24}|xn--[a-z0-9\-]{2,})",
         checks.email,
     ),
     Detector(
         "email",
-        rb"(?i)[a-z0-9._%+\-]{1,64} ?(?:\[at\]|\(at\)|\{at\}|<at>|\[@\]|\(@\)) ?[a-z0-9\-]{1,63}"
-        rb"(?: ?(?:\[dot\]|\(dot\)|\{dot\}|<dot>| dot |\.) ?[a-z0-9\-]{1,63}){0,3}"
+        rb"(?i)[a-z0-9._%+\-] ?(?:\[at\]|\(at\)|\{at\}|<at>|\[@\]|\(@\)) ?[a-z0-9\-]+"
+        rb"(?: ?(?:\[dot\]|\(dot\)|\{dot\}|<dot>| dot |\.) ?[a-z0-9\-]+){0,3}"
         rb" ?(?:\[dot\]|\(dot\)|\{dot\}|<dot>| dot |\.) ?[a-z]{2,24}",
     ),
     Detector(
         "email",
-        rb"(?i)\b[a-z0-9._%+\-]{1,64} at [a-z0-9\-]{1,63}(?: dot [a-z0-9\-]{1,63}){0,2}"
+        rb"(?i)[a-z0-9._%+\-] at [a-z0-9\-]+(?: dot [a-z0-9\-]+){0,2}"
         rb" dot (?:com|org|net|edu|gov|io|co|info|de|fr|uk|eu|ch|nl|it|es)\b",
     ),
     Detector(
         "email",
-        rb"[A-Za-z0-9._%+\-]{1,64} @ [A-Za-z0-9\-]{1,63}(?: ?\. ?[A-Za-z0-9\-]{1,63}){0,3} ?\. ?[a-z]{2,24}\b",
+        rb"[A-Za-z0-9._%+\-] @ [A-Za-z0-9\-]+(?: ?\. ?[A-Za-z0-9\-]+){0,3} ?\. ?[a-z]{2,24}\b",
         checks.email,
     ),
     Detector(
@@ -143,7 +143,7 @@ DETECTORS: tuple[Detector, ...] = (
     Detector("api_key", rb"(?i)\b(?:bearer|basic) [A-Za-z0-9_./+=\-~]{20,}", checks.assigned),
     Detector(
         "api_key",
-        rb"[a-z][a-z0-9+.\-]{1,20}://[^\s/:@\"'<>]{0,64}:[^\s/:@\"'<>]{3,128}@[A-Za-z0-9\[]",
+        rb"[a-z0-9]://[^\s/:@\"'<>]*:[^\s/:@\"'<>]{3}[^\s/:@\"'<>]*@[A-Za-z0-9\[]",
         checks.credentials,
     ),
 )

@@ -99,9 +99,10 @@ def static_gate(deployment: Deployment, facts: RequestFacts, permit: Permit) -> 
         return Rejection(name, "caller", "this key may not use it")
     if not permit.allows(deployment.zone):
         return Rejection(name, "zone", f"zone {deployment.zone} is outside of what {permit.because} permits")
-    for capability in _needed(facts):
-        if capability not in deployment.capabilities:
-            return Rejection(name, "capability", f"does not support {capability}")
+    if facts.tools or facts.images or facts.schema:
+        for capability in _needed(facts):
+            if capability not in deployment.capabilities:
+                return Rejection(name, "capability", f"does not support {capability}")
     if not deployment.fits(facts.prompt, facts.max_tokens):
         prompt = facts.prompt.at_most(deployment.tokenizer)
         output = deployment.output_tokens(facts.max_tokens)
@@ -218,7 +219,8 @@ def refusal(decision: Decision, outcomes: Sequence[Outcome] = ()) -> GatewayErro
         if all(outcome.timed_out for outcome in outcomes):
             return DeadlineExceeded(f"no deployment answered in time: {detail}")
         return NoCandidate(f"every permitted deployment failed: {detail}", retry_after=retry_after)
-    furthest = max((r.gate for r in decision.rejections), key=_GATES.index, default="zone")
+    gates: list[Gate] = [rejection.gate for rejection in decision.rejections]
+    furthest = max(gates, key=_GATES.index) if gates else "zone"
     told, error, param = _REFUSALS.get(furthest, _UNAVAILABLE)
     return error(f"{told}: {detail}", param=param, retry_after=retry_after if error is NoCandidate else None)
 

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from local_engine.engine import Delta, Output
 from local_engine.errors import RequestError
+from local_engine.output import Delta, Output
 from local_engine.sequence import FinishReason
 
 DONE = b"data: [DONE]\n\n"

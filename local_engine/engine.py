@@ -15,14 +15,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from typing import Any, Protocol
 
 from local_engine.config import Limits
 from local_engine.errors import AccountingError, GenerationFailed, LoadError, NotReady, RequestError
-from local_engine.scheduler import Batch, Scheduler
+from local_engine.output import Delta, Output
+from local_engine.scheduler import Batch, Load, Scheduler
 from local_engine.sequence import FinishReason, Pick, SamplingParams
 from local_engine.sequence import Sequence as TokenSequence
 from local_engine.text import AnswerText, Text
@@ -67,55 +68,6 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Delta:
-    """Text that is new, and in the last one why it is the last. `completion_tokens` counts the end token as well."""
-
-    text: str
-    completion_tokens: int = 0
-    finish: FinishReason | None = None
-    error: RequestError | None = None
-
-
-class Output:
-    """One request's deltas, in batches of what has come since the last look; used on the event loop only.
-
-    Invariant: the last delta, and only that, has a `finish`; after it the iteration ends.
-    """
-
-    def __init__(self, close: Callable[[], None]) -> None:
-        self._close = close
-        self._ready: list[Delta] = []
-        self._waiter: asyncio.Future[None] | None = None
-        self._final = False
-
-    def push(self, delta: Delta) -> None:
-        """Add a delta; what comes after the final one is dropped (an abort may cross a last token)."""
-        if self._final:
-            return
-        self._final = delta.finish is not None
-        self._ready.append(delta)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def close(self) -> None:
-        """Abort the request if it has not ended."""
-        if not self._final:
-            self._close()
-
-    def __aiter__(self) -> Output:
-        return self
-
-    async def __anext__(self) -> list[Delta]:
-        if not self._ready:
-            if self._final:
-                raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        ready, self._ready = self._ready, []
-        return ready
-
-
-@dataclass(frozen=True, slots=True)
 class _Generation:
     sequence: TokenSequence
     params: SamplingParams
@@ -145,6 +97,18 @@ class Totals:
     aborted: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One consistent look at the scheduler: counts, tokens a second, seconds (None where nothing was measured)."""
+
+    load: Load
+    prefill_rate: float | None
+    decode_rate: float | None
+    step_seconds: float | None
+    preempted: int
+    totals: Totals
+
+
 class Engine:
     """One model on one thread.
 
@@ -154,7 +118,7 @@ class Engine:
     """
 
     def __init__(self, load: Callable[[], Model], *, on_change: Callable[[], None] = lambda: None) -> None:
-        """`load` runs on the engine's thread; `on_change` is called on the event loop after it, and if the engine fails."""
+        """`load` runs on the engine's thread; `on_change` on the event loop, after it and if the engine fails."""
         self._load = load
         self._on_change = on_change
         self._state = State.LOADING
@@ -187,7 +151,7 @@ class Engine:
 
     @property
     def scheduler(self) -> Scheduler:
-        """The scheduler, for counts; `load()` and `pace` may be read from the event loop. Raises NotReady."""
+        """The scheduler, which the engine's thread changes: look from elsewhere through `report`. Raises NotReady."""
         if self._scheduler is None:
             self._require_ready()
         assert self._scheduler is not None
@@ -236,6 +200,19 @@ class Engine:
             self.totals.aborted += 1
         reason = FinishReason.ABORT if error is None else FinishReason.ERROR
         generation.output.push(Delta("", generation.sequence.generated, reason, error))
+
+    def report(self) -> Report:
+        """How busy and how fast the engine is. Raises NotReady."""
+        scheduler = self.scheduler
+        with self._work:
+            return Report(
+                load=scheduler.load(),
+                prefill_rate=scheduler.pace.prefill_rate,
+                decode_rate=scheduler.pace.decode_rate,
+                step_seconds=scheduler.pace.step_seconds,
+                preempted=scheduler.preempted_total,
+                totals=replace(self.totals),
+            )
 
     def drain(self) -> None:
         """Refuse new requests; those that are open go on."""

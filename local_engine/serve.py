@@ -26,6 +26,9 @@ from local_engine.engine import Engine, Model
 from local_engine.errors import ConfigError
 from local_engine.server import create_app
 
+KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep an idle connection (aiohttp: 15 s), so that it is they who close, never mid-request."""
+
 BACKLOG = 2048
 """Connections that may wait to be accepted, as many as uvicorn asks for."""
 
@@ -125,6 +128,7 @@ class _Process:
             access_log=False,
             log_config=None,
             server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=int(self._settings.drain_seconds + FLUSH_SECONDS) + 1,
         )
 

@@ -103,8 +103,8 @@ class _Endpoints:
         return _json(body, status=200 if state is State.READY else 503)
 
     async def load(self, request: Request) -> Response:
-        scheduler, totals = self._engine.scheduler, self._engine.totals
-        load, pace = scheduler.load(), scheduler.pace
+        report = self._engine.report()
+        load, totals = report.load, report.totals
         return _json(
             {
                 "version": 1,
@@ -113,14 +113,14 @@ class _Endpoints:
                 "queued_prefill_tokens": load.queued_prefill_tokens,
                 "free_blocks": load.free_blocks,
                 "total_blocks": load.total_blocks,
-                "block_size": scheduler.limits.block_size,
-                "prefill_tokens_per_second": _rounded(pace.prefill_rate, 1),
-                "decode_tokens_per_second": _rounded(pace.decode_rate, 1),
-                "step_ms": _rounded(pace.step_seconds, 3, 1000),
+                "block_size": self._engine.model.limits.block_size,
+                "prefill_tokens_per_second": _rounded(report.prefill_rate, 1),
+                "decode_tokens_per_second": _rounded(report.decode_rate, 1),
+                "step_ms": _rounded(report.step_seconds, 3, 1000),
                 "steps_total": totals.steps,
                 "aborted_total": totals.aborted,
                 "finished_total": totals.finished,
-                "preempted_total": scheduler.preempted_total,
+                "preempted_total": report.preempted,
                 "acceptance": None,
             }
         )

@@ -72,7 +72,7 @@ def require(slo: bool = False, cost_nusd: int | None = None) -> Require:
     return Require(slo_met=slo, cost_at_most_nusd=cost_nusd)
 
 
-def snapshot(names: Sequence[str] = ("home", "cloud", "other"), **statuses: DeploymentStatus) -> Snapshot:
+def snapshot(names: Sequence[str] = ("home", "cloud", "other"), /, **statuses: DeploymentStatus) -> Snapshot:
     """All up, but for those that are given."""
     return Snapshot(0.0, 0.0, {name: statuses.get(name, DeploymentStatus()) for name in {*names, *statuses}})
 

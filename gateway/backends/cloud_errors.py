@@ -141,8 +141,8 @@ def _status(error: BaseException) -> int | None:
 
 def _counterpart(error: BaseException, status: int | None) -> type[UpstreamError]:
     # litellm's transport makes an httpx.ConnectError of every lost connection; what it was made of knows better.
-    *_, root = (_kind_by_name(cause) for cause in _chain(error))
-    if root is ConnectFailed:
+    told = [kind for cause in _chain(error) if (kind := _listed(cause)) is not None]
+    if told and told[-1] is ConnectFailed:
         return ConnectFailed
     if status in (401, 402, 403):
         return UpstreamUnauthorized
@@ -150,12 +150,11 @@ def _counterpart(error: BaseException, status: int | None) -> type[UpstreamError
         return UpstreamOverloaded
     if status in (404, 408):
         return UpstreamTimeout if status == 408 else UpstreamFailed
-    return _kind_by_name(error)
+    return _listed(error) or (UpstreamTimeout if isinstance(error, TimeoutError) else UpstreamFailed)
 
 
-def _kind_by_name(error: BaseException) -> type[UpstreamError]:
-    found = (COUNTERPARTS[name] for name in names(type(error)) if name in COUNTERPARTS)
-    return next(found, UpstreamTimeout if isinstance(error, TimeoutError) else UpstreamFailed)
+def _listed(error: BaseException) -> type[UpstreamError] | None:
+    return next((COUNTERPARTS[name] for name in names(type(error)) if name in COUNTERPARTS), None)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -7,7 +7,9 @@ upstream means. Refuses to forward a caller's own credentials or headers.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -22,12 +24,14 @@ from gateway.errors import (
     UpstreamFailed,
     UpstreamOverloaded,
     UpstreamRejected,
+    UpstreamTimeout,
     UpstreamUnauthorized,
 )
 from gateway.types import Deployment, Price, Usage
 
 _MAX_ERROR_BYTES = 64 * 1024
 _MAX_MESSAGE = 300
+_END_SECONDS = 0.1  # how long the end of a body may come after its last event
 
 
 class OpenAIBackend:
@@ -38,19 +42,24 @@ class OpenAIBackend:
         self._upstream = upstream
         self._headers = {"authorization": f"Bearer {deployment.api_key}"} if deployment.api_key else {}
 
-    async def open(self, call: Call) -> RelayedAnswer:
+    async def open(self, call: Call) -> PlainAnswer | StreamedAnswer:
         headers = {**self._headers, "x-request-id": call.request_id}
         if self._deployment.backend == "local":
             headers["x-hybridgate-priority"] = str(call.priority)
             if call.first_token_by_ms is not None:
                 headers["x-hybridgate-first-token-by"] = f"{call.first_token_by_ms:.0f}"
-        response = await self._upstream.post("/chat/completions", self._body(call), headers)
+        limits = self._deployment.timeouts
+        silence = max(limits.first_token, limits.idle) if call.chat.stream else limits.total
+        response = await self._upstream.post("/chat/completions", self._body(call), headers, silence)
         if response.status != 200:
             raise await self._refusal(response)
         if call.chat.stream and "event-stream" not in (response.header("content-type") or ""):
             response.close()
             raise UpstreamFailed("the deployment did not answer with a stream")
-        return RelayedAnswer(response, call, self._deployment.price)
+        price = self._deployment.price
+        if not call.chat.stream:
+            return PlainAnswer(response, price)
+        return StreamedAnswer(response, call, price, asyncio.get_running_loop().time() + limits.total)
 
     async def close(self) -> None:
         await self._upstream.close()
@@ -88,26 +97,20 @@ class OpenAIBackend:
         return UpstreamFailed(f"the deployment answered with status {status}", retry_after=retry_after)
 
 
-class RelayedAnswer:
-    """Implements `Answer`. Invariant: `last` is set only on the chunk with which the upstream's answer was proved
-    complete."""
+class PlainAnswer:
+    """Implements `Answer` for a body of JSON: one chunk, which is the last. (No generator: one that is left before its
+    end costs the event loop a task.)"""
 
     dropped: tuple[str, ...] = ()
 
-    def __init__(self, response: Response, call: Call, price: Price | None) -> None:
+    def __init__(self, response: Response, price: Price | None) -> None:
         self._response = response
-        self._chunks = self._stream(call, price) if call.chat.stream else self._plain(price)
+        self._price = price
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
-        return self._chunks
+        return self
 
     async def __anext__(self) -> Chunk:
-        return await anext(self._chunks)
-
-    async def close(self) -> None:
-        self._response.close()
-
-    async def _plain(self, price: Price | None) -> AsyncIterator[Chunk]:
         raw = await self._response.read()
         try:
             payload = orjson.loads(raw)
@@ -116,32 +119,66 @@ class RelayedAnswer:
         if not isinstance(payload, dict) or not payload.get("choices"):
             raise UpstreamFailed("the deployment's answer has no choices")
         usage = sse.usage_of(payload)
-        data = orjson.dumps(sse.with_cost(payload, usage, price)) if usage else raw
-        yield Chunk(data, usage=usage, last=True)
+        data = orjson.dumps(sse.with_cost(payload, usage, self._price)) if usage else raw
+        return Chunk(data, usage=usage, last=True)
 
-    async def _stream(self, call: Call, price: Price | None) -> AsyncIterator[Chunk]:
-        reader = sse.StreamReader(choices=call.chat.n, pass_usage=call.chat.include_usage, price=price)
-        passed_on = False  # until then a failure can still be mended by another deployment
+    async def close(self) -> None:
+        self._response.close()
+
+
+class StreamedAnswer:
+    """Implements `Answer` for a stream of events. Invariant: `last` is set only on the chunk with which the upstream's
+    answer was proved complete, and nothing follows it."""
+
+    dropped: tuple[str, ...] = ()
+
+    def __init__(self, response: Response, call: Call, price: Price | None, deadline: float) -> None:
+        """`deadline`: the event loop's time by which the answer must be whole."""
+        self._response = response
+        self._deadline = deadline
+        self._prompt_tokens = call.prompt_tokens
+        self._reader = sse.StreamReader(choices=call.chat.n, pass_usage=call.chat.include_usage, price=price)
+        self._passed_on = False  # until then a failure can still be mended by another deployment
+        self._complete = False
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        reader = self._reader
+        before = reader.events
         try:
-            async for block in self._response.blocks():
-                before = reader.events
-                data = reader.feed(block)
+            while True:
+                block = await self._response.some()
+                if asyncio.get_running_loop().time() > self._deadline:
+                    raise UpstreamTimeout("the deployment's answer takes longer than it may")
+                data = reader.feed(block) if block else self._end()
                 if reader.done:
-                    yield Chunk(data, usage=_usage(reader, call), last=True)
-                    return
+                    self._complete = True
+                    return Chunk(data, usage=self._usage(), last=True)
                 if data:
-                    passed_on = True
-                    yield Chunk(data, tokens=reader.events - before)
-            if not reader.complete:
-                raise UpstreamFailed("the deployment's stream ended before its answer was complete")
+                    self._passed_on = True
+                    return Chunk(data, tokens=reader.events - before)
         except Retryable as error:
-            raise UpstreamCut(error.message) if passed_on else error from None
-        yield Chunk(sse.DONE, usage=_usage(reader, call), last=True)
+            raise UpstreamCut(error.message) if self._passed_on else error from None
 
+    def _end(self) -> bytes:
+        """The upstream closed its stream: well, if it had finished every choice, even without a `[DONE]`."""
+        if not self._reader.complete:
+            raise UpstreamFailed("the deployment's stream ended before its answer was complete")
+        self._reader.done = True
+        return sse.DONE
 
-def _usage(reader: sse.StreamReader, call: Call) -> Usage:
-    """What the deployment counted, or else our own count: the prompt's estimate and one token an event."""
-    return reader.usage or Usage(call.prompt_tokens, reader.events)
+    def _usage(self) -> Usage:
+        """What the deployment counted, or else our own count: the prompt's estimate and one token an event."""
+        return self._reader.usage or Usage(self._prompt_tokens, self._reader.events)
+
+    async def close(self) -> None:
+        if self._complete:  # `[DONE]` came; with the end of the body as well, the connection can be used again
+            with suppress(Retryable, TimeoutError):
+                async with asyncio.timeout(_END_SECONDS):
+                    await self._response.some()
+        self._response.close()
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -8,14 +8,13 @@ address or nowhere.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import aiohttp
 from yarl import URL
 
 from gateway.errors import ConnectFailed, Retryable, UpstreamFailed, UpstreamTimeout
-from gateway.types import Timeouts
 
 
 class Response(Protocol):
@@ -30,8 +29,8 @@ class Response(Protocol):
     async def read(self) -> bytes:
         """The whole body. Raises a `Retryable`."""
 
-    def blocks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, what has already arrived together at once. Raises a `Retryable`."""
+    async def some(self) -> bytes:
+        """What has arrived of the body, together, and at least one byte; empty at its end. Raises a `Retryable`."""
 
     def close(self) -> None: ...
 
@@ -39,8 +38,9 @@ class Response(Protocol):
 class Upstream(Protocol):
     """One address that takes POSTs."""
 
-    async def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Response:
-        """Send, and wait for the head of the answer. Raises a `Retryable`."""
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str], silence: float) -> Response:
+        """Send, and wait for the head of the answer. `silence`: seconds that may pass without a byte, then and later.
+        Raises a `Retryable`."""
 
     async def close(self) -> None: ...
 
@@ -79,10 +79,9 @@ class AiohttpResponse:
         except FOREIGN as error:
             raise translated(error) from None
 
-    async def blocks(self) -> AsyncIterator[bytes]:
+    async def some(self) -> bytes:
         try:
-            async for block in self._response.content.iter_any():
-                yield block
+            return await self._response.content.readany()
         except FOREIGN as error:
             raise translated(error) from None
 
@@ -97,14 +96,13 @@ class AiohttpUpstream:
     The session is made at the first call, because it belongs to the running event loop.
     """
 
-    def __init__(self, url: str, *, timeouts: Timeouts, uds: str | None = None, trust_env: bool = False) -> None:
+    def __init__(self, url: str, *, connect: float, uds: str | None = None, trust_env: bool = False) -> None:
         self._base = url.rstrip("/")
         self._uds = uds
         self._trust_env = trust_env
+        self._connect = connect
         self._urls: dict[str, URL] = {}
-        self._timeout = aiohttp.ClientTimeout(
-            total=timeouts.total, sock_connect=timeouts.connect, sock_read=max(timeouts.idle, timeouts.first_token)
-        )
+        self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
         self._session: aiohttp.ClientSession | None = None
 
     def _open_session(self) -> aiohttp.ClientSession:
@@ -115,23 +113,26 @@ class AiohttpUpstream:
             connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=30)
         return aiohttp.ClientSession(
             connector=connector,
-            timeout=self._timeout,
             trust_env=self._trust_env,
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"content-type": "application/json", "accept-encoding": "identity"},
             skip_auto_headers=("user-agent", "accept"),
         )
 
-    async def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> AiohttpResponse:
-        if self._session is None:
-            self._session = self._open_session()
-        url = self._urls.get(path)
-        if url is None:
-            url = self._urls[path] = URL(self._base + path)
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str], silence: float) -> AiohttpResponse:
+        session = self._session or self._open_session()
+        self._session = session
+        url = self._urls.get(path) or self._urls.setdefault(path, URL(self._base + path))
+        timeout = self._timeouts.get(silence) or self._timeouts.setdefault(silence, self._timeout(silence))
         try:
-            return AiohttpResponse(await self._session.post(url, data=body, headers=headers, allow_redirects=False))
+            response = await session.post(url, data=body, headers=headers, timeout=timeout, allow_redirects=False)
         except FOREIGN as error:
             raise translated(error) from None
+        return AiohttpResponse(response)
+
+    def _timeout(self, silence: float) -> aiohttp.ClientTimeout:
+        # The whole answer's time is watched by whoever reads it, without one more timer a request.
+        return aiohttp.ClientTimeout(total=None, sock_connect=self._connect, sock_read=silence)
 
     async def close(self) -> None:
         if self._session is not None:

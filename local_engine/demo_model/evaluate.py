@@ -65,13 +65,15 @@ class Answerer:
 def suites(corpus: Corpus, trained: int | None = 600) -> dict[str, list[Case]]:
     """What is measured, by name: a fixed draw of `trained` trained questions (None: all) and everything held out."""
     rng = random.Random(SEED)
-    seen, unseen = corpora.trained_cases(corpus), corpora.held_out_frames(corpus)
+    seen = corpora.trained_cases(corpus)
+    frames, sentences = corpora.held_out_frames(corpus), corpora.held_out_sentences(corpus)
     return {
         "trained questions": seen if trained is None else rng.sample(seen, trained),
-        "held-out paraphrases": unseen,
-        "held-out paraphrases in lower case, without a final mark": drawing.casual_cases(unseen),
-        "held-out paraphrases after a system prompt and another turn": drawing.in_conversation(corpus, unseen, rng),
-        "new questions about a known topic": corpora.held_out_sentences(corpus),
+        "held-out paraphrases": frames + sentences,
+        "of these, known words in an unseen frame": frames,
+        "of these, questions worded like no trained one": sentences,
+        "unseen frames in lower case, without a final mark": drawing.casual_cases(frames),
+        "unseen frames after a system prompt and another turn": drawing.in_conversation(corpus, frames, rng),
         "off-topic questions, politely declined": corpora.off_topic_cases(corpus),
         "private-looking data in unseen sentences": drawing.private_cases(corpus, rng, 50),
     }

@@ -31,14 +31,14 @@ from gateway.errors import (
 from gateway.fleet import Fleet
 from gateway.labels import Scanner
 from gateway.policy import Policy
-from gateway.types import Permit, Timeouts, Usage
+from gateway.types import Permit, Timeouts
 from tests.fakes import CARD, CLOUD, HOME, OTHER, STREAM, Clock, FakeBackend, Ids, Log, completion, deployment, policy
 
 
 class World:
     """A request path over fakes, and what they saw."""
 
-    def __init__(self, p: Policy | None = None, **backends: FakeBackend) -> None:
+    def __init__(self, p: Policy | None = None, /, **backends: FakeBackend) -> None:
         p = p or policy(order_by="listed")
         self.backends = {name: backends.get(name, FakeBackend()) for name in p.deployments}
         self.fleet, self.log = Fleet(p.deployments), Log()

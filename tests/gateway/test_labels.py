@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.checks import is_card, is_iban
-from gateway.labels import KINDS, Scanner
+from gateway.labels import KINDS, MOST_CANDIDATES, Scanner
 
 SCANNER = Scanner(KINDS)
 
@@ -92,6 +92,7 @@ FOUND = [
             "4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1",
             "４１１１　１１１１　１１１１　１１１１",
             "٤١١١ ١١١١ ١١١١ ١١١١",
+            "\U0001e954\U0001e951\U0001e951\U0001e951 1111 1111 1111",
             "4111\u00a01111\u00a01111\u00a01111",
             "4111–1111–1111–1111",
             "41\u200b11 1111 1111 11\u200b11",
@@ -330,6 +331,13 @@ def test_reads_any_text(texts: list[str]) -> None:
 def test_finds_the_needle_behind_any_noise(noise: str) -> None:
     """However much looks like a number, what stands at the end is still found."""
     assert SCANNER.scan([noise, "and alice@example.com; 4111 1111 1111 1111"]) >= {"email", "credit_card"}
+
+
+def test_what_is_not_checked_does_not_pass() -> None:
+    """A text with more look-alikes than are checked carries the label."""
+    few, many = MOST_CANDIDATES // 2, MOST_CANDIDATES + 1
+    assert SCANNER.scan(["q@k.transpose() " * few]) == frozenset()
+    assert SCANNER.scan(["q@k.transpose() " * many]) == {"email"}
 
 
 def test_prints_what_a_scan_costs() -> None:

@@ -13,7 +13,7 @@ from gateway.errors import GatewayError, UnknownModel
 from gateway.explain import explanation
 from gateway.policy import Invariant, Match, Policy, Rule
 from gateway.routing import decide, next_attempt, refusal
-from gateway.types import Attempt, DeploymentStatus, Outcome, RequestFacts, TokenCount
+from gateway.types import Attempt, Capability, DeploymentStatus, Outcome, RequestFacts, TokenCount
 from tests.fakes import CLOUD, HOME, OTHER, deployment, policy, require, snapshot
 
 DOWN = DeploymentStatus(down="circuit open", retry_after=7.0)
@@ -47,8 +47,8 @@ def test_each_gate_removes_with_its_reason(asked: dict[str, Any], gate: str) -> 
 
 
 @pytest.mark.parametrize("capability", ["tools", "images", "schema"])
-def test_a_missing_capability_removes(capability: str) -> None:
-    bare = replace(CLOUD, capabilities=frozenset({"tools", "images", "schema"} - {capability}))
+def test_a_missing_capability_removes(capability: Capability) -> None:
+    bare = replace(CLOUD, capabilities=CLOUD.capabilities - {capability})
     assert gates(policy([HOME, bare]), facts(**{capability: True})) == {"cloud": "capability"}
 
 

@@ -14,7 +14,6 @@ from aiohttp import web
 
 from gateway.backends.upstream import FOREIGN, AiohttpUpstream, translated
 from gateway.errors import ConnectFailed, Retryable, UpstreamFailed, UpstreamTimeout
-from gateway.types import Timeouts
 
 COUNTERPARTS: dict[str, type[Retryable]] = {
     "ClientConnectionError": UpstreamFailed,
@@ -80,14 +79,14 @@ def test_nobody_listening_is_a_failed_connection() -> None:
 
     async def run(upstream: AiohttpUpstream) -> None:
         try:
-            await upstream.post("/x", b"", {})
+            await upstream.post("/x", b"", {}, silence=5.0)
         finally:
             await upstream.close()
 
     with pytest.raises(ConnectFailed):
-        asyncio.run(run(AiohttpUpstream(url, timeouts=Timeouts())))
+        asyncio.run(run(AiohttpUpstream(url, connect=2.0)))
     with pytest.raises(ConnectFailed):
-        asyncio.run(run(AiohttpUpstream("http://engine", timeouts=Timeouts(), uds="/nonexistent.sock")))
+        asyncio.run(run(AiohttpUpstream("http://engine", connect=2.0, uds="/nonexistent.sock")))
 
 
 async def _serving(handle: Any, uds: str) -> web.AppRunner:
@@ -109,8 +108,8 @@ def test_a_unix_socket_is_an_address_and_a_redirect_is_not_followed(tmp_path: Pa
     async def run() -> None:
         uds = str(tmp_path / "s")
         runner = await _serving(redirect, uds)
-        upstream = AiohttpUpstream("http://engine/v1", timeouts=Timeouts(), uds=uds)
-        response = await upstream.post("/chat/completions", b"{}", {})
+        upstream = AiohttpUpstream("http://engine/v1", connect=2.0, uds=uds)
+        response = await upstream.post("/chat/completions", b"{}", {}, silence=5.0)
         assert response.status == 307
         response.close()
         await upstream.close()
@@ -128,9 +127,9 @@ def test_a_silent_server_is_given_up(tmp_path: Path) -> None:
     async def run() -> None:
         uds = str(tmp_path / "s")
         runner = await _serving(silent, uds)
-        upstream = AiohttpUpstream("http://engine", timeouts=Timeouts(idle=0.05, first_token=0.05), uds=uds)
+        upstream = AiohttpUpstream("http://engine", connect=2.0, uds=uds)
         try:
-            await upstream.post("/x", b"{}", {})
+            await upstream.post("/x", b"{}", {}, silence=0.05)
         finally:
             await upstream.close()
             await runner.shutdown()

@@ -49,7 +49,7 @@ async def load(g: Running) -> dict[str, Any]:
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110 - what is awaited happens in a server, without an event
             await asyncio.sleep(0.02)
 
 

@@ -6,8 +6,8 @@ import orjson
 import pytest
 
 from local_engine.answer import DONE, Events, Identity, Whole
-from local_engine.engine import Delta
 from local_engine.errors import GenerationFailed
+from local_engine.output import Delta
 from local_engine.sequence import FinishReason
 
 DELTAS = [Delta("Hel", 1), Delta('lo "\n', 2), Delta("", 3, FinishReason.STOP)]

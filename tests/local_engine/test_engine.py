@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from local_engine.config import Limits
-from local_engine.engine import Delta, Engine, Job, Model, Output, State
+from local_engine.engine import Engine, Job, Model, State
 from local_engine.errors import EngineError, LoadError, NotReady, Overloaded
+from local_engine.output import Delta, Output
 from local_engine.scheduler import Batch
 from local_engine.sequence import FinishReason, Pick, SamplingParams
 from local_engine.text import Text

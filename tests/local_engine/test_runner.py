@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,32 +108,42 @@ def test_in_a_mixed_batch_it_equals_generate_token_for_token(case: Case, limits:
     assert (scheduler.preempted_total > 0) == preempts
 
 
-def test_a_neighbours_broken_numbers_do_not_leak_through_padding_or_reused_blocks(case: Case) -> None:
-    asked = prompts(40, 5)
-    limits = Limits(num_blocks=16, window=256)
-    scheduler, runner = Scheduler(limits), case.runner(16)
-    sequences = [Sequence(str(i), len(p), list(p), 4) for i, p in enumerate(asked)]
-    for sequence in sequences:
-        scheduler.add(sequence)
-    runner.forward(scheduler.schedule())
-    weights = case.paged.get_input_embeddings().weight
-    clean = weights[sequences[0].tokens[-1]].clone()
+@contextmanager
+def poisoned(model: Any, token: int) -> Iterator[None]:
+    """While inside, whatever attends to this token is not a number."""
+    weights = model.get_input_embeddings().weight
+    sound = weights[token].clone()
     with torch.no_grad():
-        weights[sequences[0].tokens[-1]] = float("nan")
-    try:
-        again = Scheduler(limits)
-        for sequence in (Sequence(str(i), len(p), list(p), 4) for i, p in enumerate(asked)):
-            again.add(sequence)
-        batch = again.schedule()
-        broken, sound = runner.sample(runner.forward(batch), [0, 1], [GREEDY, GREEDY])
-        assert broken is None
-        assert sound == case.generated(asked[1])[5]
-        runner.scrub(batch.prefill[0].blocks)
-    finally:
-        with torch.no_grad():
-            weights[sequences[0].tokens[-1]] = clean
-    reused = Scheduler(limits)
-    only = Sequence("c", 5, list(asked[1]), 4)
-    reused.add(only)
-    tokens = runner.sample(runner.forward(reused.schedule()), [0], [GREEDY])
-    assert tokens == [case.generated(asked[1])[5]]
+        weights[token] = float("nan")
+        try:
+            yield
+        finally:
+            weights[token] = sound
+
+
+def test_a_neighbours_broken_numbers_do_not_leak_through_padding_or_reused_blocks(case: Case) -> None:
+    long, short = prompts(40, 5)
+    expected = [case.generated(prompt)[: len(prompt) + 3] for prompt in (short, long)]
+    runner = case.runner(16)
+
+    def steps(count: int, *asked: list[int]) -> tuple[list[Sequence], list[int | None]]:
+        scheduler = Scheduler(Limits(num_blocks=16, window=256))
+        sequences = [Sequence(str(i), len(p), list(p), 99) for i, p in enumerate(asked)]
+        for sequence in sequences:
+            scheduler.add(sequence)
+        for _ in range(count):
+            batch = scheduler.schedule()
+            tokens = runner.sample(runner.forward(batch), range(len(asked)), [GREEDY] * len(asked))
+            for chunk, token in zip(batch, tokens, strict=True):
+                scheduler.complete(chunk)
+                chunk.sequence.append(-1 if token is None else token)
+        return sequences, tokens
+
+    with poisoned(case.paged, long[0]):
+        (broken, _), tokens = steps(1, long, short)
+    assert tokens == [None, case.generated(short)[5]]
+    runner.scrub(broken.blocks)
+    # The same blocks again: the short one's tail is now where the broken one's numbers were, under the mask.
+    again, _ = steps(3, short, long)
+    assert again[0].blocks[0] == broken.blocks[0]
+    assert [sequence.tokens for sequence in again] == expected

@@ -104,6 +104,19 @@ def test_when_blocks_run_out_the_last_in_order_is_computed_again_later() -> None
     assert (first.generated, second.generated) == (30, 30)
 
 
+def test_a_prompt_waits_where_it_would_soon_be_preempted() -> None:
+    """Two of four blocks are free and the prompt needs both, but the running sequence is about to grow into one."""
+    scheduler = small(num_blocks=4, window=64)
+    scheduler.add(sequence("growing", 31, max_tokens=8))
+    step(scheduler)
+    scheduler.add(sequence("waiting", 20, max_tokens=8))
+    step(scheduler)
+    assert (scheduler.load().running, scheduler.load().waiting) == (1, 1)
+    while scheduler.has_work:
+        step(scheduler)
+    assert scheduler.preempted_total == 0
+
+
 @pytest.mark.parametrize(
     ("end", "reason", "generated"),
     [(lambda s: 0 if s.generated == 2 else 1, FinishReason.STOP, 3), (lambda _: 1, FinishReason.LENGTH, 4)],

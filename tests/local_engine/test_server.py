@@ -15,6 +15,7 @@ import openai
 import orjson
 import pytest
 import uvicorn
+from tokenizers import Tokenizer
 
 from local_engine.config import Settings, limits
 from local_engine.engine import Engine, Model, Runner, State
@@ -362,8 +363,6 @@ def test_load_counts_and_measures(talk: Callable[[Talk], Any]) -> None:
 
 
 def test_the_tokenizer_that_is_served_counts_as_the_engine_does(talk: Callable[[Talk], Any]) -> None:
-    from tokenizers import Tokenizer  # noqa: PLC0415
-
     async def conversation(client: httpx.AsyncClient, _: Engine) -> tuple[Any, Any, Any]:
         served = (await client.get("/tokenizer")).json()
         chat = (await client.post("/tokenize", json={"messages": HELLO["messages"]})).json()
@@ -431,6 +430,29 @@ def test_a_full_queue_is_answered_503(tiny: Model, tmp_path: Path) -> None:
     response = asyncio.run(run())
     assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
     assert "retry-after" in response.headers
+
+
+def test_a_lower_priority_number_overtakes_in_the_queue(tiny: Model, tmp_path: Path) -> None:
+    runner = GatedRunner(tiny.runner)
+    narrow = replace(tiny, runner=runner, limits=replace(tiny.limits, max_running=1))
+
+    async def run() -> list[str]:
+        ended = []
+        async with serving(lambda: narrow, tmp_path / "s") as (client, engine):
+
+            async def ask(priority: str) -> None:
+                await client.post(CHAT, json=HELLO, headers={"x-hybridgate-priority": priority})
+                ended.append(priority)
+
+            async with asyncio.TaskGroup() as group:
+                for open_requests, priority in enumerate(("0", "5", "-1"), start=1):
+                    group.create_task(ask(priority))
+                    await until(lambda: len(engine._generations) == open_requests)  # noqa: B023
+                await until(lambda: engine.report().load.running == 1)
+                runner.gate.release(1000)
+        return ended
+
+    assert asyncio.run(run()) == ["0", "-1", "5"]
 
 
 def test_while_the_model_loads_the_socket_answers(tiny: Model, tmp_path: Path) -> None:
