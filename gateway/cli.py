@@ -14,6 +14,7 @@ from typing import Annotated, Any, BinaryIO, NoReturn
 
 import orjson
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -217,15 +218,18 @@ def check(
     policy = loaded(path, os.environ)
     console = Console(highlight=False)
     console.print(f"{policy.path}: ok (hash {policy.hash})", markup=False)
-    table = Table("deployment", "backend", "model", "zone", "window", "USD per million tokens (in, out)", "state")
+    table = _table("deployment", "zone", "window", "USD/M in, out", "model")
     for d in policy.deployments.values():
         price = f"{d.price.input / 1000:g}, {d.price.output / 1000:g}" if d.price else "unknown"
-        window = f"{d.window:,}" if d.window else "known once it runs" if d.served_locally else "unknown"
-        table.add_row(d.name, d.backend, d.model, d.zone, window, price, d.unavailable or "configured")
+        window = f"{d.window:,}" if d.window else "once it runs" if d.served_locally else "unknown"
+        table.add_row(d.name, d.zone, window, price, d.model)
     console.print(table)
-    rules = Table("rule", "candidates", "order", "because")
+    for d in policy.deployments.values():
+        if d.unavailable is not None:
+            console.print(f"{d.name} is unavailable: {d.unavailable}", markup=False)
+    rules = _table("rule", "candidates, ordered by")
     for rule in (*policy.rules, policy.default):
-        rules.add_row(rule.name, ", ".join(rule.candidates), rule.order_by, rule.because)
+        rules.add_row(rule.name, f"{', '.join(rule.candidates)}, by {rule.order_by}")
     console.print(rules)
 
 
@@ -301,6 +305,13 @@ def _fleet(policy: Policy, down: list[str]) -> Snapshot:
     return Snapshot(0.0, 0.0, {name: off if name in down else up for name in policy.deployments})
 
 
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
 def _print_explanation(told: dict[str, Any]) -> None:
     console = Console(highlight=False)
     prompt = told["prompt_tokens"]
@@ -309,18 +320,22 @@ def _print_explanation(told: dict[str, Any]) -> None:
         f"prompt about {prompt['estimate']} and at most {prompt['at_most']} tokens",
         markup=False,
     )
-    rules = Table("rule", "outcome")
+    rules = _table("rule", "outcome")
     for row in told["rules"]:
         rules.add_row(row["rule"], row["outcome"])
     console.print(rules)
-    table = Table("", "deployment", "zone", "cost, USD", "first token p95, ms", "note")
+    table = _table("", "candidate", "zone", "cost, USD", "first token p95", "note")
     for rank, row in enumerate(told["candidates"], 1):
         cost = "unknown" if row["cost_usd"] is None else usd(round(row["cost_usd"] * 1e9))
-        latency = "not measured" if row["first_token_p95_ms"] is None else f"{row['first_token_p95_ms']:.0f}"
+        latency = "not measured" if row["first_token_p95_ms"] is None else f"{row['first_token_p95_ms']:.0f} ms"
         table.add_row(str(rank), row["deployment"], row["zone"], cost, latency, row["note"])
+    if told["candidates"]:
+        console.print(table)
+    rejected = _table("rejected", "gate", "reason")
     for row in told["rejections"]:
-        table.add_row("-", row["deployment"], "", "", "", f"{row['gate']}: {row['reason']}")
-    console.print(table)
+        rejected.add_row(row["deployment"], row["gate"], row["reason"])
+    if told["rejections"]:
+        console.print(rejected)
     if told["deployment"] is not None:
         console.print(f"goes to {told['deployment']}", markup=False)
     else:

@@ -1,6 +1,6 @@
 """Trains the demo model on its corpus and writes the files that engines load.
 
-`python -m local_engine.demo_model.train` takes about ten minutes on one thread. Owns the architecture and the schedule.
+`python -m local_engine.demo_model.train` runs on one thread. Owns the architecture and the schedule.
 Refuses to report what it did not write: the table at the end measures the saved files. The same seed and steps on the
 same machine give the same weights; `--minutes` sets the schedule by the clock instead.
 """
