@@ -11,6 +11,7 @@ import contextlib
 import gc
 import os
 import shutil
+import ssl
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,6 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import certifi
 import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -72,8 +74,21 @@ def backend_of(deployment: Deployment, sockets: Mapping[str, str], library: Clou
         upstream = AiohttpUpstream("http://engine/v1", connect=connect, uds=sockets[deployment.name])
     else:
         url = deployment.urls[0] if deployment.urls else "http://unconfigured.invalid"
-        upstream = AiohttpUpstream(url, connect=connect, trust_env=deployment.zone != ON_PREMISES)
+        upstream = AiohttpUpstream(
+            url,
+            connect=connect,
+            trust_env=deployment.zone != ON_PREMISES,
+            authorities=authorities_of(deployment) if url.startswith("https:") else None,
+        )
     return OpenAIBackend(deployment, upstream)
+
+
+def authorities_of(deployment: Deployment) -> ssl.SSLContext | None:
+    """Whom to trust for an https address. On premises that is never what the environment says. Raises OSError where
+    the deployment's file cannot be read."""
+    if deployment.ca_file is not None:
+        return ssl.create_default_context(cafile=deployment.ca_file)
+    return ssl.create_default_context(cafile=certifi.where()) if deployment.zone == ON_PREMISES else None
 
 
 class Gateway:

@@ -164,7 +164,11 @@ def run(settings: Settings, policy: Policy, listener: socket.socket, log_stream:
         terminal.print(line, markup=False, soft_wrap=True)
 
     gc.set_threshold(*GC_THRESHOLDS)
-    app, _ = build(settings, policy, open_log(log_stream), tell)
+    try:
+        app, _ = build(settings, policy, open_log(log_stream), tell)
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename else ""
+        fail(f"cannot start ({what}{error.strerror or error}): a writable TMPDIR and readable ca_files are needed")
     host, port = listener.getsockname()[:2]
     tell(f"hybridgate: http://{host}:{port}/v1, policy {policy.path} ({policy.hash})")
     for deployment in policy.deployments.values():

@@ -129,10 +129,11 @@ class Timeouts:
 class Deployment:
     """Something that can answer.
 
-    `unavailable` is a reason known at load (a missing key, an unset address): such a deployment is shown, never called,
-    and costs nothing. `price` and `window` are None where nobody knows them. `tokenizer` names what counts its tokens:
-    `deployment:NAME` for the served model's own, `tiktoken:ENCODING`, or `bytes` where only the bound is known.
-    `served_locally` is true for an engine that the gateway starts itself.
+    `unavailable` is a reason known at load (a missing key, an unset address): such a deployment is shown, never
+    called, and costs nothing. `price` and `window` are None where nobody knows them. `tokenizer` names what counts
+    its tokens: `deployment:NAME` for the served model's own, `tiktoken:ENCODING`, or `bytes` where only the bound is
+    known. `ca_file` is a PEM file of the authorities to trust for an https address. `served_locally` is true for an
+    engine that the gateway starts itself.
     """
 
     name: str
@@ -149,6 +150,7 @@ class Deployment:
     capabilities: frozenset[Capability] = frozenset()
     tokenizer: str = "bytes"
     timeouts: Timeouts = Timeouts()
+    ca_file: str | None = None
     unavailable: str | None = None
 
     @property

@@ -8,6 +8,7 @@ address or nowhere.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -96,11 +97,22 @@ class AiohttpUpstream:
     The session is made at the first call, because it belongs to the running event loop.
     """
 
-    def __init__(self, url: str, *, connect: float, uds: str | None = None, trust_env: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        connect: float,
+        uds: str | None = None,
+        trust_env: bool = False,
+        authorities: ssl.SSLContext | None = None,
+    ) -> None:
+        """`connect`: seconds to open a connection. `authorities`: whom to trust for https; None means the system's and
+        what the environment adds."""
         self._base = url.rstrip("/")
         self._uds = uds
         self._trust_env = trust_env
         self._connect = connect
+        self._authorities = authorities
         self._urls: dict[str, URL] = {}
         self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
         self._session: aiohttp.ClientSession | None = None
@@ -110,7 +122,7 @@ class AiohttpUpstream:
         if self._uds is not None:
             connector = aiohttp.UnixConnector(self._uds, limit=0)
         else:
-            connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=30)
+            connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=30, ssl=self._authorities or True)
         return aiohttp.ClientSession(
             connector=connector,
             trust_env=self._trust_env,

@@ -158,6 +158,7 @@ class _Reading:
             capabilities=info.capabilities if shape.capabilities is None else frozenset(shape.capabilities),
             tokenizer=self._tokenizer(),
             timeouts=_timeouts(shape.timeouts),
+            ca_file=shape.ca_file,
             unavailable=_not_set(list(dict.fromkeys(self.unset))),
         )
         return replace(deployment, default_max_tokens=shape.default_max_tokens or deployment.default_max_tokens)
@@ -173,6 +174,10 @@ class _Reading:
             self._wrong('"url" is missing: `backend: openai` needs the address of the server, up to and with its /v1')
         if backend == "litellm" and len(self.shape.url or []) > 1:
             self._wrong('"url" has several addresses; `backend: litellm` takes one', "url")
+        elif len(self.shape.url or []) > 1:
+            self._wrong('"url" has several addresses, and balancing over replicas is not implemented yet', "url")
+        if backend == "litellm" and "ca_file" in stated:
+            self._wrong('"ca_file" has no use here: set SSL_CERT_FILE for cloud providers', "ca_file", key=True)
         if backend == "local" and "url" not in stated and "api_key" in stated:
             self._wrong('"api_key" has no use for an engine that the gateway starts itself', "api_key", key=True)
         if backend == "local" and "tokenizer" in stated:

@@ -246,6 +246,7 @@ class DeploymentShape(Shape):
     tokenizer: Literal["o200k_base", "cl100k_base", "bytes"] | None = None
     cost: CostShape | None = None
     timeouts: TimeoutsShape | None = None
+    ca_file: Text | None = None
 
 
 S = TypeVar("S", bound=Shape)

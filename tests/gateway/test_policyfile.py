@@ -144,9 +144,9 @@ default: {candidates: [cloud], protected: refuse, require: {slo: met}, otherwise
             Deployment("x", "local", "demo", "z", window=1024, tokenizer="deployment:x"),
         ),
         (
-            "{backend: local, model: a/b, zone: z, url: [http://a:1/, http://b:2], quantization: none}",
+            "{backend: local, model: a/b, zone: z, url: [http://a:1/], ca_file: /etc/ca.pem, quantization: none}",
             {},
-            Deployment("x", "local", "a/b", "z", urls=("http://a:1", "http://b:2"), tokenizer="deployment:x"),
+            Deployment("x", "local", "a/b", "z", urls=("http://a:1",), tokenizer="deployment:x", ca_file="/etc/ca.pem"),
         ),
         (
             "{backend: local, model: a/b, zone: z, url: '${ENGINE}'}",

@@ -60,7 +60,7 @@ deployments:
     backend: openai
     model: m
     zone: on_premises
-    url: [http://a/v1, http://b/v1]
+    url: [http://a/v1]
     api_key: ${KEY}
     context_window: 9
     default_max_tokens: 3

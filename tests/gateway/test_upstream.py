@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import socket
+import ssl
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from gateway.app import authorities_of
 from gateway.backends.upstream import FOREIGN, AiohttpUpstream, translated
 from gateway.errors import ConnectFailed, Retryable, UpstreamFailed, UpstreamTimeout
+from gateway.types import Deployment
+from tests.fakes import deployment
 
 COUNTERPARTS: dict[str, type[Retryable]] = {
     "ClientConnectionError": UpstreamFailed,
@@ -137,3 +142,43 @@ def test_a_silent_server_is_given_up(tmp_path: Path) -> None:
 
     with pytest.raises(UpstreamTimeout):
         asyncio.run(run())
+
+
+def test_https_trusts_the_deployments_authorities_and_on_premises_never_the_environments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The certificate is self-signed. An environment that trusts it must count for a cloud zone alone."""
+    pem = tmp_path / "server.pem"
+    openssl = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*openssl, *names, "-keyout", str(pem), "-out", str(pem) + ".crt"], check=True, capture_output=True)
+    certificate = f"{pem}.crt"
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(certificate, pem)
+
+    async def hello(_: web.Request) -> web.Response:
+        return web.Response(text="{}")
+
+    async def status(declared: Deployment) -> int:
+        app = web.Application()
+        app.router.add_post("/{path:.*}", hello)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=server)
+        await site.start()
+        port = runner.addresses[0][1]
+        upstream = AiohttpUpstream(
+            f"https://127.0.0.1:{port}", connect=5.0, trust_env=True, authorities=authorities_of(declared)
+        )
+        try:
+            response = await upstream.post("/x", b"{}", {}, silence=5.0)
+            response.close()
+            return response.status
+        finally:
+            await upstream.close()
+            await runner.cleanup()
+
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+    assert asyncio.run(status(deployment("home", zone="on_premises", ca_file=certificate))) == 200
+    with pytest.raises(ConnectFailed):
+        asyncio.run(status(deployment("home", zone="on_premises")))
