@@ -27,6 +27,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from gateway.backends import Backends
 from gateway.backends.base import Backend, Chunk
@@ -225,16 +226,33 @@ class Gateway:
         return Reply.whole(status, [known_id], chunk)
 
 
-def build(settings: Settings, policy: Policy, log: Log, tell: Tell) -> tuple[Starlette, Gateway]:
+class Front:
+    """The application: a POST to an endpoint goes straight to it, all else through Starlette, whose middleware would
+    wrap every event of every stream. Invariant: what is reached here is reached by Starlette's routes as well."""
+
+    def __init__(self, endpoints: Mapping[str, Endpoint], behind: Starlette) -> None:
+        self._endpoints = endpoints
+        self._behind = behind
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            endpoint = self._endpoints.get(scope["path"])
+            if endpoint is not None:
+                await endpoint(scope, receive, send)
+                return
+        await self._behind(scope, receive, send)
+
+
+def build(settings: Settings, policy: Policy, log: Log, tell: Tell) -> tuple[Front, Gateway]:
     """The application and the gateway behind it."""
     gateway = Gateway(settings, policy, log, tell)
-
-    def endpoint(answer: Callable[..., Any]) -> Endpoint:
-        return Endpoint(answer, max_body_bytes=settings.max_body_bytes, log=log, new_id=new_id)
-
+    answering = {"/v1/chat/completions": gateway.path.complete, "/v1/route": gateway.route}
+    endpoints = {
+        path: Endpoint(answer, max_body_bytes=settings.max_body_bytes, log=log, new_id=new_id)
+        for path, answer in answering.items()
+    }
     routes = [
-        Route("/v1/chat/completions", endpoint(gateway.path.complete), methods=["POST"]),
-        Route("/v1/route", endpoint(gateway.route), methods=["POST"]),
+        *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
         Route("/v1/models", gateway.models),
         Route("/v1/models/{name:path}", gateway.model),
         Route("/livez", gateway.live),
@@ -242,7 +260,7 @@ def build(settings: Settings, policy: Policy, log: Log, tell: Tell) -> tuple[Sta
     ]
     app = Starlette(routes=routes, lifespan=gateway.lifespan, exception_handlers={404: _no_route, 405: _no_method})
     app.router.redirect_slashes = False
-    return app, gateway
+    return Front(endpoints, app), gateway
 
 
 async def _no_route(request: Request, _: Exception) -> Response:

@@ -120,7 +120,8 @@ class ChatPath:
 
     async def complete(self, headers: Mapping[str, str], body: bytes) -> Reply:
         """The answer to one request: a completion, a stream, or an error that says why not."""
-        record = Record(request_id_of(headers, self.new_id), self.new_id())
+        decision_id = self.new_id()
+        record = Record(request_id_of(headers, lambda: decision_id), decision_id)
         started = self.clock()
         try:
             return await self._complete(headers, body, record, started)

@@ -95,26 +95,29 @@ class Fleet:
     def __init__(self, deployments: Iterable[str]) -> None:
         self._known = {name: _Known() for name in deployments}
         self._statuses = {name: DeploymentStatus() for name in self._known}
+        self._changed: set[str] = set()
         self._circuits_open: set[str] = set()
 
     def snapshot(self, now: float, draw: float) -> Snapshot:
         """The fleet at `now`. Shares nothing that changes later."""
-        for name in tuple(self._circuits_open):
-            self._refresh(name, now)
+        if self._changed or self._circuits_open:
+            for name in self._changed | self._circuits_open:
+                self._refresh(name, now)
+            self._changed.clear()
         return Snapshot(now, draw, self._statuses.copy())
 
     def set_down(self, name: str, reason: str, now: float, retry_after: float = 1.0) -> None:
         """The deployment cannot be called, for a reason that callers and operators are told."""
         known = self._known[name]
         known.down, known.down_retry_after = reason, retry_after
-        self._refresh(name, now)
+        self._changed.add(name)
 
     def set_up(self, name: str, now: float) -> None:
         """The deployment can be called again; what was measured before is forgotten."""
         old = self._known[name]
         self._known[name] = _Known(in_flight=old.in_flight)
         self._circuits_open.discard(name)
-        self._refresh(name, now)
+        self._changed.add(name)
 
     def started(self, name: str, now: float) -> None:
         """An attempt begins. Where the circuit is half open, it is the trial."""
@@ -122,7 +125,7 @@ class Fleet:
         known.in_flight += 1
         if known.open_until is not None:
             known.trial = True
-        self._refresh(name, now)
+        self._changed.add(name)
 
     def first_token(self, name: str, milliseconds: float, now: float) -> None:
         """A stream's first token came this long after the request was sent."""
@@ -144,7 +147,7 @@ class Fleet:
             known.failures, known.open_until, known.cool_off = 0, None, FIRST_COOL_OFF
             known.first_token.clear()
             self._circuits_open.discard(name)
-        self._refresh(name, now)
+        self._changed.add(name)
 
     def _failed(self, name: str, known: _Known, error: GatewayError, now: float) -> None:
         cool_off: float | None = None

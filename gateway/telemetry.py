@@ -7,7 +7,9 @@ could hold a prompt, an answer, a header or a key.
 from __future__ import annotations
 
 import logging
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
 import orjson
@@ -74,11 +76,7 @@ def open_log(stream: BinaryIO) -> structlog.typing.FilteringBoundLogger:
     """A logger that writes JSON lines to the stream and belongs to nobody but its caller."""
     logger: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
         structlog.BytesLogger(stream),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(serializer=_dumps),
-        ],
+        processors=[_rendered],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         context_class=dict,
         cache_logger_on_first_use=True,
@@ -86,5 +84,7 @@ def open_log(stream: BinaryIO) -> structlog.typing.FilteringBoundLogger:
     return logger.bind()
 
 
-def _dumps(line: dict[str, Any], **_: object) -> bytes:
-    return orjson.dumps(line)
+def _rendered(_: object, level: str, line: MutableMapping[str, Any]) -> bytes:
+    """The line as JSON, with its level and the time; one processor, because it runs for every request."""
+    line["level"], line["timestamp"] = level, datetime.now(UTC)
+    return orjson.dumps(line, option=orjson.OPT_UTC_Z)

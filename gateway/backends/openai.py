@@ -31,6 +31,7 @@ from gateway.types import Deployment, Price, Usage
 
 _MAX_ERROR_BYTES = 64 * 1024
 _MAX_MESSAGE = 300
+_BYTES_PER_TOKEN = 4  # of an answer whose deployment does not count; English text has about four
 _END_SECONDS = 0.1  # how long the end of a body may come after its last event
 
 
@@ -56,10 +57,9 @@ class OpenAIBackend:
         if call.chat.stream and "event-stream" not in (response.header("content-type") or ""):
             response.close()
             raise UpstreamFailed("the deployment did not answer with a stream")
-        price = self._deployment.price
         if not call.chat.stream:
-            return PlainAnswer(response, price)
-        return StreamedAnswer(response, call, price, asyncio.get_running_loop().time() + limits.total)
+            return PlainAnswer(response, call.prompt_tokens)
+        return StreamedAnswer(response, call, self._deployment.price, asyncio.get_running_loop().time() + limits.total)
 
     async def close(self) -> None:
         await self._upstream.close()
@@ -103,9 +103,10 @@ class PlainAnswer:
 
     dropped: tuple[str, ...] = ()
 
-    def __init__(self, response: Response, price: Price | None) -> None:
+    def __init__(self, response: Response, prompt_tokens: int) -> None:
+        """`prompt_tokens`: our estimate, for a deployment that reports no usage."""
         self._response = response
-        self._price = price
+        self._prompt_tokens = prompt_tokens
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
         return self
@@ -118,9 +119,8 @@ class PlainAnswer:
             raise UpstreamFailed("the deployment's answer is not JSON") from None
         if not isinstance(payload, dict) or not payload.get("choices"):
             raise UpstreamFailed("the deployment's answer has no choices")
-        usage = sse.usage_of(payload)
-        data = orjson.dumps(sse.with_cost(payload, usage, self._price)) if usage else raw
-        return Chunk(data, usage=usage, last=True)
+        usage = sse.usage_of(payload) or Usage(self._prompt_tokens, len(raw) // _BYTES_PER_TOKEN)
+        return Chunk(raw, usage=usage, last=True)
 
     async def close(self) -> None:
         self._response.close()
