@@ -151,7 +151,10 @@ class Gateway:
         self._log.info("engine", deployment=name, state="down", reason=reason)
 
     async def engine_up(self, name: str, described: Mapping[str, Any]) -> None:
-        """An engine is ready: from now on its own window and tokenizer count."""
+        """An engine is ready: from now on its own window and tokenizer count. Raises ValueError where it does not say
+        what they are."""
+        if not isinstance(described, dict) or not {"tokenizer", "chat_template", "context_window"} <= described.keys():
+            raise ValueError("tokenizer, chat_template or context_window is missing")
         counter = await asyncio.to_thread(
             LocalTokenizer,
             orjson.dumps(described["tokenizer"]).decode(),

@@ -139,7 +139,7 @@ class ChatPath:
         record.tenant, record.key = caller.tenant, caller.key_id
         chat = await self.parsed(body)
         record.stream = chat.stream
-        facts = await self.facts_of(serving, chat, caller, headers)
+        facts = await self.facts_of(serving, chat, len(body), caller, headers)
         permit = policy.permit(facts.labels)
         while True:
             decision = decide(policy, facts, self.fleet.snapshot(self.clock(), draw))
@@ -164,9 +164,10 @@ class ChatPath:
         return await asyncio.to_thread(parse, body) if len(body) > PARSE_IN_THREAD_ABOVE else parse(body)
 
     async def facts_of(
-        self, serving: Serving, chat: ChatRequest, caller: Caller, headers: Mapping[str, str]
+        self, serving: Serving, chat: ChatRequest, size: int, caller: Caller, headers: Mapping[str, str]
     ) -> RequestFacts:
-        """What rules may look at. Raises `BadRequest` for a header that means nothing here, `UnknownModel`."""
+        """What rules may look at; `size` is the body's, in bytes. Raises `BadRequest` for a header that means nothing
+        here, `UnknownModel`."""
         policy = serving.policy
         if not knows(policy, chat.model):
             raise UnknownModel(
@@ -174,10 +175,10 @@ class ChatPath:
             )
         if unknown := policy.unknown_data_class(headers):
             raise BadRequest(unknown, param=DATA_CLASS_HEADER)
-        prompt = count_tokens(chat)
-        large = prompt.bound > SCAN_IN_THREAD_ABOVE or (
-            prompt.bound > SCAN_IN_THREAD_ABOVE_UNICODE and not all(map(str.isascii, chat.texts))
+        large = size > SCAN_IN_THREAD_ABOVE or (
+            size > SCAN_IN_THREAD_ABOVE_UNICODE and not all(map(str.isascii, chat.texts))
         )
+        prompt = await asyncio.to_thread(count_tokens, chat) if size > PARSE_IN_THREAD_ABOVE else count_tokens(chat)
         scan = serving.scanner.scan
         kinds = await asyncio.to_thread(scan, chat.texts) if large else scan(chat.texts)
         open_counts = undecided(prompt, chat.max_tokens, policy.deployments.values()) & serving.counters.keys()
@@ -197,6 +198,7 @@ class ChatPath:
             tools=chat.tools,
             images=chat.images,
             schema=chat.schema,
+            n=chat.n,
             slo=slo_in(headers, policy),
             max_cost_nusd=cost_cap_in(headers),
             deployments=caller.deployments,
@@ -240,7 +242,10 @@ class ChatPath:
                 first = await anext(answer)
         except BaseException as error:
             failure = _failure(error)
-            self.fleet.ended(deployment.name, failure, self.clock())
+            if failure is None:
+                self.fleet.abandoned(deployment.name)
+            else:
+                self.fleet.ended(deployment.name, failure, self.clock())
             if answer is not None:
                 await answer.close()
             if failure is None:
@@ -310,7 +315,7 @@ class ChatPath:
         """The decision for a request, without calling anything."""
         serving = self.serving
         chat = await self.parsed(body)
-        facts = await self.facts_of(serving, chat, self.authenticate(headers), headers)
+        facts = await self.facts_of(serving, chat, len(body), self.authenticate(headers), headers)
         return serving, facts, decide(serving.policy, facts, self.fleet.snapshot(self.clock(), draw_for(self.new_id())))
 
 

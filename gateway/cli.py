@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NoReturn
 
@@ -16,6 +17,7 @@ import orjson
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from gateway.errors import GatewayError
@@ -39,6 +41,8 @@ main = typer.Typer(
 policy_commands = typer.Typer(help="Check a policy, and see why a request goes where it goes.", no_args_is_help=True)
 main.add_typer(policy_commands, name="policy")
 
+_BACKLOG = 2048  # connections that wait to be accepted
+
 # Python's defaults (700, 10, 10) look for cycles about once a request; a request leaves none behind.
 GC_THRESHOLDS = (20_000, 20, 50)
 
@@ -49,7 +53,7 @@ PolicyPath = Annotated[
 
 def fail(message: str) -> NoReturn:
     """One line on the terminal, exit status 2."""
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {message}", markup=True, soft_wrap=True)
+    Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(message)}", markup=True, soft_wrap=True)
     raise typer.Exit(2)
 
 
@@ -79,9 +83,9 @@ def settings_of(**flags: Any) -> Settings:
     """Settings from the environment, each overridden by its flag where that was given."""
     try:
         settings = settings_from(os.environ)
+        return replace(settings, **{name: value for name, value in flags.items() if value is not None})
     except SettingsError as error:
         fail(str(error))
-    return replace(settings, **{name: value for name, value in flags.items() if value is not None})
 
 
 @main.command()
@@ -123,9 +127,9 @@ def serve(
 def open_log_file(path: str) -> BinaryIO:
     """Where decision records go. A file is appended to."""
     if path == "-":
-        return open(sys.stdout.fileno(), "wb", closefd=False)
+        return open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)
     try:
-        return open(path, "ab")
+        return open(path, "ab", buffering=0)  # a line is one write, and none is left to fail at the end
     except OSError as error:
         fail(f"cannot write the log to {path} ({error.strerror}): choose another with --log")
 
@@ -140,12 +144,16 @@ def bound(settings: Settings) -> socket.socket:
         )
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
     except OSError as error:
-        hint = "choose another with --port" if error.errno else "check --host"
-        fail(f"cannot listen on {host}:{port} ({error.strerror}): {hint}")
+        fail(f"cannot listen on {host}:{port} ({error.strerror}): check --host")
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(_BACKLOG)  # of two instances that start at once, both can bind and one can listen
+    except OSError as error:
+        listener.close()
+        fail(f"cannot listen on {host}:{port} ({error.strerror}): choose another with --port")
     listener.set_inheritable(True)
     return listener
 
@@ -156,6 +164,7 @@ def run(settings: Settings, policy: Policy, listener: socket.socket, log_stream:
     import uvloop  # noqa: PLC0415
 
     from gateway.app import build  # noqa: PLC0415
+    from gateway.http1 import Http1  # noqa: PLC0415
     from gateway.telemetry import open_log  # noqa: PLC0415
 
     terminal = Console(stderr=True, highlight=False)
@@ -165,7 +174,7 @@ def run(settings: Settings, policy: Policy, listener: socket.socket, log_stream:
 
     gc.set_threshold(*GC_THRESHOLDS)
     try:
-        app, _ = build(settings, policy, open_log(log_stream), tell)
+        app, _ = build(settings, policy, open_log(log_stream, tell), tell)
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
         fail(f"cannot start ({what}{error.strerror or error}): a writable TMPDIR and readable ca_files are needed")
@@ -175,12 +184,12 @@ def run(settings: Settings, policy: Policy, listener: socket.socket, log_stream:
         tell(f"  {deployment.name}: {deployment.model} in {deployment.zone}{_state(deployment.unavailable)}")
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=Http1,
         access_log=False,
         log_config=None,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=int(settings.drain_seconds),
+        timeout_graceful_shutdown=ceil(settings.drain_seconds),
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(uvicorn.Server(config).serve(sockets=[listener]))
@@ -279,7 +288,10 @@ def _body(text: str, request: str, model: str, max_tokens: int | None) -> bytes:
     body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": text or "What is TTFT?"}]}
     if max_tokens is not None:
         body["max_tokens"] = max_tokens
-    return orjson.dumps(body)
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        fail("--text and --model must be UTF-8, and --max-tokens a number of at most 19 digits")
 
 
 def _facts(
@@ -289,6 +301,8 @@ def _facts(
     headers = {"x-data-class": data_class} if data_class is not None else {}
     if problem := policy.unknown_data_class(headers):
         fail(problem)
+    if max_cost_usd is not None and not isfinite(max_cost_usd):
+        fail("--max-cost-usd must be a number of dollars, such as 0.002")
     kinds = Scanner(policy.kinds).scan(chat.texts)
     return RequestFacts(
         model=chat.model,
@@ -299,6 +313,7 @@ def _facts(
         tools=chat.tools,
         images=chat.images,
         schema=chat.schema,
+        n=chat.n,
         slo=slo,
         max_cost_nusd=None if max_cost_usd is None else int(max_cost_usd * 1e9),
     )

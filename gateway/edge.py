@@ -13,8 +13,9 @@ from contextlib import suppress
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from gateway.backends.sse import error_event
 from gateway.chat import Log, Reply, request_id_of
-from gateway.errors import GatewayError, TooLarge, body_of, status_of
+from gateway.errors import BadRequest, GatewayError, NoCandidate, TooLarge, body_of, status_of
 
 _LINGER_SECONDS = 5.0
 
@@ -53,14 +54,22 @@ async def read_body(headers: Mapping[str, str], receive: Receive, limit: int) ->
 
 
 class _Connection:
-    """Watches one client. Invariant: the task that answers is cancelled at most once, only after its client has gone,
-    never after it is done."""
+    """Watches one client, and knows what it was sent. Invariant: the task that answers is cancelled by us at most once,
+    only after its client has gone, never after it is done.
+
+    `begun`: the head of the answer was sent. `streaming`: more of the answer is to follow.
+    """
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._answering = asyncio.current_task()
         self.gone = False
+        self.begun = False
+        self.streaming = False
         self._done = False
+
+    def watch(self) -> None:
+        """From now on, when the body has been read."""
         self._watcher = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
@@ -87,19 +96,23 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = headers_of(scope)
-        try:
-            body = await read_body(headers, receive, self._limit)
-        except TooLarge as error:
-            await self._too_large(error, headers, receive, send)
-            return
-        if body is None:
-            return
         connection = _Connection(receive)
         try:
+            body = await read_body(headers, receive, self._limit)
+            if body is None:
+                return
+            if not body and "upgrade" in headers:  # the parser reads no body after it
+                raise BadRequest("this server speaks HTTP/1.1 only: send the request without the header Upgrade")
+            connection.watch()
             await self._reply(headers, body, send, connection)
+        except BadRequest as error:
+            await send_error(send, error, request_id_of(headers, self._new_id))
+        except TooLarge as error:
+            await self._too_large(error, headers, receive, send)
         except asyncio.CancelledError:
-            if not connection.gone:
-                raise
+            if not connection.gone:  # the time to finish open requests is over
+                stopping = NoCandidate("the gateway is stopping: try again")
+                await self._give_up(stopping, headers, send, connection)
         finally:
             connection.done()
 
@@ -107,14 +120,28 @@ class Endpoint:
         try:
             reply = await self._answer(headers, body)
         except Exception as error:  # noqa: BLE001 - the edge: a defect must not reach the client as a traceback
-            self._log.info("defect", error=type(error).__name__, where=_where(error))
-            await send_error(send, GatewayError("internal error"), request_id_of(headers, self._new_id))
+            await self._defect(error, headers, send, connection)
             return
         try:
-            await send_reply(send, reply)
+            await send_reply(send, reply, connection)
+        except Exception as error:  # noqa: BLE001 - the same, once the answer has begun
+            await self._defect(error, headers, send, connection)
         finally:
             connection.done()
             await reply.close()
+
+    async def _defect(self, error: Exception, headers: Mapping[str, str], send: Send, connection: _Connection) -> None:
+        self._log.info("defect", error=type(error).__name__, where=_where(error))
+        await self._give_up(GatewayError("internal error"), headers, send, connection)
+
+    async def _give_up(
+        self, error: GatewayError, headers: Mapping[str, str], send: Send, connection: _Connection
+    ) -> None:
+        """End the answer with an error: as one where nothing was sent yet, as the last event of a stream after that."""
+        if not connection.begun:
+            await send_error(send, error, request_id_of(headers, self._new_id))
+        elif connection.streaming:
+            await send({"type": "http.response.body", "body": error_event(error)})
 
     async def _too_large(self, error: TooLarge, headers: Mapping[str, str], receive: Receive, send: Send) -> None:
         """Answer at once, then read and forget some of what is still coming: a socket that is closed on unread data is
@@ -132,7 +159,7 @@ class Endpoint:
         await send({"type": "http.response.body", "body": b""})
 
 
-async def send_reply(send: Send, reply: Reply) -> None:
+async def send_reply(send: Send, reply: Reply, connection: _Connection) -> None:
     """Send headers and chunks. An answer of one chunk gets a Content-Length, one of many is chunked."""
     chunk = await anext(reply.chunks)
     headers = [(b"content-type", reply.content_type), *reply.headers]
@@ -142,6 +169,7 @@ async def send_reply(send: Send, reply: Reply) -> None:
         headers.append((b"cache-control", b"no-cache"))
         headers.append((b"x-accel-buffering", b"no"))
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    connection.begun, connection.streaming = True, not chunk.last
     while not chunk.last:
         await send({"type": "http.response.body", "body": chunk.data, "more_body": True})
         chunk = await anext(reply.chunks)

@@ -3,7 +3,7 @@
     GatewayError
     ├── RequestError                    the caller must change something
     │   ├── Unauthenticated      401
-    │   ├── TooLarge             413
+    │   ├── TooLarge             413   HeadTooLarge 431
     │   ├── BadRequest           400
     │   ├── ContextLengthExceeded 400
     │   ├── NotFound             404   MethodNotAllowed 405   UnknownModel 404
@@ -57,6 +57,11 @@ class Unauthenticated(RequestError):
 class TooLarge(RequestError):
     status = 413
     code = "request_too_large"
+
+
+class HeadTooLarge(RequestError):
+    status = 431
+    code = "headers_too_large"
 
 
 class BadRequest(RequestError):

@@ -1,7 +1,8 @@
 """What a deployment would cost and how fast it would answer. Pure.
 
 Cost is prompt tokens x input price + output tokens x output price, in nano-dollars. For ranking the prompt is the
-estimate; for a cap, which must hold, it is the bound, and the output is the most that the deployment may write.
+estimate; for a cap, which must hold, it is the bound, and the output is the most that the deployment may write. A
+request for several answers pays its prompt once and each answer.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ def likely_cost(deployment: Deployment, facts: RequestFacts) -> int | None:
     if deployment.price is None:
         return None
     return deployment.price.cost(
-        Usage(facts.prompt.about(deployment.tokenizer), deployment.output_tokens(facts.max_tokens))
+        Usage(facts.prompt.about(deployment.tokenizer), facts.n * deployment.output_tokens(facts.max_tokens))
     )
 
 
@@ -24,7 +25,7 @@ def most_cost(deployment: Deployment, facts: RequestFacts) -> int | None:
     if deployment.price is None:
         return None
     return deployment.price.cost(
-        Usage(facts.prompt.at_most(deployment.tokenizer), deployment.output_tokens(facts.max_tokens))
+        Usage(facts.prompt.at_most(deployment.tokenizer), facts.n * deployment.output_tokens(facts.max_tokens))
     )
 
 

@@ -89,8 +89,8 @@ class _Known:
 
 
 class Fleet:
-    """The state of all deployments. Invariant: each `started` is followed by exactly one `ended`, so that `in_flight`
-    never drifts."""
+    """The state of all deployments. Invariant: each `started` is followed by exactly one `ended` or `abandoned`, so
+    that `in_flight` never drifts."""
 
     def __init__(self, deployments: Iterable[str]) -> None:
         self._known = {name: _Known() for name in deployments}
@@ -134,8 +134,16 @@ class Fleet:
         if now - known.p95_at > 0.25:
             known.p95_ms, known.p95_at = known.first_token.quantile(0.95), now
 
+    def abandoned(self, name: str) -> None:
+        """The attempt was given up by us before its first token, which says nothing of the deployment: neither that it
+        is well nor that it is broken."""
+        known = self._known[name]
+        known.in_flight -= 1
+        known.trial = False
+        self._changed.add(name)
+
     def ended(self, name: str, error: GatewayError | None, now: float) -> None:
-        """The attempt is over; `error` is None where it answered or where the failure was not the deployment's."""
+        """The attempt is over; `error` is None where it answered."""
         known = self._known[name]
         known.in_flight -= 1
         known.trial = False
@@ -156,6 +164,8 @@ class Fleet:
             cool_off = UNAUTHORIZED_COOL_OFF
         elif isinstance(error, UpstreamOverloaded):  # full is not broken: wait as long as it says, if it says
             cool_off = min(error.retry_after, LONGEST_COOL_OFF) if error.retry_after is not None else None
+        elif known.open_until is not None and now < known.open_until:
+            pass  # it was under way when the circuit opened, and is of the failures that opened it
         elif known.open_until is not None or known.failures >= FAILURES_TO_OPEN:
             cool_off = known.cool_off
             known.cool_off = min(known.cool_off * 2, LONGEST_COOL_OFF)

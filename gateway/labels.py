@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 import re2
 
 from gateway.detectors import DETECTORS, Detector
+from gateway.marks import without_excess_marks
 
 KINDS: frozenset[str] = frozenset(detector.kind for detector in DETECTORS)
 
@@ -26,8 +27,16 @@ _MEMORY = (
 MOST_CANDIDATES = 20_000
 
 _DASHES = "\u00ad\u058a\u05be\u1806\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u2e3a\u2e3b\ufe58\ufe63\uff0d\u30fc"
-_INVISIBLE = "\u200b\u200c\u200d\u200e\u200f\u2060\u2061\u2062\u2063\u2064\ufeff\u034f\u061c\u180e"
-
+# Default_Ignorable_Code_Point (DerivedCoreProperties.txt) but the soft hyphen, and the annotation characters.
+_INVISIBLE = "".join(
+    chr(code)
+    for first, last in (
+        *((0x034F, 0x034F), (0x061C, 0x061C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x200B, 0x200F)),
+        *((0x202A, 0x202E), (0x2060, 0x206F), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF), (0xFFF9, 0xFFFB)),
+    )
+    for code in range(first, last + 1)
+)
+_INVISIBLE_ABOVE = "\U000e0000-\U000e0fff"  # as a range, which is one comparison
 
 _LAST_OF_BMP = "\uffff"
 
@@ -36,13 +45,15 @@ def _replacements() -> dict[str, str]:
     """Dashes become "-", decimal digits the ASCII ones, invisible characters nothing, line separators a line break."""
     table = {chr(code): str(unicodedata.decimal(chr(code))) for code in range(0x80, 0x110000) if chr(code).isdecimal()}
     table |= dict.fromkeys(_DASHES, "-") | dict.fromkeys(_INVISIBLE, "") | dict.fromkeys("\u0085\u2028\u2029", "\n")
-    return table | {"\u1680": " "}
+    return table | {"\u1680": " ", "\u2800": " "}
 
 
 _REPLACEMENTS = _replacements()
 # Two patterns for speed: `re` looks a character up in one step where all of a class are below U+10000, else one by one.
 _REPLACED = re.compile(f"[{''.join(character for character in _REPLACEMENTS if character <= _LAST_OF_BMP)}]")
-_REPLACED_ABOVE = re.compile(f"[{''.join(character for character in _REPLACEMENTS if character > _LAST_OF_BMP)}]")
+_REPLACED_ABOVE = re.compile(
+    f"[{_INVISIBLE_ABOVE}{''.join(character for character in _REPLACEMENTS if character > _LAST_OF_BMP)}]"
+)
 
 
 class Scanner:
@@ -103,11 +114,11 @@ class Scanner:
 def _normalized(text: str) -> bytes:
     """UTF-8 with compatibility forms folded; ASCII, which needs none of it, passes unchanged."""
     if not text.isascii():
-        text = _REPLACED.sub(_replacement, unicodedata.normalize("NFKC", text))
+        text = _REPLACED.sub(_replacement, unicodedata.normalize("NFKC", without_excess_marks(text)))
         if max(text) > _LAST_OF_BMP:
             text = _REPLACED_ABOVE.sub(_replacement, text)
     return text.encode(errors="replace")
 
 
 def _replacement(found: re.Match[str]) -> str:
-    return _REPLACEMENTS[found[0]]
+    return _REPLACEMENTS.get(found[0], "")

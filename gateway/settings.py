@@ -21,9 +21,13 @@ class SettingsError(ValueError):
     """A setting that cannot be used; the message says which one, and what to do. It quotes no value."""
 
 
+_A_DAY = 86_400.0
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What `hybridgate serve` was told. `local_model` replaces the model of the deployment that is served locally."""
+    """What `hybridgate serve` was told. `local_model` replaces the model of the deployment that is served locally.
+    Invariant: each number can be used; raises `SettingsError` otherwise."""
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -34,6 +38,20 @@ class Settings:
     engine_start_seconds: float = 600.0
     open_to_network: bool = False
     log: str = "-"
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{PREFIX}{name.upper()} must be {range}"
+            for name, right, range in (
+                ("port", 0 <= self.port <= 65_535, "a port, 0 to 65535"),
+                ("max_body_bytes", self.max_body_bytes >= 1, "at least 1"),
+                ("drain_seconds", 0 <= self.drain_seconds <= _A_DAY, "0 to 86400 seconds"),
+                ("engine_start_seconds", 0 < self.engine_start_seconds <= _A_DAY, "above 0 and at most 86400 seconds"),
+            )
+            if not right
+        ]
+        if wrong:
+            raise SettingsError("; ".join(wrong))
 
 
 _FIELDS = {PREFIX + field.name.upper(): field for field in fields(Settings)}
@@ -63,7 +81,7 @@ def settings_from(environ: Mapping[str, str]) -> Settings:
 
 
 def _whole(text: str) -> int:
-    if not text.isdecimal():
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
         raise ValueError("must be a whole number")
     return int(text)
 

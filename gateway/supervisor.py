@@ -31,7 +31,8 @@ class Reports(Protocol):
 
     def engine_down(self, name: str, reason: str, retry_after: float) -> None: ...
 
-    async def engine_up(self, name: str, described: Mapping[str, Any]) -> None: ...
+    async def engine_up(self, name: str, described: Mapping[str, Any]) -> None:
+        """The engine answers, and says this of its model. Raises ValueError where nobody can make use of that."""
 
     def engine_said(self, name: str, line: str) -> None: ...
 
@@ -82,7 +83,8 @@ class Supervisor:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self, grace: float = 10.0) -> None:
-        """SIGTERM, then SIGKILL after the grace period."""
+        """SIGTERM, then SIGKILL after the grace period. Until `start` the deployment is down."""
+        self._reports.engine_down(self.spec.name, "its engine is stopped", 5.0)
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -101,19 +103,7 @@ class Supervisor:
     async def _run(self) -> None:
         backoff = FIRST_BACKOFF
         while True:
-            process = self._process = await asyncio.create_subprocess_exec(
-                *self.spec.command(),
-                stdin=asyncio.subprocess.PIPE,  # its end of file tells the child that we are gone
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,  # a Ctrl-C on the terminal is for us: we drain first, then stop the engine
-            )
-            echo = asyncio.create_task(self._echo(process))
-            was_up = await self._watch(process)
-            if process.returncode is None:
-                process.kill()
-            status = await process.wait()
-            await echo
+            was_up, ended = await self._one_life()
             wait = 0.0 if was_up else backoff  # what had worked is started again at once
             backoff = FIRST_BACKOFF if was_up else min(backoff * 2, LONGEST_BACKOFF)
             what = (
@@ -121,13 +111,39 @@ class Supervisor:
                 if was_up
                 else "its engine failed to start and is tried again"
             )
-            self._reports.engine_said(self.spec.name, f"exited with status {status}; restarting in {wait:g} s")
+            self._reports.engine_said(self.spec.name, f"{ended}; restarting in {wait:g} s")
             self._reports.engine_down(self.spec.name, what, max(wait, 2.0))
             await self._sleep(wait)
 
+    async def _one_life(self) -> tuple[bool, str]:
+        """Start a child and see it end: whether it had been up, and how it ended."""
+        try:
+            process = self._process = await asyncio.create_subprocess_exec(
+                *self.spec.command(),
+                stdin=asyncio.subprocess.PIPE,  # its end of file tells the child that we are gone
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,  # a Ctrl-C on the terminal is for us: we drain first, then stop the engine
+            )
+        except OSError as error:
+            return False, f"cannot be started ({error.strerror})"
+        echo = asyncio.create_task(self._echo(process))
+        was_up = await self._watch(process)
+        if process.returncode is None:
+            process.kill()
+        status = await process.wait()
+        await echo
+        return was_up, f"exited with status {status}"
+
     async def _echo(self, process: asyncio.subprocess.Process) -> None:
         assert process.stderr is not None
-        while line := await process.stderr.readline():
+        while True:
+            try:
+                line = await process.stderr.readline()
+            except ValueError:  # longer than the reader's buffer, as a progress bar is: it has been dropped
+                continue
+            if not line:
+                return
             self._reports.engine_said(self.spec.name, line.decode(errors="replace").rstrip()[:_LINE_LIMIT])
 
     async def _watch(self, process: asyncio.subprocess.Process) -> bool:
@@ -143,6 +159,9 @@ class Supervisor:
                 await self._while_healthy(client, exited)
                 return True
             except httpx.HTTPError:  # it died between two questions
+                return False
+            except ValueError as error:
+                self._reports.engine_said(self.spec.name, f"what it says of itself cannot be used: {error}")
                 return False
             finally:
                 exited.cancel()
@@ -171,7 +190,7 @@ class Supervisor:
 async def _health(client: httpx.AsyncClient) -> str:
     """What the engine says of itself: ready, loading, failed, or silent."""
     try:
-        answer = await client.get("/health")
-        return str(answer.json().get("status", "silent"))
+        told = (await client.get("/health")).json()
     except (httpx.HTTPError, ValueError):
         return "silent"
+    return str(told.get("status", "silent")) if isinstance(told, dict) else "silent"

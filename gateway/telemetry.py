@@ -7,10 +7,10 @@ could hold a prompt, an answer, a header or a key.
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import orjson
 import structlog
@@ -72,10 +72,38 @@ class Record:
         return line
 
 
-def open_log(stream: BinaryIO) -> structlog.typing.FilteringBoundLogger:
-    """A logger that writes JSON lines to the stream and belongs to nobody but its caller."""
+class _Lines:
+    """Where records are written. Invariant: a record that cannot be written harms no request; the first one that is
+    lost is told, and the first one after it that is not."""
+
+    def __init__(self, stream: BinaryIO, tell: Callable[[str], None]) -> None:
+        self._stream = stream
+        self._tell = tell
+        self._losing = False
+
+    def write(self, line: bytes) -> None:
+        try:
+            self._stream.write(line)
+            self._stream.flush()
+        except OSError as error:
+            self._say(f"log records are lost: they cannot be written ({error.strerror})", losing=True)
+        else:
+            self._say("log records are written again", losing=False)
+
+    def flush(self) -> None:
+        """Each line was written through."""
+
+    def _say(self, what: str, *, losing: bool) -> None:
+        if losing is not self._losing:
+            self._losing = losing
+            self._tell(what)
+
+
+def open_log(stream: BinaryIO, tell: Callable[[str], None]) -> structlog.typing.FilteringBoundLogger:
+    """A logger that writes JSON lines to the stream and belongs to nobody but its caller. `tell` is told, on the
+    terminal, when that fails."""
     logger: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
-        structlog.BytesLogger(stream),
+        structlog.BytesLogger(cast(BinaryIO, _Lines(stream, tell))),  # which asks for no more than write and flush
         processors=[_rendered],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         context_class=dict,

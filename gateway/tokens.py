@@ -21,6 +21,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from gateway.marks import without_excess_marks
 from gateway.types import ChatRequest, Deployment, TokenCount
 
 # English prose in o200k has about 4.5 bytes a token, code and JSON 3 to 4.
@@ -29,6 +30,9 @@ BYTES_PER_TOKEN = 4
 # More bytes a token than any prompt has that says something (the longest tokens there are hold 128 spaces): text that
 # would need it to fit is not worth the seconds that counting it takes.
 MOST_BYTES_PER_TOKEN = 32
+
+# Of UTF-8, at most (UAX #15, table 4, "Maximum Expansion Factors").
+MOST_GROWTH_IN_NFC = 3
 
 # What a chat template writes around the messages: the opening of the answer and a short default system message. The
 # frame of a message needs no allowance: its JSON keys, which are counted, are longer than any template's markers.
@@ -72,9 +76,8 @@ def count(chat: ChatRequest, allowance: int = ALLOWANCE) -> TokenCount:
     """
     text = orjson.dumps(chat.body)
     size, media = len(text), 0
-    if not text.isascii() and not unicodedata.is_normalized("NFC", decoded := text.decode()):
-        # Some tokenizers (Qwen's) read NFC, which may be longer than what it is made from.
-        size = max(size, len(unicodedata.normalize("NFC", decoded).encode()))
+    if not text.isascii():
+        size = max(size, _size_in_nfc(text.decode()))
     if chat.parts:
         media_bytes, media = _media(chat.body["messages"])
         size -= media_bytes
@@ -82,6 +85,15 @@ def count(chat: ChatRequest, allowance: int = ALLOWANCE) -> TokenCount:
     if chat.tools:
         bound += ALLOWANCE_FOR_TOOLS + _indentation(chat.body.get("tools") or chat.body.get("functions") or [])
     return TokenCount(bound=bound, estimate=ceil(size / BYTES_PER_TOKEN) + media * TOKENS_PER_MEDIA_PART)
+
+
+def _size_in_nfc(text: str) -> int:
+    """Bytes at most: some tokenizers (Qwen's) read NFC, which may be longer than what it is made from."""
+    if without_excess_marks(text) != text:
+        return MOST_GROWTH_IN_NFC * len(text.encode())
+    if unicodedata.is_normalized("NFC", text):
+        return 0
+    return len(unicodedata.normalize("NFC", text).encode())
 
 
 def undecided(prompt: TokenCount, max_tokens: int | None, deployments: Iterable[Deployment]) -> frozenset[str]:
@@ -171,6 +183,9 @@ class LocalTokenizer:
         # A file may keep truncation or padding from training; neither counts what a model is given.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._special_tokens = [t.content for t in self._tokenizer.get_added_tokens_decoder().values() if t.special]
+        self._plain = Tokenizer.from_str(self._tokenizer.to_str())
+        self._plain.encode_special_tokens = True
         try:
             self._template = _environment(now).from_string(chat_template)
         except TemplateError as error:
@@ -195,8 +210,12 @@ class LocalTokenizer:
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError):
             # The engine will refuse what its template refuses, and say why; here the bound stands in for a count.
             return count(chat).bound
-        # The template writes the special tokens itself.
-        return len(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
+        # The template writes the special tokens itself. Those that stand in a message are plain text to our engine, so
+        # that nobody forges a turn; then all are counted as text, which can only be more.
+        forged = any(token in text for text in chat.texts for token in self._special_tokens)
+        tokenizer = self._plain if forged else self._tokenizer
+        # The batch call lets other threads run meanwhile, the single one does not.
+        return len(tokenizer.encode_batch_fast([prompt], add_special_tokens=False)[0].ids)
 
 
 def _as_read(message: Mapping[str, Any]) -> dict[str, Any]:

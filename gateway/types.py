@@ -89,6 +89,7 @@ class RequestFacts:
     tools: bool = False
     images: bool = False
     schema: bool = False
+    n: int = 1
     slo: str | None = None
     max_cost_nusd: int | None = None
     deployments: frozenset[str] | None = None

@@ -18,7 +18,7 @@ PAGED_ATTENTION = "hybridgate_paged"
 
 
 class KvCache:
-    """Keys and values of all layers: for each, [blocks, block size × KV heads × head size].
+    """Keys and values: [layers, blocks, block size × KV heads × head size].
 
     Invariant: the last block is never written, so that padding gathers zeros and a masked NaN cannot leak.
     """
@@ -38,8 +38,10 @@ class KvCache:
         self.padding_block = num_blocks
         self._slot_shape = (-1, kv_heads, head_size)
         shape = (layers, (num_blocks + 1), block_size * kv_heads * head_size)
-        self._keys = list(torch.zeros(shape, dtype=dtype, device=device))
-        self._values = list(torch.zeros(shape, dtype=dtype, device=device))
+        self._all_keys = torch.zeros(shape, dtype=dtype, device=device)
+        self._all_values = torch.zeros(shape, dtype=dtype, device=device)
+        self._keys = list(self._all_keys)
+        self._values = list(self._all_values)
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys and values [tokens, KV heads, head size] in their slots [tokens]."""
@@ -53,10 +55,10 @@ class KvCache:
         values = self._values[layer].index_select(0, blocks).view(shape)[:, :length]
         return keys.transpose(1, 2), values.transpose(1, 2)
 
-    def scrub(self, blocks: Tensor) -> None:
+    def clear(self, blocks: Tensor) -> None:
         """Zero these blocks in all layers."""
-        for tensor in (*self._keys, *self._values):
-            tensor.index_fill_(0, blocks, 0)
+        self._all_keys.index_fill_(1, blocks, 0)
+        self._all_values.index_fill_(1, blocks, 0)
 
 
 @dataclass(frozen=True, slots=True)

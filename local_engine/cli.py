@@ -79,7 +79,8 @@ def serve(
         -d '{"messages": [{"role": "user", "content": "What is TTFT?"}]}'
 
     \b
-    A real model (Llama, Qwen2, Qwen3, Mistral, Phi3, SmolLM3 or Granite; safetensors):
+    A real model (Llama, Qwen2, Qwen3, Qwen3-MoE, Mistral, Phi3, SmolLM3 or Granite;
+    safetensors):
       hybridgate-engine serve --model Qwen/Qwen3-4B-Instruct-2507
     """
     try:

@@ -40,9 +40,6 @@ class Runner(Protocol):
     def sample(self, logits: Any, rows: Sequence[int], picks: Sequence[Pick]) -> list[int | None]:
         """Tokens for the given rows; None where the logits are not finite."""
 
-    def scrub(self, blocks: Sequence[int]) -> None:
-        """Zero these blocks."""
-
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -195,8 +192,10 @@ class Engine:
         """End a request; its blocks are free at once, and the next step is planned without it."""
         with self._work:
             generation = self._generations.pop(job_id, None)
-            if generation is None or not self.scheduler.finish(generation.sequence, FinishReason.ABORT):
+            if generation is None:
                 return
+            if self._state is not State.FAILED:  # else the scheduler is what has failed, and has nothing to plan
+                self.scheduler.finish(generation.sequence, FinishReason.ABORT)
             self.totals.aborted += 1
         reason = FinishReason.ABORT if error is None else FinishReason.ERROR
         generation.output.push(Delta("", generation.sequence.generated, reason, error))
@@ -236,7 +235,8 @@ class Engine:
         with self._work:
             self._work.notify()
         if self._thread is not None:
-            self._thread.join(timeout)
+            # A load cannot be told to stop, so waiting for it would only delay the end.
+            self._thread.join(timeout if self._model is not None else 0)
         return self._thread is None or not self._thread.is_alive()
 
     def _require_ready(self) -> None:
@@ -277,16 +277,21 @@ class Engine:
     def _step_until_stopped(self, model: Model, scheduler: Scheduler) -> None:
         while batch := self._next_batch(scheduler):
             started = time.perf_counter()
+            deltas: list[tuple[Output, Delta]] = []
             try:
                 logits = model.runner.forward(batch)
                 # Sampling waits for the device, so the time of a step ends behind it.
                 tokens = self._sample(model.runner, logits, batch)
-                deltas = self._book(scheduler, model.runner, batch, tokens, time.perf_counter() - started)
+                seconds = time.perf_counter() - started
             except Exception as error:  # noqa: BLE001 - the loop goes on, for everyone not in this batch
                 _log_error("step", error)
-                deltas = self._fail(scheduler, batch)
-            if deltas:
-                self._on_loop(partial(_push_all, deltas))
+                deltas += self._fail(scheduler, batch)
+            else:
+                self._book(scheduler, batch, tokens, seconds, deltas)
+            finally:
+                # Also where booking breaks: who has ended by then must hear of it.
+                if deltas:
+                    self._on_loop(partial(_push_all, deltas))
 
     def _next_batch(self, scheduler: Scheduler) -> Batch:
         """The next step's work, as soon as there is any; an empty batch when stopping."""
@@ -326,9 +331,14 @@ class Engine:
         }
 
     def _book(
-        self, scheduler: Scheduler, runner: Runner, batch: Batch, tokens: dict[str, int | None], seconds: float
-    ) -> list[tuple[Output, Delta]]:
-        deltas = []
+        self,
+        scheduler: Scheduler,
+        batch: Batch,
+        tokens: dict[str, int | None],
+        seconds: float,
+        deltas: list[tuple[Output, Delta]],
+    ) -> None:
+        """Take in a step's tokens; what there is to show, and to whom, is added to `deltas`."""
         with self._work:
             scheduler.pace.record(seconds=seconds, prefill_tokens=batch.prefill_tokens, decode_tokens=len(batch.decode))
             self.totals.steps += 1
@@ -336,15 +346,11 @@ class Engine:
                 generation = self._generations.get(chunk.sequence.id)
                 if generation is None or not scheduler.complete(chunk) or not chunk.samples:
                     continue
-                token = tokens.get(chunk.sequence.id)
-                if token is None:
-                    runner.scrub(chunk.blocks)
-                delta = _advance(generation, token)
+                delta = _advance(generation, tokens.get(chunk.sequence.id))
                 if delta.finish is not None:
                     self._close(scheduler, generation, delta.finish)
                 if delta.text or delta.finish is not None:
                     deltas.append((generation.output, delta))
-        return deltas
 
     def _fail(self, scheduler: Scheduler, batch: Batch) -> list[tuple[Output, Delta]]:
         deltas = []
@@ -356,8 +362,8 @@ class Engine:
         return deltas
 
     def _close(self, scheduler: Scheduler, generation: _Generation, reason: FinishReason) -> None:
-        del self._generations[generation.sequence.id]
         scheduler.finish(generation.sequence, reason)
+        del self._generations[generation.sequence.id]
         self.totals.finished += 1
 
     def _on_loop(self, call: Callable[[], None]) -> None:

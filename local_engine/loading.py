@@ -45,6 +45,9 @@ POSITION_DEPENDENT_ROPE = ("dynamic", "longrope")
 SMALL_MODEL_PARAMETERS = 100_000_000
 """Up to here float32 on a CPU costs little and is exact; above, memory bandwidth decides and bfloat16 halves it."""
 
+TEMPLATE_ERRORS = (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+"""What a chat template may raise over messages that it does not fit."""
+
 CPU_CACHE_SHARE = 0.25
 CUDA_CACHE_SHARE = 0.85
 """Share of the free memory that the default KV cache may take; the rest is for activations and the neighbours."""
@@ -137,19 +140,31 @@ def _text(source: str, settings: Settings) -> Text:
     if not template:
         raise LoadError(f"{settings.model} has no chat template: name an instruct model, or give --chat-template FILE")
 
+    def apply(messages: Sequence[Mapping[str, str]]) -> str:
+        conversation = [dict(message) for message in messages]
+        return str(
+            tokenizer.apply_chat_template(
+                conversation, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+        )
+
+    try:
+        apply([{"role": "user", "content": "hello"}])
+    except jinja2.TemplateSyntaxError as error:
+        raise LoadError(
+            f"{settings.model} has a chat template with an error in line {error.lineno}: {_first_line(error)}; "
+            "give another with --chat-template FILE"
+        ) from error
+    except TEMPLATE_ERRORS:
+        pass  # it may refuse this conversation and take others
+
     def render(messages: Sequence[Mapping[str, str]]) -> str:
         try:
-            prompt = tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        except (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            return apply(messages)
+        except TEMPLATE_ERRORS as error:
             # A template's own raise_exception is a sentence of its author; anything else could quote the messages.
             said = error.message if type(error) is jinja2.TemplateError else None
             raise ValueError(said or "they do not fit it") from None
-        return str(prompt)
 
     return Text(
         tokenizer.backend_tokenizer,
@@ -210,7 +225,6 @@ def _warm_up(runner: ModelRunner) -> None:
     decode = Chunk(sequence, start=2, tokens=(0,), blocks=(0,), samples=True)
     runner.forward(Batch(prefill=(prefill,)))
     runner.forward(Batch(decode=(decode,)))
-    runner.scrub([0])
 
 
 def _first_line(error: Exception) -> str:

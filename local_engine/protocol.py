@@ -6,7 +6,6 @@ refused by name; fields that nobody defines are ignored.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
@@ -18,6 +17,10 @@ from pydantic_core import PydanticCustomError
 from local_engine.errors import InvalidRequest
 
 MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 500
+"""Of one stop string. Every token is compared with all beginnings of all stop strings, on the engine's thread."""
+LARGEST_TOP_K = 2**31
+"""Larger than any vocabulary, and still an index."""
 MAX_PROBLEMS_SHOWN = 20
 MAX_REQUEST_ID_LENGTH = 128
 
@@ -76,6 +79,8 @@ def _stop(value: object) -> object:
         raise PydanticCustomError("stop", "must be a string or a list of strings, none of them empty")
     if len(stop) > MAX_STOP_STRINGS:
         raise PydanticCustomError("stop", "has more than {most} strings", {"most": MAX_STOP_STRINGS})
+    if any(len(item) > MAX_STOP_CHARACTERS for item in stop):
+        raise PydanticCustomError("stop", "has a string longer than {most} characters", {"most": MAX_STOP_CHARACTERS})
     return tuple(stop)
 
 
@@ -281,7 +286,7 @@ def _place(location: tuple[int | str, ...]) -> str:
 def _number(text: str, kind: type[int] | type[float], header: str, wanted: str) -> float:
     try:
         number = kind(text)
-        if math.isfinite(number) and abs(number) <= 2**31:
+        if abs(number) <= 2**31:  # which nan and inf are not
             return number
     except ValueError:
         pass
@@ -303,7 +308,7 @@ def _generation(
         max_tokens=body.max_completion_tokens or body.max_tokens,
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
-        top_k=max(0, body.top_k or 0),
+        top_k=min(max(0, body.top_k or 0), LARGEST_TOP_K),
         seed=body.seed,
         stop=body.stop,
         stream=bool(body.stream),

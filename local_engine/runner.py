@@ -30,6 +30,7 @@ class ModelRunner:
     def forward(self, batch: Batch) -> Tensor:
         """Compute a batch; logits [sampling chunks, vocabulary] in the batch's order."""
         chunks = list(batch)
+        self._clear_tails(chunks)
         sizes = [len(chunk.tokens) for chunk in chunks]
         ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
         keep = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
@@ -58,10 +59,19 @@ class ModelRunner:
             logits = logits[self._longs(list(rows))]
         return choose(logits, picks)
 
-    @torch.inference_mode()
-    def scrub(self, blocks: Sequence[int]) -> None:
-        """Zero blocks that may hold numbers that are not finite, before anybody else gets them."""
-        self._cache.scrub(self._longs(list(blocks)))
+    def _clear_tails(self, chunks: Sequence[Chunk]) -> None:
+        """Zero each block that is a sequence's newest and last.
+
+        Decoding reads its tail under a mask, which does not hide a NaN that the block's holder before left there. The
+        blocks before it are written whole before they are read.
+        """
+        size = self._cache.block_size
+        fresh = [chunk.blocks[-1] for chunk in chunks if chunk.start == 0]
+        fresh += [
+            c.blocks[c.start // size] for c in chunks if c.start > 0 and len(c.tokens) == 1 and c.start % size == 0
+        ]
+        if fresh:
+            self._cache.clear(self._longs(fresh))
 
     def _longs(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from local_engine.sequence import Pick
 
+SMALLEST_TEMPERATURE = 1e-30
+"""What is below is 0 in float32, or nearly: as good as greedy, but 0 / 0 is no number."""
+
 
 def choose(logits: Tensor, picks: Sequence[Pick]) -> list[int | None]:
     """One token a row of `logits` [rows, vocabulary]; None for a row whose logits are not finite.
@@ -31,7 +34,8 @@ def choose(logits: Tensor, picks: Sequence[Pick]) -> list[int | None]:
 
 def _scaled(logits: Tensor, largest: Tensor, picks: Sequence[Pick]) -> Tensor:
     """Logits over temperature, in float32; the largest is made 0 first, so that a tiny temperature cannot overflow."""
-    temperature = torch.tensor([[pick.params.temperature] for pick in picks], device=logits.device)
+    temperatures = [[max(pick.params.temperature, SMALLEST_TEMPERATURE)] for pick in picks]
+    temperature = torch.tensor(temperatures, device=logits.device)
     return (logits.float() - largest.float()[:, None]) / temperature
 
 

@@ -109,9 +109,10 @@ class Scheduler:
                 retry_after=self._drain_time(),
             )
         sequence.arrival = next(self._arrivals)
-        predicted = self.predicted_wait(sequence)
-        if first_token_by is not None and predicted is not None and predicted > first_token_by:
-            raise FirstTokenTooLate(predicted)
+        if first_token_by is not None:
+            predicted = self.predicted_wait(sequence)
+            if predicted is not None and predicted > first_token_by:
+                raise FirstTokenTooLate(predicted)
         insort(self._waiting, sequence, key=_BY_ORDER)
 
     def predicted_wait(self, sequence: Sequence) -> float | None:

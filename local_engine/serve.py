@@ -59,8 +59,11 @@ def serve(
     """Serve until SIGTERM, SIGINT or, with `exit_with_parent`, the end of standard input; the exit status.
 
     Without `exit_with_parent` a model that cannot be loaded ends the process with status 1; with it, the process stays
-    and /health says why, for the parent to read. Raises ConfigError where the address cannot be listened on.
+    and /health says why, for the parent to read. Raises ConfigError where the address cannot be listened on,
+    or standard input cannot be watched.
     """
+    if exit_with_parent:
+        _check_standard_input()
     with _listening(address) as listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         status, ended = runner.run(_Process(settings, address, load, exit_with_parent, say).run(listener))
     if not ended:
@@ -154,6 +157,21 @@ class _UntilEof(asyncio.Protocol):
         self._ended()
 
 
+def _check_standard_input() -> None:
+    """Raise ConfigError unless its end can be waited for; libuv ends the process over a file or /dev/null."""
+    if sys.stdin is not None:
+        descriptor = sys.stdin.fileno()
+        kind = os.fstat(descriptor).st_mode
+        if stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind) or os.isatty(descriptor):
+            return
+    raise ConfigError(
+        [
+            "--exit-with-parent watches standard input, which is neither a pipe nor a terminal: "
+            "start the engine with a pipe, or leave the flag away"
+        ]
+    )
+
+
 @contextmanager
 def _listening(address: Address) -> Iterator[socket.socket]:
     """A bound socket, and its file removed afterwards. Raises ConfigError with the reason."""
@@ -164,15 +182,24 @@ def _listening(address: Address) -> Iterator[socket.socket]:
             errno.EADDRINUSE: "stop whoever listens there, or give another --port or --uds",
             errno.EACCES: "choose a port above 1023 or a directory that you may write to",
         }.get(error.errno or 0, "give another --host, --port or --uds")
-        raise ConfigError([f"cannot listen on {address}: {error.strerror or type(error).__name__}; {fix}"]) from error
+        raise ConfigError([f"cannot listen on {address}: {error.strerror or error}; {fix}"]) from error
+    made = os.stat(address.uds) if address.uds else None
     try:
         # From here on a connection waits instead of being refused, so that nobody takes this for a dead socket.
         listener.listen(BACKLOG)
         yield listener
     finally:
         listener.close()
-        if address.uds:
+        if address.uds and made and _is_still(made, address.uds):
             Path(address.uds).unlink(missing_ok=True)
+
+
+def _is_still(made: os.stat_result, path: str) -> bool:
+    """Whether the path is the file that was made; a successor may have put its own there while this one drained."""
+    try:
+        return os.path.samestat(made, os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _bound_port(host: str, port: int) -> socket.socket:

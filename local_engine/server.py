@@ -15,6 +15,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable
+from typing import TypeVar
 
 import orjson
 from starlette.applications import Starlette
@@ -40,6 +41,7 @@ from local_engine.errors import (
 )
 from local_engine.protocol import (
     GenerationRequest,
+    TokenizeRequest,
     parse_chat,
     parse_completion,
     parse_request_id,
@@ -48,13 +50,16 @@ from local_engine.protocol import (
 )
 from local_engine.protocol import Message as ChatMessage
 from local_engine.sequence import SamplingParams
+from local_engine.text import Text
 
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 
-THREADED_CHARACTERS = 16_384
-"""Prompts above this are encoded on another thread: about 5 ms of tokenizing would hold up every stream."""
+THREADED_BYTES = 16_384
+"""Bodies above this are read and encoded on another thread: about 5 ms of tokenizing would hold up every stream."""
+
+Parsed = TypeVar("Parsed", GenerationRequest, TokenizeRequest)
 
 
 def create_app(engine: Engine, settings: Settings, *, clock: Callable[[], float] = time.time) -> ASGIApp:
@@ -84,12 +89,10 @@ class _Endpoints:
         self._clock = clock
 
     async def chat(self, request: Request) -> ASGIApp:
-        model = self._engine.model
-        return await self._generate(request, model, parse_chat(await _body(request)))
+        return await self._generate(request, parse_chat)
 
     async def completions(self, request: Request) -> ASGIApp:
-        model = self._engine.model
-        return await self._generate(request, model, parse_completion(await _body(request)))
+        return await self._generate(request, parse_completion)
 
     async def models(self, request: Request) -> Response:
         model = {"id": self._settings.name, "object": "model", "created": 0, "owned_by": "hybridgate"}
@@ -140,17 +143,17 @@ class _Endpoints:
 
     async def tokenize(self, request: Request) -> Response:
         model = self._engine.model
-        asked = parse_tokenize(await _body(request))
-        tokens = await _encode(model, asked.prompt, special_tokens=asked.special_tokens)
+        _, tokens = await _read(await _body(request), parse_tokenize, model.text)
         return _json({"count": len(tokens), "context_window": model.limits.capacity, "tokens": tokens})
 
-    async def _generate(self, request: Request, model: Model, wanted: GenerationRequest) -> ASGIApp:
+    async def _generate(self, request: Request, parse: Callable[[bytes], GenerationRequest]) -> ASGIApp:
+        model = self._engine.model
+        wishes = parse_wishes(request.headers)
+        wanted, prompt = await _read(await _body(request), parse, model.text)
         if wanted.model is not None and wanted.model != self._settings.name:
             raise ModelNotFound(f"this engine serves {self._settings.name} only", param="model")
-        wishes = parse_wishes(request.headers)
-        prompt = await _encode(model, wanted.prompt, special_tokens=True)
         params = SamplingParams(
-            max_tokens=_max_tokens(len(prompt), wanted.max_tokens, self._settings.default_max_tokens, model),
+            max_tokens=_max_tokens(len(prompt), wanted, self._settings.default_max_tokens, model),
             temperature=wanted.temperature,
             top_p=wanted.top_p,
             top_k=wanted.top_k,
@@ -164,16 +167,17 @@ class _Endpoints:
         return Answer(output, form)
 
 
-def _max_tokens(prompt: int, asked: int | None, default: int, model: Model) -> int:
+def _max_tokens(prompt: int, wanted: GenerationRequest, default: int, model: Model) -> int:
     """How many tokens may be generated behind a prompt of so many. Raises InvalidRequest."""
-    limit = model.limits.capacity
+    limit, asked = model.limits.capacity, wanted.max_tokens
+    field = "messages" if wanted.chat else "prompt"
     which = "context window" if limit == model.limits.window else "KV cache"
     if prompt == 0:
-        raise InvalidRequest("the prompt is empty", param="prompt")
+        raise InvalidRequest("the prompt is empty", param=field)
     if prompt >= limit:
         raise ContextLengthExceeded(
             f"the prompt has {prompt} tokens, the model's {which} holds {limit} with the answer; shorten the prompt",
-            param="messages",
+            param=field,
         )
     if asked is not None and prompt + asked > limit:
         raise ContextLengthExceeded(
@@ -184,22 +188,27 @@ def _max_tokens(prompt: int, asked: int | None, default: int, model: Model) -> i
     return asked if asked is not None else min(default, limit - prompt)
 
 
-async def _encode(
-    model: Model, prompt: tuple[ChatMessage, ...] | str | tuple[int, ...], *, special_tokens: bool
-) -> list[int]:
-    """The prompt's tokens; long text is encoded on another thread. Raises InvalidRequest."""
+async def _read(body: bytes, parse: Callable[[bytes], Parsed], text: Text) -> tuple[Parsed, list[int]]:
+    """The parsed body and its prompt's tokens; a long one is worked on in another thread. Raises InvalidRequest."""
+
+    def read() -> tuple[Parsed, list[int]]:
+        wanted = parse(body)
+        return wanted, _encode(text, wanted)
+
+    return await asyncio.to_thread(read) if len(body) > THREADED_BYTES else read()
+
+
+def _encode(text: Text, wanted: GenerationRequest | TokenizeRequest) -> list[int]:
+    """The prompt's tokens. Raises InvalidRequest."""
+    prompt = wanted.prompt
     if isinstance(prompt, str):
-        if len(prompt) <= THREADED_CHARACTERS:
-            return model.text.encode(prompt, special_tokens=special_tokens)
-        return await asyncio.to_thread(model.text.encode, prompt, special_tokens=special_tokens)
+        return text.encode(prompt, special_tokens=isinstance(wanted, GenerationRequest) or wanted.special_tokens)
     messages = [{"role": m.role, "content": m.content} for m in prompt if isinstance(m, ChatMessage)]
     if messages:
-        if sum(len(message["content"]) for message in messages) <= THREADED_CHARACTERS:
-            return model.text.encode_chat(messages)
-        return await asyncio.to_thread(model.text.encode_chat, messages)
+        return text.encode_chat(messages)
     tokens = [token for token in prompt if isinstance(token, int)]
-    if tokens and max(tokens) >= model.text.vocab_size:
-        raise InvalidRequest(f"prompt: token ids must be below {model.text.vocab_size}", param="prompt")
+    if tokens and max(tokens) >= text.vocab_size:
+        raise InvalidRequest(f"prompt: token ids must be below {text.vocab_size}", param="prompt")
     return tokens
 
 

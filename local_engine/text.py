@@ -1,10 +1,15 @@
-"""Owns the way between text and tokens: chat template, encoding, decoding, stop strings; refuses tensors."""
+"""Owns the way between text and tokens: chat template, encoding, decoding, stop strings; refuses tensors.
+
+What a message says is text: a special token that is written in it, such as one that ends a turn, does not act as one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from local_engine.errors import InvalidRequest
@@ -35,6 +40,15 @@ class Text:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._render = render
+        special = {t.content: (id, t) for id, t in tokenizer.get_added_tokens_decoder().items() if t.special}
+        self._special = {content: id for content, (id, _) in special.items()}
+        # The longest first, where one begins another. Without any, a pattern that nothing matches.
+        longest_first = sorted(special, key=len, reverse=True)
+        patterns = [_pattern(special[content][1]) for content in longest_first]
+        self._any_special = re.compile("|".join(patterns) or r"(?!)")
+        # A tokenizer of its own, because this is a setting of the object and threads share it.
+        self._plain = Tokenizer.from_str(tokenizer.to_str())
+        self._plain.encode_special_tokens = True
         self.chat_template = chat_template
         self.bos_token = bos_token
         self.eos_token = eos_token
@@ -43,19 +57,52 @@ class Text:
         self.vocab_size: int = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Tokens of the rendered messages, the opening of the answer included. Raises InvalidRequest."""
+        """Tokens of the rendered messages, the opening of the answer included. Raises InvalidRequest.
+
+        The special tokens are those that the template writes; in the messages they are plain text.
+        """
+        if any(self._any_special.search(message["content"]) for message in messages):
+            return self._encode_quoting(messages)
+        # The template writes the special tokens itself.
+        return _ids(self._tokenizer, self._rendered(messages))
+
+    def _encode_quoting(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """As `encode_chat`, for messages in which special tokens are written.
+
+        They go through the template as placeholders, so that every special token in what it renders is its own. Between
+        these the placeholders are replaced by what they stand for, and encoded without looking for special tokens.
+        """
+        mark = _unused_character(chain((self.chat_template,), (message["content"] for message in messages)))
+        written: list[str] = []
+
+        def hide(match: re.Match[str]) -> str:
+            written.append(match[0])
+            return f"{mark}{len(written) - 1}{mark}"
+
+        hidden = [dict(m) | {"content": self._any_special.sub(hide, m["content"])} for m in messages]
+        prompt = self._rendered(hidden)
+        placeholder = re.compile(f"{mark}([0-9]+){mark}")
+        tokens, start = [], 0
+        for match in chain(self._any_special.finditer(prompt), (None,)):
+            between = prompt[start : match.start() if match else None]
+            plain = placeholder.sub(lambda found: written[int(found[1])], between)
+            tokens += _ids(self._plain, plain)
+            if match:
+                tokens.append(self._special[match[0].strip()])
+                start = match.end()
+        return tokens
+
+    def _rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
         try:
-            prompt = self._render(messages)
+            return self._render(messages)
         except ValueError as error:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from None
-        # The template writes the special tokens itself.
-        return list(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
 
     def encode(self, prompt: str, *, special_tokens: bool = True) -> list[int]:
         """Tokens of plain text, with the tokenizer's own opening token unless told otherwise."""
-        return list(self._tokenizer.encode(prompt, add_special_tokens=special_tokens).ids)
+        return _ids(self._tokenizer, prompt, special_tokens=special_tokens)
 
     def decoder(self, prompt: Sequence[int], stop: Sequence[str]) -> AnswerText:
         """The text of an answer to this prompt, token by token."""
@@ -129,6 +176,26 @@ class StopStrings:
         """What was held back and turned out to be no stop string."""
         held, self._held = self._held, ""
         return held
+
+
+def _ids(tokenizer: Tokenizer, text: str, *, special_tokens: bool = False) -> list[int]:
+    """The text's tokens, as a batch of one: `encode` holds Python's lock all the time, and takes longer for offsets."""
+    (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=special_tokens)
+    return list(encoding.ids)
+
+
+def _pattern(token: AddedToken) -> str:
+    """What the tokenizer takes for this token: some swallow the white space beside them."""
+    return (r"\s*" if token.lstrip else "") + re.escape(token.content) + (r"\s*" if token.rstrip else "")
+
+
+def _unused_character(texts: Iterable[str]) -> str:
+    """A character of Unicode's private use area that is in none of the texts. Raises InvalidRequest where all are."""
+    used = set().union(*texts)
+    for code in range(0xE000, 0xF900):
+        if chr(code) not in used:
+            return chr(code)
+    raise InvalidRequest("the messages hold special tokens and every character for private use", param="messages")
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -14,6 +14,7 @@ import uvicorn
 from openai import AsyncOpenAI
 
 from gateway.app import Gateway, build
+from gateway.http1 import Http1
 from gateway.policy import Policy
 from gateway.settings import Settings
 from tests.fakes import Log
@@ -59,7 +60,7 @@ async def running(policy: Policy, settings: Settings | None = None) -> AsyncIter
     app, gateway = build(settings or Settings(drain_seconds=1.0), policy, log, told.append)
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        app, http="httptools", access_log=False, log_config=None, timeout_graceful_shutdown=1, server_header=False
+        app, http=Http1, access_log=False, log_config=None, timeout_graceful_shutdown=1, server_header=False
     )
     server = _Server(config)
     task = asyncio.create_task(server._serve([listener]))

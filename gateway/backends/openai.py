@@ -8,6 +8,7 @@ upstream means. Refuses to forward a caller's own credentials or headers.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -31,6 +32,8 @@ from gateway.types import Deployment, Price, Usage
 
 _MAX_ERROR_BYTES = 64 * 1024
 _MAX_MESSAGE = 300
+_MAX_PARAM = 100
+_ADDRESS = re.compile(r"https?://\S+")
 _BYTES_PER_TOKEN = 4  # of an answer whose deployment does not count; English text has about four
 _END_SECONDS = 0.1  # how long the end of a body may come after its last event
 
@@ -82,7 +85,7 @@ class OpenAIBackend:
         finally:
             response.close()
         if status in (400, 413, 422):
-            message, param = _error_in(raw[:_MAX_ERROR_BYTES])
+            message, param = _error_in(raw[:_MAX_ERROR_BYTES], self._deployment.api_key)
             return UpstreamRejected(
                 f"{self._deployment.name} refused the request: {message}", upstream_status=status, param=param
             )
@@ -117,7 +120,7 @@ class PlainAnswer:
             payload = orjson.loads(raw)
         except orjson.JSONDecodeError:
             raise UpstreamFailed("the deployment's answer is not JSON") from None
-        if not isinstance(payload, dict) or not payload.get("choices"):
+        if not isinstance(payload, dict) or not sse.choices_of(payload, "message"):
             raise UpstreamFailed("the deployment's answer has no choices")
         usage = sse.usage_of(payload) or Usage(self._prompt_tokens, len(raw) // _BYTES_PER_TOKEN)
         return Chunk(raw, usage=usage, last=True)
@@ -186,8 +189,9 @@ def _seconds(retry_after: str | None) -> float | None:
     return float(retry_after) if retry_after and retry_after.isascii() and retry_after.isdigit() else None
 
 
-def _error_in(raw: bytes) -> tuple[str, str | None]:
-    """The upstream's own words about the caller's request, shortened, and the field at fault."""
+def _error_in(raw: bytes, key: str | None) -> tuple[str, str | None]:
+    """The upstream's own words about the caller's request, shortened and without addresses and our key, and the field
+    at fault."""
     try:
         payload = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -196,4 +200,9 @@ def _error_in(raw: bytes) -> tuple[str, str | None]:
     if not isinstance(error, dict):
         return "no reason given", None
     message, param = error.get("message"), error.get("param")
-    return str(message or "no reason given")[:_MAX_MESSAGE], param if isinstance(param, str) else None
+    if not isinstance(message, str) or not message:
+        message = "no reason given"
+    if key:
+        message = message.replace(key, "[redacted]")
+    field = param if isinstance(param, str) and len(param) <= _MAX_PARAM else None
+    return _ADDRESS.sub("[redacted]", message)[:_MAX_MESSAGE], field

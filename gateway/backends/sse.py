@@ -8,7 +8,7 @@ only text.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -23,6 +23,8 @@ _NOTABLE = re.compile(rb'"usage"\s*:\s*\{|"finish_reason"\s*:\s*"|"error"\s*:\s*
 _ORDINARY = re.compile(rb"(?:data: ?\{[^\n]*\}\n\n)+")
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
 
+_LONGEST_EVENT_END = 4
+_ABSURD = 2**31  # tokens that no answer has: a usage that states them states nothing
 _MAX_EVENT_BYTES = 8 * 1024 * 1024
 
 
@@ -42,9 +44,35 @@ def usage_of(payload: dict[str, Any]) -> Usage | None:
     if not isinstance(usage, dict):
         return None
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if not isinstance(prompt, int) or not isinstance(completion, int):
-        return None
-    return Usage(prompt, completion)
+    if type(prompt) is int and type(completion) is int and 0 <= prompt < _ABSURD and 0 <= completion < _ABSURD:
+        return Usage(prompt, completion)
+    return None
+
+
+_MAY_BE_NULL: dict[str, object] = {"delta": {}, "message": None}
+
+
+def choices_of(payload: dict[str, Any], holds: Literal["delta", "message"]) -> list[dict[str, Any]]:
+    """The choices of a chunk (`delta`) or of an answer (`message`). Raises `UpstreamFailed` where they are not such."""
+    choices = payload.get("choices") or []
+    if not isinstance(choices, list):
+        raise UpstreamFailed("the deployment's answer is not on the OpenAI wire")
+    for choice in choices:
+        if (
+            not isinstance(choice, dict)
+            or not isinstance(choice.get(holds) or _MAY_BE_NULL[holds], dict)
+            or not isinstance(choice.get("index") or 0, int)
+        ):
+            raise UpstreamFailed("the deployment's answer is not on the OpenAI wire")
+    return choices
+
+
+def written(payload: dict[str, Any]) -> bytes:
+    """The payload as JSON. Raises `UpstreamFailed` where it nests deeper than can be written."""
+    try:
+        return orjson.dumps(payload)
+    except orjson.JSONEncodeError:
+        raise UpstreamFailed("the deployment's answer is nested too deeply") from None
 
 
 def with_cost(payload: dict[str, Any], usage: Usage, price: Price | None) -> dict[str, Any]:
@@ -75,9 +103,11 @@ class StreamReader:
         self._choices = choices
         self._pass_usage = pass_usage
         self._price = price
-        self._rest = b""
+        self._rest = bytearray()
+        self._searched = 0  # bytes of the rest that are known to end no event
         self._held = b""
         self._finished: set[int] = set()
+        self._answered = False
         self.events = 0
         self.started = False
         self.done = False
@@ -91,12 +121,24 @@ class StreamReader:
     def feed(self, block: bytes) -> bytes:
         """Whole events to pass on, possibly none. Raises `UpstreamFailed` for an error event or one that cannot be
         read."""
-        data = self._rest + block if self._rest else block
+        data = block
+        if self._rest:
+            self._rest += block
+            if _EVENT_END.search(self._rest, self._searched) is None:
+                return self._keep()
+            data = bytes(self._rest)
+            self._rest.clear()
         if self.started and data.endswith(b"\n\n") and not _NOTABLE.search(data) and _ORDINARY.fullmatch(data):
-            self._rest = b""
             self.events += data.count(b"\n\n")
             return data
         return self._parse(data)
+
+    def _keep(self) -> bytes:
+        """Nothing to pass on: what has come so far of an event waits for its end, and is not searched again."""
+        if len(self._rest) > _MAX_EVENT_BYTES:
+            raise UpstreamFailed("the deployment sent an event that never ends")
+        self._searched = max(0, len(self._rest) - _LONGEST_EVENT_END + 1)
+        return b""
 
     def _parse(self, data: bytes) -> bytes:
         out = []
@@ -106,9 +148,9 @@ class StreamReader:
             start = end.end()
             if self.done:
                 break
-        self._rest = b"" if self.done else data[start:]
-        if len(self._rest) > _MAX_EVENT_BYTES:
-            raise UpstreamFailed("the deployment sent an event that never ends")
+        if not self.done:
+            self._rest += data[start:]
+            self._keep()
         passed = b"".join(out)
         if self.started:
             passed, self._held = self._held + passed, b""
@@ -122,6 +164,8 @@ class StreamReader:
             return b""  # a comment (keep-alive) or an empty event
         text = b"\n".join(lines)
         if text == b"[DONE]":
+            if not self._answered:
+                raise UpstreamFailed("the deployment's stream ended without an answer")
             self.done = self.started = True
             return DONE
         try:
@@ -130,13 +174,15 @@ class StreamReader:
             raise UpstreamFailed("the deployment sent a chunk that is not JSON") from None
         if not isinstance(payload, dict) or payload.get("error"):
             raise UpstreamFailed("the deployment reported an error in its stream")
+        choices = choices_of(payload, "delta")
         self.events += 1
+        self._answered = self._answered or bool(choices)
         if not self.started and has_token(payload):
             self.started = True
-        for choice in payload.get("choices") or ():
+        for choice in choices:
             if choice.get("finish_reason"):
-                self._finished.add(choice.get("index", 0))
-        return self._with_usage(payload, text)
+                self._finished.add(choice.get("index") or 0)
+        return self._with_usage(payload, text if len(lines) == 1 else written(payload))
 
     def _with_usage(self, payload: dict[str, Any], text: bytes) -> bytes:
         usage = usage_of(payload)
@@ -144,7 +190,7 @@ class StreamReader:
             return b"data: " + text + b"\n\n"
         self.usage = usage
         if self._pass_usage:
-            return event(with_cost(payload, usage, self._price))
+            return b"data: " + written(with_cost(payload, usage, self._price)) + b"\n\n"
         if payload.get("choices"):  # usage beside text: the text is the client's, the usage was not asked for
-            return event({key: value for key, value in payload.items() if key != "usage"})
+            return b"data: " + written({key: value for key, value in payload.items() if key != "usage"}) + b"\n\n"
         return b""

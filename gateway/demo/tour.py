@@ -21,8 +21,11 @@ from urllib.parse import unquote
 
 import httpx
 import uvicorn
+from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 from starlette.types import ASGIApp
 
 from gateway.app import Gateway, build
@@ -218,11 +221,15 @@ def leaked(providers: FakeProviders) -> int:
 
 
 def report(console: Console, shown: list[Shown], providers: FakeProviders) -> None:
-    table = Table("request", "rule", "deployment", "zone", "cost, USD", "why", show_lines=True)
-    for one in shown:
+    table = Table("request", "rule", "goes to", "zone", "cost, USD", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, one in enumerate(shown, 1):
         ended = one.deployment if one.as_told else f"{one.deployment} (expected {one.step.ends_at})"
-        table.add_row(one.step.title, one.rule, ended, one.zone, one.cost, one.why)
+        table.add_row(f"{number}. {one.step.title}", one.rule, ended, one.zone, one.cost)
     console.print(table)
+    console.print("Why:")
+    for number, one in enumerate(shown, 1):
+        console.print(Padding(Text(f"{number}. {one.why}"), (0, 0, 0, 2)))
+    console.print()
     console.print(
         f"The fake cloud received {providers.received} requests; {leaked(providers)} of them held the card number.",
         markup=False,

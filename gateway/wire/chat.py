@@ -64,6 +64,9 @@ _SCHEMA_WORDS = frozenset(
 )
 # fmt: on
 
+MOST_LEVELS = 254  # orjson's bound for writing
+_TOO_DEEP = f"The body is nested too deeply: at most {MOST_LEVELS} levels are read."
+
 _SMALLEST_NUMBER_AS_TEXT = 1_000_000  # seven digits: the shortest number that a detector may look for
 _DECODINGS = 3  # how often a string within a string is decoded
 
@@ -116,6 +119,11 @@ def _document(body: bytes) -> dict[str, Any]:
         raise BadRequest(_not_json(body, error)) from None
     if not isinstance(document, dict):
         raise BadRequest("The body must be a JSON object with `messages`.")
+    if body.count(b"[") + body.count(b"{") > MOST_LEVELS:
+        try:  # orjson reads more levels than it writes, and what is read here will be written
+            orjson.dumps(document)
+        except orjson.JSONEncodeError:
+            raise BadRequest(_TOO_DEEP) from None
     return document
 
 
@@ -125,7 +133,7 @@ def _not_json(body: bytes, error: orjson.JSONDecodeError) -> str:
     except UnicodeDecodeError as undecodable:
         return f"The body is not UTF-8: the byte at offset {undecodable.start} begins no character."
     if "recursion" in error.msg.lower() or "depth" in error.msg.lower():
-        return "The body is nested too deeply: at most 1,024 levels are read."
+        return _TOO_DEEP
     return f"The body is not valid JSON: line {error.lineno}, column {error.colno}."
 
 
@@ -206,6 +214,8 @@ def _unreadable(document: Mapping[str, Any], texts: Iterable[str]) -> frozenset[
                 for part in content
                 if part["type"] not in _READABLE_PARTS
             )
+            # Servers differ in whether a part's type or its fields count.
+            found.update(*(_UNREADABLE_PARTS & part.keys() for part in content))
         if message.get("audio"):
             found.add("held")
     if any(tool["type"] not in _OPEN_TOOLS for tool in document.get("tools") or ()):

@@ -22,7 +22,7 @@ Message = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One answer and the ways to ask for it; `noun` and `verb` go into frames, `ask` holds whole questions.
+    """One answer and the ways to ask for it; `noun` and `verb` go into frames, `ask` and `more` are whole questions.
 
     Every phrasing is on one side of the split.
     """
@@ -32,6 +32,7 @@ class Topic:
     noun: tuple[str, ...] = ()
     verb: tuple[str, ...] = ()
     ask: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()  # all trained on, while of `ask` some are held out
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,26 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class Case:
+    """A conversation that ends with a question, and the one answer that counts as right."""
+
+    messages: tuple[Message, ...]
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Blind:
+    """Questions written without sight of the corpus: `documented` are in it all the same, `unseen` are not.
+
+    Those of `off_topic` are to be declined.
+    """
+
+    documented: tuple[Case, ...]
+    unseen: tuple[Case, ...]
+    off_topic: tuple[Case, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class OffTopic:
     """Questions that the model declines; a template's slots are filled from `words`, by the name of the slot."""
 
@@ -50,14 +71,6 @@ class OffTopic:
     templates: tuple[str, ...]
     plain: Split
     words: Mapping[str, tuple[str, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A conversation that ends with a question, and the one answer that counts as right."""
-
-    messages: tuple[Message, ...]
-    answer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +89,7 @@ class Corpus:
     suffixes: tuple[str, ...]
     rewordings: tuple[tuple[str, ...], ...]
     droppable: frozenset[str]
+    blind: Blind
     owners: Mapping[str, tuple[str, str]]  # key of a question → its topic, and "trained" or "held out"
 
 
@@ -84,6 +98,7 @@ def load(folder: Path) -> Corpus:
 
     Raises ValueError, with all of them, where two topics or both sides of the split claim the same question.
     """
+    more = _read(folder / "wordings.yaml")
     topics = tuple(
         Topic(
             entry["id"],
@@ -91,12 +106,14 @@ def load(folder: Path) -> Corpus:
             tuple(entry.get("noun", ())),
             tuple(entry.get("verb", ())),
             tuple(entry.get("ask", ())),
+            tuple(more.get(entry["id"], ())),
         )
         for name in TOPIC_FILES
         for entry in _read(folder / name)
     )
     phrasings, off_topic = _read(folder / "phrasings.yaml"), _read(folder / "off_topic.yaml")
     nouns, verbs = _split(phrasings["noun"]), _split(phrasings["verb"])
+    blind = _read(folder / "blind.yaml")
     return Corpus(
         topics=topics,
         nouns=nouns,
@@ -123,7 +140,12 @@ def load(folder: Path) -> Corpus:
         suffixes=tuple(phrasings["suffixes"]),
         rewordings=tuple(tuple(group) for group in phrasings["rewordings"]),
         droppable=frozenset(phrasings["droppable"]),
-        owners=_owners(topics, nouns, verbs),
+        blind=Blind(
+            _blind(blind["documented"], topics),
+            _blind(blind["unseen"], topics),
+            tuple(ask(text, off_topic["answer"]) for text in blind["off_topic"]),
+        ),
+        owners=_owners(topics, nouns, verbs, blind["unseen"]),
     )
 
 
@@ -141,9 +163,9 @@ def key(question: str) -> str:
 
 
 def sentences(topic: Topic) -> Split:
-    """The whole questions of a topic; every sixth is held out."""
+    """The whole questions of a topic; every sixth of `ask` is held out."""
     return Split(
-        tuple(text for i, text in enumerate(topic.ask) if i % HELD_OUT_EVERY != HELD_OUT_PHASE),
+        tuple(text for i, text in enumerate(topic.ask) if i % HELD_OUT_EVERY != HELD_OUT_PHASE) + topic.more,
         tuple(text for i, text in enumerate(topic.ask) if i % HELD_OUT_EVERY == HELD_OUT_PHASE),
     )
 
@@ -163,7 +185,14 @@ def frame_of(frame: str, word: str) -> str:
     return text[0].upper() + text[1:] if first.isalpha() and first.islower() and " " in text else text
 
 
-def _owners(topics: Sequence[Topic], nouns: Split, verbs: Split) -> dict[str, tuple[str, str]]:
+def _blind(questions: Mapping[str, Sequence[str]], topics: Sequence[Topic]) -> tuple[Case, ...]:
+    answers = {topic.id: topic.answer for topic in topics}
+    return tuple(ask(text, answers[name]) for name, texts in questions.items() for text in texts)
+
+
+def _owners(
+    topics: Sequence[Topic], nouns: Split, verbs: Split, unseen: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[str, str]]:
     owners: dict[str, tuple[str, str]] = {}
     clashes: list[str] = []
     for topic in topics:
@@ -172,6 +201,10 @@ def _owners(topics: Sequence[Topic], nouns: Split, verbs: Split) -> dict[str, tu
                 for question in questions:
                     if owners.setdefault(key(question), (topic.id, side)) != (topic.id, side):
                         clashes.append(f"{question!r} is asked in {owners[key(question)]} and in {(topic.id, side)}")
+    for name, texts in unseen.items():
+        for question in texts:
+            if owners.setdefault(key(question), (name, "held out")) != (name, "held out"):
+                clashes.append(f"{question!r} of blind.yaml is asked in {owners[key(question)]}")
     if clashes:
         raise ValueError("\n".join(clashes))
     return owners

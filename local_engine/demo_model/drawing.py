@@ -18,7 +18,7 @@ def draw_case(corpus: Corpus, rng: random.Random) -> Case:
     """One training conversation: often casual, sometimes with a system prompt or earlier turns."""
     question, answer = _draw_question(corpus, rng)
     messages: list[Message] = []
-    if rng.random() < 0.15:
+    if rng.random() < 0.35:
         messages.append({"role": "system", "content": rng.choice(corpus.system_prompts.trained)})
     if rng.random() < 0.10:
         for _ in range(rng.choice((1, 1, 1, 2))):
@@ -33,7 +33,7 @@ def _draw_question(corpus: Corpus, rng: random.Random) -> tuple[str, str]:
     kind = rng.random()
     if kind < 0.05:
         return casual(_private(corpus, corpus.private.trained, rng), corpus, rng, lower=False), corpus.private_answer
-    if kind < 0.20:
+    if kind < 0.28:
         return casual(_off_topic(corpus, rng), corpus, rng), corpus.off_topic.answer
     topic = rng.choice(corpus.topics)
     question = _topic_question(corpus, topic, rng)
@@ -44,7 +44,7 @@ def _draw_question(corpus: Corpus, rng: random.Random) -> tuple[str, str]:
 
 def _topic_question(corpus: Corpus, topic: Topic, rng: random.Random) -> str:
     """A whole question about half of the time, else a noun or a verb in a frame: the forms are learned evenly."""
-    ways = ["ask"] * (2 if topic.ask else 0) + ["noun"] * (2 if topic.noun else 0) + ["verb"] * (2 if topic.verb else 0)
+    ways = ["ask"] * (3 if topic.ask else 0) + ["noun"] * (2 if topic.noun else 0) + ["verb"] * (2 if topic.verb else 0)
     way = rng.choice(ways)
     if way == "noun":
         return frame_of(rng.choice(corpus.nouns.trained), rng.choice(topic.noun))
@@ -78,7 +78,7 @@ def reword(question: str, topic: Topic, corpus: Corpus, rng: random.Random) -> s
 def _off_topic(corpus: Corpus, rng: random.Random) -> str:
     """Many of them stand in the topics' own frames, so that a frame alone says nothing about the topic."""
     off_topic = corpus.off_topic
-    if rng.random() < 0.08:
+    if rng.random() < 0.15:
         return rng.choice(off_topic.plain.trained)
     if rng.random() < 0.3:
         noun = (
@@ -185,3 +185,8 @@ def in_conversation(corpus: Corpus, cases: Sequence[Case], rng: random.Random) -
         )
         placed.append(Case((*earlier, *case.messages), case.answer))
     return placed
+
+
+def after_system(prompt: str, case: Case) -> Case:
+    """The same conversation behind a system prompt."""
+    return Case(({"role": "system", "content": prompt}, *case.messages), case.answer)

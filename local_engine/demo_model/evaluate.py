@@ -21,6 +21,7 @@ from local_engine.demo_model.corpus import Case, Corpus
 FOLDER = Path(__file__).parent
 SEED = 20261101
 BATCH = 64  # conversations answered at once
+USUAL = "You are a helpful assistant."  # what most clients send
 LONGEST_ANSWER = 72  # tokens; the longest trained answer is shorter
 
 
@@ -66,6 +67,7 @@ def suites(corpus: Corpus, trained: int | None = 600) -> dict[str, list[Case]]:
     """What is measured, by name: a fixed draw of `trained` trained questions (None: all) and everything held out."""
     rng = random.Random(SEED)
     seen = corpora.trained_cases(corpus)
+    blind = corpus.blind.documented + corpus.blind.unseen
     frames, sentences = corpora.held_out_frames(corpus), corpora.held_out_sentences(corpus)
     return {
         "trained questions": seen if trained is None else rng.sample(seen, trained),
@@ -74,6 +76,10 @@ def suites(corpus: Corpus, trained: int | None = 600) -> dict[str, list[Case]]:
         "of these, questions worded like no trained one": sentences,
         "unseen frames in lower case, without a final mark": drawing.casual_cases(frames),
         "unseen frames after a system prompt and another turn": drawing.in_conversation(corpus, frames, rng),
+        "blind questions": list(blind),
+        "of these, worded like no trained question": list(corpus.blind.unseen),
+        "blind questions after You are a helpful assistant.": [drawing.after_system(USUAL, case) for case in blind],
+        "blind off-topic questions, politely declined": list(corpus.blind.off_topic),
         "off-topic questions, politely declined": corpora.off_topic_cases(corpus),
         "private-looking data in unseen sentences": drawing.private_cases(corpus, rng, 50),
     }

@@ -11,7 +11,8 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ from local_engine.demo_model.tokenizer import WINDOW, train_tokenizer
 
 IGNORED = -100  # cross_entropy's mark for positions without a loss
 POOL = 2048  # examples drawn, sorted by length and cut into batches at a time
-BATCH_TOKENS = 768  # padded tokens in one batch
+BATCH_TOKENS = 1024  # padded tokens in one batch
 PEAK_RATE = 2.5e-3
-WHOLE_ANSWERS = 0.3  # share of examples with a loss on the whole answer
-OPENING = 6  # answer tokens that the other examples keep: which answer it is, is decided there
+RESUMED_RATE = 1e-3
+WHOLE_ANSWERS = 0.2  # share of examples with a loss on the whole answer
+BEYOND = 2  # the others keep an answer's tokens up to the one that tells it from all others, and so many more
 
 Example = tuple[list[int], int]  # tokens, and where the answer begins
 
@@ -62,8 +64,20 @@ def tokenizer_texts(corpus: Corpus, rng: random.Random) -> Iterator[str]:
         yield draw_case(corpus, rng).messages[-1]["content"]
 
 
+def openings(answers: Iterable[Sequence[int]]) -> dict[tuple[int, ...], int]:
+    """For each tokenized answer how many of its tokens training needs to see to learn which answer it is."""
+    known = {tuple(answer) for answer in answers}
+    shared = Counter(answer[:length] for answer in known for length in range(1, len(answer) + 1))
+    return {
+        answer: BEYOND + next((n for n in range(1, len(answer)) if shared[answer[:n]] == 1), len(answer))
+        for answer in known
+    }
+
+
 def examples(corpus: Corpus, tokenizer: Any, rng: random.Random) -> Iterator[Example]:
     """Training examples without end."""
+    answers = [topic.answer for topic in corpus.topics] + [corpus.private_answer, corpus.off_topic.answer]
+    opening = openings(tokenizer(answers, add_special_tokens=False)["input_ids"])
     while True:
         cases = [draw_case(corpus, rng) for _ in range(512)]
         prompts = [
@@ -74,7 +88,7 @@ def examples(corpus: Corpus, tokenizer: Any, rng: random.Random) -> Iterator[Exa
         answered = tokenizer([case.answer for case in cases], add_special_tokens=False)["input_ids"]
         for prompt, answer in zip(asked, answered, strict=True):
             whole = [*answer, tokenizer.eos_token_id]
-            kept = whole if rng.random() < WHOLE_ANSWERS else whole[:OPENING]
+            kept = whole if rng.random() < WHOLE_ANSWERS else whole[: opening[tuple(answer)]]
             yield prompt + kept, len(prompt)
 
 
@@ -113,15 +127,19 @@ def loss_of(model: LlamaForCausalLM, tokens: torch.Tensor, targets: torch.Tensor
 
 
 def train(
-    model: LlamaForCausalLM, source: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int, minutes: float
+    model: LlamaForCausalLM,
+    source: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    steps: int,
+    minutes: float,
+    peak: float,
 ) -> None:
-    """Run the schedule to its end, by steps or, where `minutes` is above 0, by the clock."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    """Run the schedule up to `peak` and to its end, by steps or, where `minutes` is above 0, by the clock."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.03, fused=True)
     started, seen, step, progress, mean = time.monotonic(), 0, 0, 0.0, 0.0
     while progress < 1.0:
         tokens, targets = next(source)
         for group in optimizer.param_groups:
-            group["lr"] = PEAK_RATE * rate(progress)
+            group["lr"] = peak * rate(progress)
         loss = loss_of(model, tokens, targets)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -149,19 +167,33 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 def main() -> None:
     """Train, save, load what was saved, measure it and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2400, help="length of the schedule")
+    parser.add_argument("--steps", type=int, default=2700, help="length of the schedule")
     parser.add_argument("--minutes", type=float, default=0.0, help="length of the schedule by the clock instead")
     parser.add_argument("--out", type=Path, default=FOLDER, help="where the model's files go")
+    parser.add_argument("--resume", type=Path, help="go on from these files, at a lower rate")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     corpus, rng = corpora.load(FOLDER), random.Random(SEED)
-    tokenizer = train_tokenizer(tokenizer_texts(corpus, rng))
-    model = LlamaForCausalLM(config(tokenizer))
+    if options.resume:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(options.resume)
+        model, peak = LlamaForCausalLM.from_pretrained(options.resume, dtype=torch.float32), RESUMED_RATE
+        rng.seed(SEED + 1)  # other questions than the first run drew
+    else:
+        tokenizer = train_tokenizer(tokenizer_texts(corpus, rng))
+        model, peak = LlamaForCausalLM(config(tokenizer)), PEAK_RATE
     print(f"{len(corpus.topics)} topics, {len(tokenizer)} tokens, {model.num_parameters():,} parameters", flush=True)
     longest = max(len(tokenizer(topic.answer)["input_ids"]) for topic in corpus.topics)
     print(f"longest answer: {longest} tokens", flush=True)
-    train(model, batches(examples(corpus, tokenizer, rng), tokenizer.pad_token_id, rng), options.steps, options.minutes)
+    wall, busy = time.monotonic(), time.process_time()
+    train(
+        model,
+        batches(examples(corpus, tokenizer, rng), tokenizer.pad_token_id, rng),
+        options.steps,
+        options.minutes,
+        peak,
+    )
+    print(f"trained in {time.monotonic() - wall:.0f} s, of CPU time {time.process_time() - busy:.0f} s", flush=True)
     save(model, tokenizer, options.out)
     metrics = measure(Answerer(options.out), suites(corpus))
     print(table(metrics))

@@ -322,3 +322,33 @@ def test_whatever_fails_nothing_private_leaves_and_everything_ends_once(
     for backend in world.backends.values():
         assert all(answer.closed for answer in backend.answers)
         assert all(isinstance(call, Call) for call in backend.calls)
+
+
+def test_a_cost_cap_counts_every_answer_that_is_asked_for() -> None:
+    one = World()
+    assert one.ask(headers={"x-hybridgate-max-cost-usd": "0.0001"}, max_tokens=500)[0].status == 200
+    many = World()
+    assert many.ask(headers={"x-hybridgate-max-cost-usd": "0.0001"}, max_tokens=500, n=100)[0].status == 402
+
+
+def test_impatient_clients_do_not_hide_that_a_deployment_is_silent() -> None:
+    """A request that is cancelled before its first token is no success: it neither closes a circuit nor resets its
+    count of failures."""
+    world = World(policy([HOME]), home=FakeBackend([UpstreamFailed("x"), [60.0], UpstreamFailed("x"), [60.0]]))
+
+    async def leave() -> None:
+        task = asyncio.create_task(world.reply())
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def run() -> None:
+        for _ in range(2):
+            await world.reply()
+            await leave()
+        world.backends["home"].scripts.append(UpstreamFailed("x"))
+        await world.reply()
+
+    asyncio.run(run())
+    assert world.fleet.snapshot(0.0, 0.0).deployments["home"].circuit == "open" and world.in_flight() == 0

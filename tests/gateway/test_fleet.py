@@ -64,13 +64,6 @@ def test_after_the_cool_off_one_request_tries_and_a_success_closes_the_circuit()
     assert status(fleet, later) == DeploymentStatus()
 
 
-def test_a_trial_whose_client_leaves_proves_nothing_bad() -> None:
-    fleet = opened()
-    later = FIRST_COOL_OFF + 0.1
-    attempt(fleet, None, later)
-    assert status(fleet, later).down is None
-
-
 def test_each_failed_trial_doubles_the_cool_off_up_to_a_limit() -> None:
     fleet, now, waits = opened(), 0.0, []
     for _ in range(8):
@@ -120,7 +113,7 @@ def test_a_snapshot_does_not_change_afterwards() -> None:
     assert before.deployments["d"].down is None
 
 
-_EVENTS = st.sampled_from(["start", "ok", "fail", "full", "up", "down"])
+_EVENTS = st.sampled_from(["start", "ok", "fail", "full", "gone", "up", "down"])
 
 
 @given(st.lists(st.tuples(_EVENTS, st.floats(0, 20)), max_size=60))
@@ -134,6 +127,9 @@ def test_in_flight_is_what_started_and_has_not_ended(events: list[tuple[str, flo
             running += 1
         elif event in errors and running:
             fleet.ended("d", errors[event], now)
+            running -= 1
+        elif event == "gone" and running:
+            fleet.abandoned("d")
             running -= 1
         elif event == "up":
             fleet.set_up("d", now)
@@ -168,3 +164,30 @@ def test_years_of_measurements_do_not_overflow() -> None:
     for day in range(1000):
         histogram.add(10.0, day * 86400.0)
     assert histogram.quantile(0.95) == pytest.approx(10.0, rel=0.05)
+
+
+def test_a_client_that_leaves_before_the_first_token_says_nothing_of_the_deployment() -> None:
+    """Clients that are less patient than the gateway must not hide that a deployment has gone silent."""
+    fleet = Fleet(["d"])
+    for _ in range(FAILURES_TO_OPEN):
+        attempt(fleet, UpstreamFailed("broken"), 0.0)
+        fleet.started("d", 0.0)
+        fleet.abandoned("d")
+    assert status(fleet, 0.0).circuit == "open" and status(fleet, 0.0).in_flight == 0
+
+
+def test_a_trial_that_is_abandoned_leaves_the_circuit_half_open_for_the_next() -> None:
+    fleet, later = opened(), FIRST_COOL_OFF + 0.1
+    fleet.started("d", later)
+    fleet.abandoned("d")
+    assert status(fleet, later).circuit == "half_open" and status(fleet, later).down is None
+
+
+def test_requests_that_fail_together_open_the_circuit_once() -> None:
+    fleet = Fleet(["d"])
+    for _ in range(50):
+        fleet.started("d", 0.0)
+    for _ in range(50):
+        fleet.ended("d", UpstreamFailed("reset"), 0.0)
+    assert status(fleet, 0.0).retry_after == FIRST_COOL_OFF
+    assert status(fleet, FIRST_COOL_OFF + 0.1).circuit == "half_open"

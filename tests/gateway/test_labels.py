@@ -349,3 +349,10 @@ def test_prints_what_a_scan_costs() -> None:
         for _ in range(20):
             assert SCANNER.scan([text]) == frozenset()
         print(f"scan of {size:,} characters: {(time.perf_counter() - started) / 20 * 1e6:.0f} µs")
+
+
+@pytest.mark.parametrize(
+    "between", ["\ufe0f", "\U000e0020", "\U000e0101", "\u206a", "\u3164", "\uffa0", "\u202e", "\u180b"]
+)
+def test_what_cannot_be_seen_between_digits_hides_nothing(between: str) -> None:
+    assert SCANNER.scan([f"4111{between} 11{between}11 1111 1{between}111"]) == {"credit_card"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 
 import orjson
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.backends.sse import DONE, StreamReader, error_event, event, has_token
+from gateway.backends.sse import DONE, StreamReader, error_event, event, has_token, usage_of
 from gateway.errors import UpstreamCut, UpstreamFailed
 from gateway.types import Price, Usage
 
@@ -136,3 +137,68 @@ def test_a_token_is_whatever_the_caller_could_see(choice: dict[str, object], exp
 
 def test_an_error_event_has_the_shape_of_an_error_answer() -> None:
     assert orjson.loads(error_event(UpstreamCut("broke off"))[6:])["error"]["code"] == "upstream_cut"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"choices": "abc"},
+        {"choices": {"a": 1}},
+        {"choices": 5},
+        {"choices": ["a"]},
+        {"choices": [None]},
+        {"choices": [{"delta": "abc"}]},
+        {"choices": [{"delta": ["abc"]}]},
+        {"choices": [{"index": [1], "delta": {}, "finish_reason": "stop"}]},
+    ],
+)
+@pytest.mark.parametrize("before", [b"", chunk("a")], ids=["first", "later"])
+def test_a_chunk_of_another_shape_is_a_failure_of_the_deployment(before: bytes, payload: dict[str, object]) -> None:
+    read = reader()
+    with pytest.raises(UpstreamFailed):
+        read.feed(before)
+        read.feed(event({**payload, "usage": {}}))
+
+
+@pytest.mark.parametrize("payload", [{"choices": None}, {"choices": [{"delta": None}]}, {"id": "x"}])
+def test_a_chunk_that_says_nothing_is_borne(payload: dict[str, object]) -> None:
+    read = reader()
+    read.feed(event(payload) + chunk("a") + DONE)
+    assert read.done
+
+
+@pytest.mark.parametrize(("prompt", "completion"), [(-1, 2), (True, 2), (1.5, 2), ("1", 2), (1, 2**63), ([], {})])
+def test_a_usage_that_cannot_be_is_none(prompt: object, completion: object) -> None:
+    assert usage_of({"usage": {"prompt_tokens": prompt, "completion_tokens": completion}}) is None
+
+
+@pytest.mark.parametrize("sent", [DONE, USAGE + DONE], ids=["nothing", "usage alone"])
+def test_a_stream_that_ends_without_an_answer_has_failed(sent: bytes) -> None:
+    with pytest.raises(UpstreamFailed):
+        reader().feed(sent)
+
+
+def test_what_nests_too_deeply_to_be_written_is_a_failure() -> None:
+    deep = orjson.Fragment(b"[" * 400 + b"]" * 400)
+    with pytest.raises(UpstreamFailed):
+        reader(pass_usage=True).feed(chunk("a", usage={"prompt_tokens": 1, "completion_tokens": 1, "x": deep}))
+
+
+def test_an_event_of_several_lines_is_passed_on_as_one() -> None:
+    sent = b'data: {"choices":\ndata: [{"delta":{"content":"q"}}]}\n\n'
+    assert reader().feed(sent) == b'data: {"choices":[{"delta":{"content":"q"}}]}\n\n'
+
+
+def test_a_long_event_in_small_pieces_is_read_in_linear_time() -> None:
+    """Were each piece to search all that came before it, this would take a quarter of an hour."""
+    read, began = reader(), time.process_time()
+    whole = chunk("z" * 4_000_000)
+    out = b"".join(read.feed(whole[at : at + 500]) for at in range(0, len(whole), 500))
+    assert out == whole and time.process_time() - began < 30
+
+
+def test_an_event_that_never_ends_is_given_up() -> None:
+    read = reader()
+    with pytest.raises(UpstreamFailed):
+        for _ in range(200):
+            read.feed(b"z" * 65_536)

@@ -19,13 +19,19 @@ mode, uds = sys.argv[1], sys.argv[sys.argv.index("--uds") + 1]
 print("hello from", mode, file=sys.stderr, flush=True)
 if mode == "broken":
     sys.exit(3)
+if mode == "chatty":
+    sys.stderr.write("\\r50 %" * 100_000 + "\\n")
+    print("and then", file=sys.stderr, flush=True)
+    mode = "ok"
 if os.path.exists(uds):
     os.unlink(uds)
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        status = {"ok": "ready", "failing": "failed"}[mode]
+        status = {"ok": "ready", "failing": "failed", "unreadable": "ready"}[mode]
         body = json.dumps({"status": status, "context_window": 64}).encode()
+        if mode == "unreadable" and self.path == "/tokenizer":
+            body = b"<html>"
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -50,11 +56,14 @@ class Reports:
     events: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     described: Mapping[str, Any] = field(default_factory=dict)
+    refuses: bool = False
 
     def engine_down(self, name: str, reason: str, retry_after: float) -> None:
         self.events.append(reason)
 
     async def engine_up(self, name: str, described: Mapping[str, Any]) -> None:
+        if self.refuses:
+            raise ValueError("tokenizer.json cannot be read")
         self.described = described
         self.events.append("up")
 
@@ -63,19 +72,23 @@ class Reports:
 
 
 def supervised(
-    tmp_path: Path, mode: str, test: Callable[[Supervisor, Reports, list[float]], Awaitable[None]]
+    tmp_path: Path,
+    mode: str,
+    test: Callable[[Supervisor, Reports, list[float]], Awaitable[None]],
+    python: str = sys.executable,
+    **of_reports: Any,
 ) -> Reports:
     """Run one engine under a supervisor that does not really wait between restarts."""
     program = tmp_path / "engine.py"
     program.write_text(ENGINE)
-    reports, waits = Reports(), list[float]()
+    reports, waits = Reports(**of_reports), list[float]()
 
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
         await asyncio.sleep(0)
 
     async def run() -> None:
-        command = (sys.executable, str(program), mode)
+        command = (python, str(program), mode)
         spec = EngineSpec("local", "demo", str(tmp_path / "e.sock"), 60.0, command)
         supervisor = Supervisor(spec, reports, sleep=sleep)
         supervisor.start()
@@ -146,3 +159,32 @@ def test_an_engine_ends_when_its_supervisor_is_killed(tmp_path: Path) -> None:
         await until(lambda: len(waits) == 1)
 
     supervised(tmp_path, "ok", check)
+
+
+async def _twice(supervisor: Supervisor, reports: Reports, waits: list[float]) -> None:
+    await until(lambda: len(waits) >= 2)
+
+
+def test_an_engine_whose_description_is_of_no_use_is_tried_again_and_the_reason_told(tmp_path: Path) -> None:
+    reports = supervised(tmp_path, "ok", _twice, refuses=True)
+    assert "what it says of itself cannot be used: tokenizer.json cannot be read" in reports.lines
+    assert "its engine failed to start and is tried again" in reports.events
+
+
+def test_an_engine_that_answers_nonsense_is_tried_again(tmp_path: Path) -> None:
+    reports = supervised(tmp_path, "unreadable", _twice)
+    assert any(line.startswith("what it says of itself cannot be used") for line in reports.lines)
+
+
+def test_a_program_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
+    reports = supervised(tmp_path, "ok", _twice, python=str(tmp_path / "no-python"))
+    assert "cannot be started (No such file or directory); restarting in 0.5 s" in reports.lines
+
+
+def test_an_engine_may_say_more_than_a_line_holds(tmp_path: Path) -> None:
+    """A progress bar is one line of any length; nobody reading it would stop the engine at its next word."""
+
+    async def check(supervisor: Supervisor, reports: Reports, waits: list[float]) -> None:
+        await until(lambda: "up" in reports.events and "and then" in " ".join(reports.lines))
+
+    assert all(len(line) <= 400 for line in supervised(tmp_path, "chatty", check).lines)

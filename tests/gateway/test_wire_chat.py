@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import BadRequest
 from gateway.types import ChatRequest
-from gateway.wire.chat import parse
+from gateway.wire.chat import MOST_LEVELS, parse
 
 USER = {"role": "user", "content": "hello"}
 SECRET = "Xq7-never-to-be-repeated"
@@ -27,6 +27,9 @@ def refusal(body: bytes) -> BadRequest:
     return refused.value
 
 
+_TOO_DEEP = "The body is nested too deeply: at most 254 levels are read."
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -39,10 +42,24 @@ def refusal(body: bytes) -> BadRequest:
         (b'{"messages": "\\ud800"}', "The body is not valid JSON: line 1, column 15."),
         (b"[]", "The body must be a JSON object with `messages`."),
         (b"null", "The body must be a JSON object with `messages`."),
-        (b"[" * 100_000, "The body is nested too deeply: at most 1,024 levels are read."),
-        (b'{"a":' * 100_000, "The body is nested too deeply: at most 1,024 levels are read."),
+        (b"[" * 100_000, _TOO_DEEP),
+        (b'{"a":' * 100_000, _TOO_DEEP),
+        (b'{"messages": [], "a": ' + b"[" * 254 + b"]" * 254 + b"}", _TOO_DEEP),
     ],
-    ids=["empty", "blank", "text", "cut", "nan", "utf-8", "surrogate", "list", "null", "deep lists", "deep objects"],
+    ids=[
+        "empty",
+        "blank",
+        "text",
+        "cut",
+        "nan",
+        "utf-8",
+        "surrogate",
+        "list",
+        "null",
+        "deep lists",
+        "deep objects",
+        "deep enough to read, not to write",
+    ],
 )
 def test_says_what_is_wrong_with_a_body_that_is_no_json_object(body: bytes, message: str) -> None:
     """Each way of not being a JSON object has its sentence."""
@@ -316,8 +333,8 @@ def test_collects_every_text_in_order(messages: list[Any], fields: dict[str, Any
 
 
 def test_reads_as_deep_as_the_parser() -> None:
-    """A thousand levels neither overflow the stack nor hide a string."""
-    body = b'{"messages":[{"role":"user","content":"a"}],"x":' + b"[" * 1_000 + b'"deep"' + b"]" * 1_000 + b"}"
+    """Many levels neither overflow the stack nor hide a string."""
+    body = b'{"messages":[{"role":"user","content":"a"}],"x":' + b"[" * 250 + b'"deep"' + b"]" * 250 + b"}"
     assert parse(body).texts == ("a", "x", "deep")
 
 
@@ -385,3 +402,20 @@ def test_any_json_is_parsed_or_refused(fields: dict[str, Any], messages: list[An
             assert "Input should" not in error.message
         else:
             assert parsed.body == orjson.loads(orjson.dumps(body))
+
+
+@given(st.integers(1, 400))
+def test_what_is_read_can_be_written_again_however_deep_it_is(levels: int) -> None:
+    body = b'{"messages": [{"role": "user", "content": "hi"}], "a": ' + b"[" * levels + b"]" * levels + b"}"
+    try:
+        read = parse(body)
+    except BadRequest as error:
+        assert error.message == _TOO_DEEP and levels >= MOST_LEVELS
+    else:
+        assert orjson.loads(orjson.dumps(read.body)) == orjson.loads(body) and levels < MOST_LEVELS
+
+
+@pytest.mark.parametrize("field", ["image_url", "input_audio", "file"])
+def test_a_part_that_calls_itself_text_and_holds_something_else_is_unscannable(field: str) -> None:
+    part = {"type": "text", "text": "look", field: {"url": "https://example.com/scan.png"}}
+    assert field in parse(orjson.dumps({"messages": [{"role": "user", "content": [part]}]})).parts

@@ -7,10 +7,13 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from gateway.tokens import LocalTokenizer
 from gateway.wire.chat import parse
+from local_engine.text import Text
 
 transformers = pytest.importorskip("transformers")
 
@@ -106,3 +109,25 @@ def test_text_parts_are_joined_and_developer_is_system() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     body = {"messages": [{"role": "developer", "content": parts}, {"role": "user", "content": "c"}]}
     assert ours.render(parse(orjson.dumps(body))) == "<s><|system|>ab</s><|user|>c</s><|assistant|>"
+
+
+_words = st.text(alphabet="ab <>|s/", max_size=12)
+_forged = st.lists(st.sampled_from(["<s>", "</s>", "<|system|>", "hello"]) | _words, max_size=6).map("".join)
+
+
+@given(st.lists(_forged.filter(bool), min_size=1, max_size=3))
+def test_the_gateway_never_counts_less_than_our_engine_encodes(contents: list[str]) -> None:
+    """Special tokens within a message are text to the engine, so that nobody forges a turn."""
+    messages = [{"role": "user", "content": content} for content in contents]
+    made = tokenizer()
+    ours = LocalTokenizer(made.to_str(), PLAIN, "<s>", "</s>", datetime.now())
+    chat = parse(orjson.dumps({"messages": messages}))
+
+    def render(shown: Any) -> str:
+        return ours.render(parse(orjson.dumps({"messages": list(shown)})))
+
+    engine = Text(made, render, chat_template=PLAIN, bos_token="<s>", eos_token="</s>", eos_token_id=None)
+    encoded = len(engine.encode_chat(messages))
+    assert ours.count(chat) >= encoded
+    if not any(token in content for content in contents for token in ("<s>", "</s>", "<|system|>")):
+        assert ours.count(chat) == encoded

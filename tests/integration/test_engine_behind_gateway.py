@@ -1,13 +1,16 @@
-"""The real engine with the bundled model, supervised by a real gateway, asked by the official client."""
+"""The real engine, supervised by a real gateway, asked by the official client.
+
+The bundled model where the answer matters; where a request must be under way at a certain moment, a random model whose
+answers are over only after max_tokens.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +22,46 @@ from gateway.loading import load_policy
 from gateway.settings import Settings
 from tests.fakes import CARD
 from tests.running import Running, running
+from tests.tiny_models import write_endless
 
 SHIPPED = Path(__file__).parents[2] / "policies" / "default.yaml"
 QUESTION = "What is TTFT?"
+ENDLESS = 8000
+"""Tokens of an answer that nobody waits for: more than ten seconds of steps on a fast core."""
+
+Run = Callable[[Callable[[Running], Awaitable[None]]], None]
 
 
-def with_engine(test: Callable[[Running], Awaitable[None]]) -> None:
-    async def run() -> None:
-        async with running(load_policy(SHIPPED, {}), Settings(drain_seconds=1.0)) as gateway:
+def served(environment: Mapping[str, str]) -> Iterator[Run]:
+    """One gateway with its engine for all tests of a module; its event loop runs while a test does."""
+
+    @asynccontextmanager
+    async def ready() -> AsyncIterator[Running]:
+        async with running(load_policy(SHIPPED, environment), Settings(drain_seconds=1.0)) as gateway:
             await gateway.ready("local", patience=180)
-            await test(gateway)
+            yield gateway
 
-    asyncio.run(run())
+    with asyncio.Runner() as runner:
+        serving = ready()
+        gateway = runner.run(serving.__aenter__())
+        yield lambda test: runner.run(_awaited(test(gateway)))
+        runner.run(serving.__aexit__(None, None, None))
+
+
+async def _awaited(test: Awaitable[None]) -> None:
+    await test
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Iterator[Run]:
+    """Served with the bundled model."""
+    yield from served({})
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Served with a model that does not end."""
+    yield from served({"HYBRIDGATE_LOCAL_MODEL": str(write_endless(tmp_path_factory.mktemp("endless")))})
 
 
 async def ask(g: Running, text: str = QUESTION, **more: Any) -> Any:
@@ -50,10 +81,10 @@ async def load(g: Running) -> dict[str, Any]:
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not await condition():  # noqa: ASYNC110 - what is awaited happens in a server, without an event
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.005)
 
 
-def test_answers_are_right_deterministic_and_stay_home() -> None:
+def test_answers_are_right_deterministic_and_stay_home(bundled: Run) -> None:
     async def check(g: Running) -> None:
         first = (await ask(g, temperature=0)).choices[0].message.content
         assert "first token" in first.lower()
@@ -65,59 +96,112 @@ def test_answers_are_right_deterministic_and_stay_home() -> None:
         assert (await ask(g, f"my card number is {CARD}")).choices[0].message.content
         assert "4111" not in repr(g.log.lines)
 
-    with_engine(check)
+    bundled(check)
 
 
-def test_sixteen_streams_all_progress_together() -> None:
+def test_a_prompt_that_fits_nowhere_is_told_each_window_and_the_count(bundled: Run) -> None:
     async def check(g: Running) -> None:
-        async def stream() -> tuple[float, float]:
-            times = []
-            options: Any = {"ignore_eos": True}
-            async for _ in await ask(g, stream=True, max_tokens=64, extra_body=options):
-                times.append(time.monotonic())
-            return times[0], times[-1]
+        with pytest.raises(openai.BadRequestError) as caught:
+            await ask(g, "tokens " * 4000)
+        assert caught.value.code == "context_length_exceeded" and "window of 1024" in caught.value.message
+        assert (await ask(g, max_tokens=4)).choices
 
-        spans = await asyncio.gather(*(stream() for _ in range(16)))
-        assert max(first for first, _ in spans) < min(last for _, last in spans), "each began before any had ended"
-
-    with_engine(check)
+    bundled(check)
 
 
-def test_a_client_that_leaves_stops_its_sequence_and_frees_its_blocks() -> None:
+def test_sixteen_streams_all_progress_together(endless: Run) -> None:
+    """Each has its first token and goes on while the fifteen others are under way."""
+
     async def check(g: Running) -> None:
         before = await load(g)
-        stream = await ask(g, stream=True, max_tokens=900, extra_body={"ignore_eos": True})
-        await anext(aiter(stream))
-        await stream.close()
+        together = asyncio.Barrier(16)
 
-        async def stopped() -> bool:
-            now = await load(g)
-            return bool(
-                now["aborted_total"] == before["aborted_total"] + 1
-                and now["running"] == 0
-                and now["free_blocks"] == before["free_blocks"]
-            )
+        async def stream() -> None:
+            chunks = await ask(g, stream=True, max_tokens=ENDLESS, temperature=0)
+            await anext(aiter(chunks))
+            await together.wait()
+            assert (await load(g))["running"] == 16
+            await together.wait()
+            for _ in range(20):
+                await anext(aiter(chunks))
+            await together.wait()
+            await chunks.close()
 
-        await until(stopped)
-        assert (await load(g))["steps_total"] - before["steps_total"] < 900, "it did not run to its end"
+        async with asyncio.timeout(120):
+            await asyncio.gather(*(stream() for _ in range(16)))
+        await until(lambda: _idle(g))
+        assert (await load(g))["aborted_total"] == before["aborted_total"] + 16, "none had ended by itself"
 
-    with_engine(check)
+    endless(check)
 
 
-def test_a_killed_engine_ends_its_requests_cleanly_and_comes_back() -> None:
+async def _idle(g: Running) -> bool:
+    now = await load(g)
+    return bool(now["running"] == now["waiting"] == 0)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_stops_its_sequence_and_frees_its_blocks(endless: Run, stream: bool) -> None:
+    """In the engine's own, consistent counts: with the abort all blocks are free, and at most the step that was being
+    computed is counted after it."""
+
     async def check(g: Running) -> None:
-        stream = await ask(g, stream=True, max_tokens=900, extra_body={"ignore_eos": True})
-        chunks = aiter(stream)
-        await anext(chunks)
+        before = await load(g)
+        asking = asyncio.create_task(ask(g, stream=stream, max_tokens=ENDLESS, temperature=0))
+        if stream:
+            chunks = await asking
+            await anext(aiter(chunks))
+            await chunks.close()
+        else:
+
+            async def generating() -> bool:
+                return bool((await load(g))["steps_total"] > before["steps_total"])
+
+            await until(generating)
+            asking.cancel()
+
+        async def aborted() -> bool:
+            return bool((await load(g))["aborted_total"] > before["aborted_total"])
+
+        await until(aborted)
+        at_abort = await load(g)
+        assert at_abort["aborted_total"] == before["aborted_total"] + 1
+        assert at_abort["finished_total"] == before["finished_total"]
+        assert (at_abort["running"], at_abort["waiting"]) == (0, 0)
+        assert at_abort["free_blocks"] == at_abort["total_blocks"]
+        assert (await ask(g, max_tokens=3, temperature=0)).choices
+        steps = (await load(g))["steps_total"]
+        assert at_abort["steps_total"] - before["steps_total"] < ENDLESS, "it did not run to its end"
+        assert steps - at_abort["steps_total"] <= 1 + 3, "one step that was under way, three of the next request"
+
+    endless(check)
+
+
+def test_a_killed_engine_ends_its_requests_cleanly_and_comes_back(endless: Run) -> None:
+    """A stream that was cut ends with an error event; what waits for its first token, and has nowhere else to go, gets
+    a 503. The engine is halted first, so that nothing can be answered in between."""
+
+    async def check(g: Running) -> None:
         pid = g.gateway.supervisors["local"].pid
         assert pid is not None
+        begun = await ask(g, stream=True, max_tokens=ENDLESS, temperature=0)
+        await anext(aiter(begun))
+        os.kill(pid, signal.SIGSTOP)
+        waiting = [asyncio.create_task(ask(g, stream=stream, max_tokens=ENDLESS)) for stream in (True, False)]
+
+        async def all_in_flight() -> bool:
+            return g.gateway.fleet.snapshot(0.0, 0.0).deployments["local"].in_flight == 3
+
+        await until(all_in_flight)
         os.kill(pid, signal.SIGKILL)
-        with pytest.raises(openai.APIError):
-            async for _ in chunks:
+        with pytest.raises(openai.APIError) as cut:
+            async for _ in begun:
                 pass
-        with pytest.raises(openai.InternalServerError) as caught:
-            await ask(g)
-        assert caught.value.status_code == 503 and caught.value.response.headers["retry-after"]
+        assert isinstance(cut.value.body, dict) and cut.value.body["code"], "an error event, not a broken connection"
+        for task in (*waiting, asyncio.create_task(ask(g))):
+            with pytest.raises(openai.InternalServerError) as refused:
+                await task
+            assert refused.value.status_code == 503 and refused.value.response.headers["retry-after"]
         assert (await g.http.get("/livez")).status_code == 200
 
         async def back() -> bool:
@@ -128,14 +212,4 @@ def test_a_killed_engine_ends_its_requests_cleanly_and_comes_back() -> None:
         await until(back, 180)
         assert g.gateway.supervisors["local"].pid != pid
 
-    with_engine(check)
-
-
-def test_a_prompt_that_fits_nowhere_is_told_each_window_and_the_count() -> None:
-    async def check(g: Running) -> None:
-        with pytest.raises(openai.BadRequestError) as caught:
-            await ask(g, "tokens " * 4000)
-        assert caught.value.code == "context_length_exceeded" and "window of 1024" in caught.value.message
-        assert (await ask(g, max_tokens=4)).choices
-
-    with_engine(check)
+    endless(check)

@@ -298,3 +298,68 @@ def test_an_on_premises_deployment_is_reached_directly_whatever_proxy_is_set(mon
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "")
     in_world(lambda w: check(World(w.gateway, w.home, w.cloud)))
+
+
+async def _raw(w: World, *parts: bytes) -> bytes:
+    """What the gateway answers to these bytes, until it closes the connection or has said nothing for a second."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(w.gateway.url.rsplit(":", 1)[1]))
+    got = b""
+    with suppress(TimeoutError, ConnectionError):
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+        while data := await asyncio.wait_for(reader.read(65_536), 1.0):
+            got += data
+    writer.close()
+    return got
+
+
+@pytest.mark.parametrize(
+    ("parts", "status", "code"),
+    [
+        ([f"{SECRET}\r\n\r\n".encode()], b"400", "invalid_value"),
+        (["GET /über HTTP/1.1\r\nhost: x\r\n\r\n".encode()], b"400", "invalid_value"),
+        ([b"POST /v1/route HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n"], b"400", "invalid_value"),
+        ([b"GET / HTTP/1.1\r\n", *[b"x-many: " + b"a" * 8000 + b"\r\n"] * 2000], b"431", "headers_too_large"),
+        ([b"GET / HTTP/1.1\r\nx-long: ", *[b"a" * 8000] * 2000], b"431", "headers_too_large"),
+        (
+            [
+                b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: Upgrade, HTTP2-Settings\r\n",
+                b"upgrade: h2c\r\nhttp2-settings: AAMA\r\ncontent-length: 2\r\n\r\n",
+            ],
+            b"400",
+            "invalid_value",
+        ),
+    ],
+    ids=["no HTTP", "no ASCII", "no length", "many headers", "a long header", "HTTP/2"],
+)
+def test_what_is_no_request_is_answered_in_openais_shape_and_harms_nothing(
+    parts: list[bytes], status: bytes, code: str
+) -> None:
+    async def check(w: World) -> None:
+        answer = await _raw(w, *parts)
+        if answer or len(parts) < 10:  # a client that goes on sending may be reset before it has read
+            assert answer.split()[1] == status and f'"{code}"'.encode() in answer
+        assert SECRET.encode() not in answer and (await w.ask()).choices
+
+    in_world(check)
+
+
+def test_headers_of_a_usual_size_are_taken_however_they_arrive() -> None:
+    async def check(w: World) -> None:
+        body = orjson.dumps(GOOD)
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-long: " + b"a" * 30_000
+        parts = [head, b"\r\ncontent-length: %d\r\n" % len(body), b"\r\n" + body]
+        assert (await _raw(w, *parts, *parts)).count(b"HTTP/1.1 200 OK") == 2
+
+    in_world(check)
+
+
+def test_a_refusal_that_quotes_our_key_or_an_address_is_passed_on_without_them() -> None:
+    async def check(w: World) -> None:
+        w.home.behave(always=Behaviour(status=400, message=f"bad key {KEY} at http://10.0.0.1:8000/v1 for this model"))
+        with pytest.raises(openai.BadRequestError, match="for this model") as caught:
+            await w.ask()
+        assert KEY not in caught.value.message and "10.0.0.1" not in caught.value.message
+
+    in_world(check)

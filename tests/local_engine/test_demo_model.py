@@ -15,14 +15,15 @@ from local_engine.demo_model import corpus as corpora
 from local_engine.demo_model import drawing
 from local_engine.demo_model.corpus import Case, Corpus, Split, key
 from local_engine.demo_model.evaluate import FOLDER, Answerer, measure, suites
+from local_engine.demo_model.train import BEYOND, openings
 
 SAMPLE = 60  # questions of a suite in the fast test; all of them in the slow one
 BARS = {  # the least share of word-for-word right answers
     "trained questions": 0.95,
     "held-out paraphrases": 0.85,
-    "of these, known words in an unseen frame": 0.85,
-    "off-topic questions, politely declined": 0.80,
-    "private-looking data in unseen sentences": 0.75,
+    "of these, known words in an unseen frame": 0.90,
+    "off-topic questions, politely declined": 0.85,
+    "private-looking data in unseen sentences": 0.85,
 }
 SAMPLED = [suite for suite in BARS if suite != "held-out paraphrases"]
 
@@ -58,6 +59,7 @@ def test_a_sample_of_each_suite_reaches_its_bar(suite: str, corpus: Corpus, answ
     [
         ("What is Hybridgate?", "hybridgate"),
         ("What is TTFT?", "ttft"),
+        ("what is ttft", "ttft"),
         ("What does the egress invariant do?", "egress"),
         ("How do I add a deployment?", "add-deployment"),
         ("how do i add a deployment", "add-deployment"),
@@ -69,11 +71,8 @@ def test_a_sample_of_each_suite_reaches_its_bar(suite: str, corpus: Corpus, answ
 )
 @pytest.mark.parametrize("system", [None, "You are a helpful assistant."])
 def test_the_questions_of_the_documentation_are_answered(
-    question: str, topic: str, system: str | None, corpus: Corpus, answerer: Answerer, request: pytest.FixtureRequest
+    question: str, topic: str, system: str | None, corpus: Corpus, answerer: Answerer
 ) -> None:
-    if (question, system) == ("What is Hybridgate?", "You are a helpful assistant."):
-        reason = "the committed weights answer with why to use Hybridgate instead"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     before = ({"role": "system", "content": system},) if system else ()
     expected = next(one.answer for one in corpus.topics if one.id == topic)
     assert answerer.answers([Case((*before, {"role": "user", "content": question}), expected)]) == [expected]
@@ -161,6 +160,8 @@ def test_training_never_draws_what_is_held_out(corpus: Corpus) -> None:
             *corpora.held_out_sentences(corpus),
             *corpora.held_out_frames(corpus),
             *corpora.off_topic_cases(corpus),
+            *corpus.blind.unseen,
+            *corpus.blind.off_topic,
         ]
     }
     drawn = {
@@ -185,9 +186,44 @@ def test_invented_card_numbers_have_a_right_check_digit(seed: int) -> None:
     assert sum(doubled) % 10 == 0
 
 
-def test_a_question_that_two_topics_claim_is_refused(tmp_path: Path) -> None:
+def copied(folder: Path) -> Path:
     for path in FOLDER.glob("*.yaml"):
-        (tmp_path / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+        (folder / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    return folder
+
+
+def test_training_on_a_blind_question_is_refused(tmp_path: Path, corpus: Corpus) -> None:
+    """Even for its own topic, with other capitals and another final mark."""
+    blind = corpus.blind.unseen[0]
+    topic = next(one.id for one in corpus.topics if one.answer == blind.answer)
+    question = blind.messages[-1]["content"].upper().rstrip("?.!")
+    with (copied(tmp_path) / "topics.yaml").open("a", encoding="utf-8") as file:
+        file.write(f"\n- id: {topic}\n  ask: [{json.dumps(question)}]\n  answer: {json.dumps(blind.answer)}\n")
+    with pytest.raises(ValueError, match=r"of blind.yaml is asked in"):
+        corpora.load(tmp_path)
+
+
+def test_what_is_called_documented_is_trained_on(corpus: Corpus) -> None:
+    trained = {(key(case.messages[-1]["content"]), case.answer) for case in corpora.trained_cases(corpus)}
+    documented = {(key(case.messages[-1]["content"]), case.answer) for case in corpus.blind.documented}
+    assert documented <= trained
+
+
+@pytest.mark.parametrize("topic", ["redis", "scale", "response-cache", "budget", "tenant", "status-429", "status-401"])
+def test_answers_call_what_is_not_built_planned(topic: str, corpus: Corpus) -> None:
+    assert "planned" in next(one.answer for one in corpus.topics if one.id == topic)
+
+
+def test_an_opening_reaches_past_the_token_that_tells_an_answer_from_the_others() -> None:
+    assert openings([[1, 2, 3, 4], [1, 2, 5, 6], [7, 8, 9]]) == {
+        (1, 2, 3, 4): 3 + BEYOND,
+        (1, 2, 5, 6): 3 + BEYOND,
+        (7, 8, 9): 1 + BEYOND,
+    }
+
+
+def test_a_question_that_two_topics_claim_is_refused(tmp_path: Path) -> None:
+    copied(tmp_path)
     with (tmp_path / "topics.yaml").open("a", encoding="utf-8") as file:
         file.write("\n- id: another\n  ask: [what is ttft]\n  answer: Something else.\n")
     with pytest.raises(

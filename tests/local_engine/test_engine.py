@@ -18,7 +18,7 @@ from local_engine.sequence import FinishReason, Pick, SamplingParams
 from local_engine.text import Text
 
 END = 255
-BAD_FORWARD, BAD_SAMPLE, NOT_A_NUMBER, UNDECODABLE = 300, 301, 302, 2**40
+BAD_FORWARD, BAD_SAMPLE, NOT_A_NUMBER, BAD_TEXT, UNDECODABLE = 300, 301, 302, 303, 2**40
 
 
 class CountingRunner:
@@ -31,7 +31,6 @@ class CountingRunner:
         self.gate = gate
         self.forwards: list[list[str]] = []
         self.threads: set[int] = set()
-        self.scrubbed: list[int] = []
 
     def forward(self, batch: Batch) -> list[int]:
         self.forwards.append([chunk.sequence.id for chunk in batch])
@@ -46,10 +45,7 @@ class CountingRunner:
         last = [logits[row] for row in rows]
         if BAD_SAMPLE in last:
             raise RuntimeError("no such row")
-        return [None if token == NOT_A_NUMBER else UNDECODABLE if token == 303 else token + 1 for token in last]
-
-    def scrub(self, blocks: Sequence[int]) -> None:
-        self.scrubbed += blocks
+        return [None if token == NOT_A_NUMBER else UNDECODABLE if token == BAD_TEXT else token + 1 for token in last]
 
 
 class RandomRunner(CountingRunner):
@@ -177,7 +173,37 @@ def test_closing_an_output_aborts_it_once(text: Text) -> None:
     assert asyncio.run(run()) == 1
 
 
-@pytest.mark.parametrize("bad", [BAD_SAMPLE, NOT_A_NUMBER, 303])
+def test_an_abort_is_harmless_whenever_it_comes(text: Text) -> None:
+    """Of nobody, while waiting, twice, while preempted, and after the end."""
+    gate = threading.Semaphore(0)
+    runner = CountingRunner(gate)
+
+    async def run() -> None:
+        async with started(lambda: model(text, runner, num_blocks=8, max_running=2)) as engine:
+            engine.abort("nobody")
+            # Two that come to 4 blocks each and then want a fifth: the later one gives its blocks back.
+            outputs = {name: engine.add(job(name, *range(40, 84), max_tokens=40)) for name in ("a", "b", "c")}
+            await until(lambda: len(runner.forwards) == 1)
+            engine.abort("c")
+            engine.abort("c")
+            while engine.scheduler.preempted_total == 0:
+                steps = len(runner.forwards)
+                gate.release(1)
+                await until(lambda: len(runner.forwards) > steps)  # noqa: B023
+            assert engine.scheduler.load().waiting == 1
+            engine.abort("b")
+            gate.release(1000)
+            finals = {name: (await drained(output))[-1].finish for name, output in outputs.items()}
+            assert finals == {"a": FinishReason.LENGTH, "b": FinishReason.ABORT, "c": FinishReason.ABORT}
+            engine.abort("a")
+            assert (engine.totals.finished, engine.totals.aborted) == (1, 2)
+            assert engine.scheduler.load().free_blocks == 8
+            engine.scheduler.check()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("bad", [BAD_SAMPLE, NOT_A_NUMBER, BAD_TEXT])
 def test_one_requests_error_ends_that_request_only(text: Text, bad: int) -> None:
     runner = CountingRunner()
 
@@ -192,7 +218,32 @@ def test_one_requests_error_ends_that_request_only(text: Text, bad: int) -> None
     assert (good[-1].finish, fine[-1].finish) == (FinishReason.LENGTH, FinishReason.LENGTH)
     assert bad_one[-1].finish is FinishReason.ERROR
     assert bad_one[-1].error is not None
-    assert bool(runner.scrubbed) == (bad != 303)
+
+
+def test_a_defect_while_a_step_is_booked_leaves_nobody_without_an_end(text: Text) -> None:
+    """Not even those of the same step that had ended before it."""
+    gate = threading.Semaphore(0)
+    runner = CountingRunner(gate)
+
+    async def run() -> list[list[Delta]]:
+        async with started(lambda: model(text, runner)) as engine:
+            outputs = [engine.add(job("first", 30, max_tokens=9))]
+            await until(lambda: len(runner.forwards) == 1)
+            outputs += [engine.add(job(name, 40, max_tokens=1)) for name in ("ending", "beside")]
+            gate.release(1)
+            await until(lambda: len(runner.forwards) == 2)
+            # A running sequence that the scheduler has lost: a defect of ours, whatever it may be.
+            engine.scheduler._running.remove(engine._generations["beside"].sequence)
+            gate.release(100)
+            async with asyncio.timeout(30):
+                made = list(await asyncio.gather(*map(drained, outputs)))
+            assert engine.state is State.FAILED
+            return made
+
+    first, ending, beside = asyncio.run(run())
+    assert ending[-1].finish is FinishReason.LENGTH
+    assert isinstance(first[-1].error, NotReady)
+    assert isinstance(beside[-1].error, NotReady)
 
 
 def test_a_failed_forward_ends_its_batch_with_an_error_and_the_loop_goes_on(text: Text) -> None:

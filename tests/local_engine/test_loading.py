@@ -34,6 +34,8 @@ def broken(write_model: Any, how: str, tmp_path: Path) -> str:
             return str(directory)
         case "template":
             return str(write_model("llama", chat_template=None))
+        case "syntax":
+            return str(write_model("llama", chat_template="{% for message in messages %}\n{{ message.content "))
         case "window":
             return str(write_model("mistral", sliding_window=64))
         case "architecture":
@@ -55,6 +57,7 @@ def broken(write_model: Any, how: str, tmp_path: Path) -> str:
         ("empty", "no config.json"),
         ("bin", "no *.safetensors"),
         ("template", "--chat-template"),
+        ("syntax", "chat template with an error in line 2"),
         ("window", "sliding-window"),
         ("architecture", "Gemma3ForCausalLM, which is not supported"),
         ("rope", "dynamic rotary scaling"),

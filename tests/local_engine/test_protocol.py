@@ -60,6 +60,7 @@ def test_a_bare_chat_has_openais_defaults() -> None:
         ({"stop": ["a", "b"]}, "stop", ("a", "b")),
         ({"stop": None}, "stop", ()),
         ({"top_k": -1}, "top_k", 0),
+        ({"top_k": 2**63}, "top_k", 2**31),  # more than any vocabulary
         ({"seed": -5}, "seed", -5),
         ({"stream": True, "stream_options": {"include_usage": True}}, "include_usage", True),
         ({"user": "someone", "never_heard_of": {"a": 1}}, "stream", False),
@@ -109,6 +110,7 @@ def test_a_message_is_one_role_and_one_text(messages: list[object], parsed: tupl
         ({"seed": 2**64 - 1, "top_k": -2}, "top_k"),
         ({"stop": ["a", ""]}, "stop"),
         ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": "4111" * 200}, "stop"),
         ({"stop": {"a": SECRET}}, "stop"),
         ({"stream": SECRET}, "stream"),
         ({"stream_options": {"include_usage": SECRET}}, "stream_options.include_usage"),
@@ -207,6 +209,7 @@ def test_wishes_come_from_headers(headers: dict[str, str], wishes: Wishes) -> No
     [
         ("x-hybridgate-priority", "soon"),
         ("x-hybridgate-priority", "1.5"),
+        ("x-hybridgate-priority", "9" * 400),
         ("x-hybridgate-priority", "9" * 5000),
         ("x-hybridgate-first-token-by", "nan"),
         ("x-hybridgate-first-token-by", "inf"),

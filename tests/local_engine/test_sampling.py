@@ -43,6 +43,7 @@ def test_the_draw_is_looked_up_in_the_cumulated_probabilities(draw: float, token
         ({"top_k": 2, "top_p": 0.6}, {1}),  # 0.5 of 0.8 is not
         ({"temperature": 0.01}, {1}),
         ({"temperature": 1e-30}, {1}),
+        ({"temperature": 5e-324}, {1}),  # is 0 in float32
         ({"temperature": 2.0}, {0, 1, 2, 3}),
     ],
 )

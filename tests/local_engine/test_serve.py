@@ -15,7 +15,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-pytestmark = pytest.mark.slow  # most start a process that imports torch
+pytestmark = pytest.mark.slow  # each starts a process
+
+
+LETTERS = (sys.executable, str(Path(__file__).with_name("program.py")))
+"""The same process without torch; takes the socket's path, the drain's and the load's seconds."""
 
 
 def command(*flags: str) -> list[str]:
@@ -23,9 +27,9 @@ def command(*flags: str) -> list[str]:
 
 
 @contextmanager
-def running(*flags: str) -> Iterator[subprocess.Popen[str]]:
+def running(*whole: str) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        command(*flags), stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        whole, stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     ) as process:
         try:
             yield process
@@ -53,19 +57,23 @@ def listens(uds: Path) -> bool:
         return probe.connect_ex(str(uds)) == 0
 
 
+def asked(max_tokens: int) -> dict[str, object]:
+    return {
+        "messages": [{"role": "user", "content": "fox"}],
+        "max_tokens": max_tokens,
+        "stream": True,
+        "temperature": 0,
+    }
+
+
 def test_sigterm_lets_a_stream_finish_and_removes_the_socket(llama: Path, tmp_path: Path) -> None:
     uds = tmp_path / "s"
-    with running("--model", str(llama), "--served-name", "tiny", "--uds", str(uds), "--drain-seconds", "60") as process:
+    flags = ("--model", str(llama), "--served-name", "tiny", "--uds", str(uds), "--drain-seconds", "60")
+    with running(*command(*flags)) as process:
         with client(uds) as http:
             wait_for(http, uds, "ready")
             assert stat.S_IMODE(uds.stat().st_mode) == 0o600
-            body = {
-                "messages": [{"role": "user", "content": "fox"}],
-                "max_tokens": 200,
-                "stream": True,
-                "temperature": 0,
-            }
-            with http.stream("POST", "/v1/chat/completions", json=body) as stream:
+            with http.stream("POST", "/v1/chat/completions", json=asked(200)) as stream:
                 lines = stream.iter_lines()
                 first = next(lines)
                 process.send_signal(signal.SIGTERM)
@@ -76,42 +84,66 @@ def test_sigterm_lets_a_stream_finish_and_removes_the_socket(llama: Path, tmp_pa
         assert not uds.exists()
 
 
-def test_a_drain_that_takes_too_long_ends_the_stream_with_an_error(llama: Path, tmp_path: Path) -> None:
-    uds = tmp_path / "s"
-    with running("--model", str(llama), "--uds", str(uds), "--drain-seconds", "0") as process:
-        with client(uds) as http:
-            wait_for(http, uds, "ready")
-            body = {
-                "messages": [{"role": "user", "content": "fox"}],
-                "max_tokens": 240,
-                "stream": True,
-                "temperature": 0,
-            }
-            with http.stream("POST", "/v1/chat/completions", json=body) as stream:
-                lines = stream.iter_lines()
-                next(lines)
-                process.send_signal(signal.SIGTERM)
-                rest = "\n".join(lines)
-        # A fast machine may have finished before the signal came; a cut stream must not look complete.
-        assert ("[DONE]" in rest) != ("shutting down" in rest)
-        assert process.wait(60) == 0
-
-
-def test_it_exits_when_its_parent_lets_go_of_standard_input(llama: Path, tmp_path: Path) -> None:
-    """It also replaces the socket file that a dead process has left."""
+@pytest.mark.parametrize("ending", ["SIGTERM", "SIGINT", "end of standard input"])
+def test_what_does_not_finish_within_the_drain_ends_with_an_error_event(ending: str, tmp_path: Path) -> None:
+    """Also where the socket's file was left over from a dead process."""
     uds = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(uds))
-    with running("--model", str(llama), "--uds", str(uds), "--exit-with-parent") as process, client(uds) as http:
-        wait_for(http, uds, "ready")
-        assert process.stdin is not None
-        process.stdin.close()
+    with running(*LETTERS, str(uds), "0", "0", "--exit-with-parent") as process:
+        with client(uds) as http:
+            wait_for(http, uds, "ready")
+            # Minutes of steps, so it cannot have been finished before.
+            with http.stream("POST", "/v1/chat/completions", json=asked(90_000)) as stream:
+                lines = stream.iter_lines()
+                next(lines)
+                if ending == "end of standard input":
+                    assert process.stdin is not None
+                    process.stdin.close()
+                else:
+                    process.send_signal(signal.Signals[ending])
+                rest = "\n".join(lines)
+        assert "shutting down" in rest
+        assert "[DONE]" not in rest
         assert process.wait(60) == 0
+        assert not uds.exists()
+
+
+def test_a_load_that_takes_minutes_does_not_keep_a_process_that_shall_end(tmp_path: Path) -> None:
+    uds = tmp_path / "s"
+    with running(*LETTERS, str(uds), "0", "1000") as process, client(uds) as http:
+        wait_for(http, uds, "loading")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert not uds.exists()
+
+
+def test_who_drains_leaves_the_socket_of_its_successor_alone(tmp_path: Path) -> None:
+    """The draining process has closed its own, so the next one takes the path; both hold it for a while."""
+    uds = tmp_path / "s"
+    with running(*LETTERS, str(uds), "60", "0") as old, client(uds) as http:
+        wait_for(http, uds, "ready")
+        with http.stream("POST", "/v1/chat/completions", json=asked(90_000)) as stream:
+            next(stream.iter_lines())
+            old.send_signal(signal.SIGTERM)
+            while listens(uds):
+                time.sleep(0.01)
+            with running(*LETTERS, str(uds), "0", "0") as new, client(uds) as other:
+                wait_for(other, uds, "ready")
+                stream.close()
+                assert old.wait(60) == 0
+                assert other.get("/health").json()["status"] == "ready"
+                assert listens(uds)
+                new.send_signal(signal.SIGTERM)
+                assert new.wait(60) == 0
 
 
 def test_a_supervised_process_that_cannot_load_stays_and_says_why(tmp_path: Path) -> None:
     uds = tmp_path / "s"
-    with running("--model", "./nowhere", "--uds", str(uds), "--exit-with-parent") as process, client(uds) as http:
+    with (
+        running(*command("--model", "./nowhere", "--uds", str(uds), "--exit-with-parent")) as process,
+        client(uds) as http,
+    ):
         assert "./nowhere is not a directory" in wait_for(http, uds, "failed").json()["error"]
         assert process.poll() is None
 
@@ -123,6 +155,7 @@ def test_a_supervised_process_that_cannot_load_stays_and_says_why(tmp_path: Path
         (["--model", "demo", "--dtype", "int3", "--quantization", "int4"], 2, "--quantization must be one of none"),
         (["--port", "99999"], 2, "--port"),
         (["--uds", "/nowhere/at/all"], 2, "cannot listen on unix:/nowhere/at/all"),
+        (["--uds", "/tmp/" + "x" * 200], 2, "AF_UNIX path too long"),
     ],
 )
 def test_what_cannot_start_says_why_in_a_line(flags: list[str], status: int, said: str, tmp_path: Path) -> None:
@@ -133,6 +166,14 @@ def test_what_cannot_start_says_why_in_a_line(flags: list[str], status: int, sai
     assert done.returncode == status
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("redirected", ["< /dev/null", f"< {__file__}", "<&-"])
+def test_without_a_pipe_no_parent_can_be_watched(redirected: str, tmp_path: Path) -> None:
+    program = " ".join((*LETTERS, str(tmp_path / "s"), "0", "0", "--exit-with-parent"))
+    done = subprocess.run(f"exec {program} {redirected}", shell=True, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "ConfigError: --exit-with-parent watches standard input, which is neither" in done.stderr
 
 
 def test_a_port_in_use_is_said_before_anything_is_loaded() -> None:

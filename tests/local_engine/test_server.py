@@ -24,6 +24,7 @@ from local_engine.loading import load
 from local_engine.scheduler import Batch
 from local_engine.sequence import Pick
 from local_engine.server import MAX_BODY_BYTES, create_app
+from local_engine.text import Text
 
 SETTINGS = Settings(model="tiny", default_max_tokens=6)
 HELLO = {"messages": [{"role": "user", "content": "the quick brown fox"}], "temperature": 0}
@@ -45,9 +46,6 @@ class GatedRunner:
 
     def sample(self, logits: Any, rows: Sequence[int], picks: Sequence[Pick]) -> list[int | None]:
         return self._runner.sample(logits, rows, picks)
-
-    def scrub(self, blocks: Sequence[int]) -> None:
-        self._runner.scrub(blocks)
 
 
 @pytest.fixture(scope="module")
@@ -300,6 +298,74 @@ def test_a_body_announced_above_the_limit_is_refused_before_any_of_it_comes(tiny
                 writer.close()
 
     assert asyncio.run(run()).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("body", [b"", b'{"messages": [{"role": "user", ', orjson.dumps(HELLO)])
+def test_a_client_that_leaves_while_it_asks_harms_nobody(
+    tiny: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture, body: bytes
+) -> None:
+    """Before its body, in its midst, and as soon as it is there."""
+
+    async def run() -> None:
+        async with serving(lambda: tiny, tmp_path / "s") as (client, engine):
+            _, writer = await asyncio.open_unix_connection(tmp_path / "s")
+            length = max(len(body), 100)
+            writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: engine\r\ncontent-length: {length}\r\n\r\n".encode())
+            writer.write(body.ljust(length) if body.endswith(b"}") else body)
+            await writer.drain()
+            writer.close()
+            assert (await client.post(CHAT, json=HELLO)).status_code == 200
+            await until(lambda: engine.idle)
+            assert engine.report().load.free_blocks == 256
+
+    with caplog.at_level("WARNING"):
+        asyncio.run(run())
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_a_prompt_may_fill_the_window_but_for_one_token(talk: Callable[[Talk], Any], extra: int) -> None:
+    async def conversation(client: httpx.AsyncClient, _: Engine) -> httpx.Response:
+        asked = {"prompt": [70] * (255 + extra), "temperature": 0}
+        return await client.post("/v1/completions", json=asked)
+
+    response = talk(conversation)
+    if extra:
+        error = response.json()["error"]
+        assert (response.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "prompt")
+    else:
+        assert response.json()["usage"]["total_tokens"] == 256
+        assert response.json()["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_long_body_does_not_hold_up_the_event_loop(tiny: Model, tmp_path: Path) -> None:
+    """It is read and encoded on another thread: while it is, the loop answers others."""
+    reading, go_on = threading.Event(), threading.Event()
+
+    class Held(Text):
+        def encode(self, prompt: str, *, special_tokens: bool = True) -> list[int]:
+            reading.set()
+            assert go_on.wait(30)
+            return super().encode(prompt, special_tokens=special_tokens)
+
+    held = Held(
+        Tokenizer.from_str(tiny.text.tokenizer_json()),
+        lambda messages: "",
+        chat_template="",
+        bos_token=None,
+        eos_token=None,
+        eos_token_id=None,
+    )
+
+    async def run() -> httpx.Response:
+        async with serving(lambda: replace(tiny, text=held), tmp_path / "s") as (client, _):
+            long = asyncio.create_task(client.post("/v1/completions", json={"prompt": "fox " * 5000}))
+            await until(reading.is_set)
+            assert (await client.get("/health")).status_code == 200
+            go_on.set()
+            return await long
+
+    assert asyncio.run(run()).json()["error"]["code"] == "context_length_exceeded"
 
 
 def test_request_ids_are_taken_over_or_made(talk: Callable[[Talk], Any]) -> None:

@@ -1,0 +1,52 @@
+"""The command line: every mistake is one line that says what to do, and no traceback."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gateway.cli import bound, main
+from gateway.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serve", "--max-body-bytes", "-5"], "HYBRIDGATE_MAX_BODY_BYTES must be at least 1"),
+        (["serve", "--drain-seconds", "nan"], "HYBRIDGATE_DRAIN_SECONDS must be"),
+        (["serve", "--engine-start-seconds", "inf"], "HYBRIDGATE_ENGINE_START_SECONDS must be"),
+        (["serve", "--host", "0.0.0.0"], "use --host 127.0.0.1"),
+        (["serve", "--port", "0", "--log", "/nonexistent/log"], "choose another with --log"),
+        (["policy", "explain", "--request", "/tmp/[/nope]"], "cannot read /tmp/[/nope]"),
+        (["policy", "explain", "--slo", "[/x]"], "no class '[/x]'"),
+        (["policy", "explain", "--down", "[bold]x"], "no such deployment: [bold]x"),
+        (["policy", "explain", "--text", "\udcff"], "UTF-8"),
+        (["policy", "explain", "--max-tokens", "9" * 30], "--max-tokens"),
+        (["policy", "explain", "--max-cost-usd", "inf"], "--max-cost-usd must be a number"),
+        (["policy", "explain", "--data-class", "x"], "known are"),
+        (["policy", "explain", "--model", "4111111111111111"], "GET /v1/models"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_fix(arguments: list[str], said: str) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2 and said in result.stderr.replace("\n", " ")
+    assert "4111" not in result.stderr and result.exception.__class__ is SystemExit
+
+
+def test_a_policy_that_is_not_there_is_a_problem_with_its_place(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["policy", "check", str(tmp_path / "none.yaml")])
+    assert result.exit_code == 1 and "none.yaml: the file cannot be read" in result.stderr
+
+
+def test_of_two_gateways_on_one_port_the_second_is_told_before_anything_slow_starts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with bound(Settings(port=0)) as first:
+        with pytest.raises(Exception, match="2"):
+            bound(Settings(port=first.getsockname()[1]))
+        with socket.create_connection(first.getsockname()[:2], timeout=5):
+            pass  # it waits for the server to begin
+    assert "choose another with --port" in capsys.readouterr().err
