@@ -121,7 +121,7 @@ class ChatPath:
     async def complete(self, headers: Mapping[str, str], body: bytes) -> Reply:
         """The answer to one request: a completion, a stream, or an error that says why not."""
         decision_id = self.new_id()
-        record = Record(request_id_of(headers, lambda: decision_id), decision_id)
+        record = Record(self.request_id(headers, decision_id), decision_id)
         started = self.clock()
         try:
             return await self._complete(headers, body, record, started)
@@ -131,6 +131,12 @@ class ChatPath:
         except asyncio.CancelledError:
             self._book(record, started, CLIENT_GONE, "client_gone")
             raise
+
+    def request_id(self, headers: Mapping[str, str], decision_id: str) -> str:
+        """The caller's id, or the decision's where there is none, where it is no plain token, or where it looks like
+        what a label protects: it goes into the log and to the deployment."""
+        given = request_id_of(headers, lambda: decision_id)
+        return decision_id if given != decision_id and self.serving.scanner.scan((given,)) else given
 
     async def _complete(self, headers: Mapping[str, str], body: bytes, record: Record, started: float) -> Reply:
         serving = self.serving

@@ -14,6 +14,7 @@
     ├── EgressDenied             500    the door refused what the decision allowed: a defect of ours, nothing was sent
     └── UpstreamError            502    one attempt on one deployment failed
         ├── UpstreamRejected            the deployment refuses the request itself; another would too: not retryable
+        │   └── UpstreamWindowExceeded  because it is too long
         ├── UpstreamCut                 the answer broke off after its first token: not retryable, ends as an error
         event └── Retryable                   another deployment may be tried ├── ConnectFailed ├── UpstreamTimeout ├──
         UpstreamOverloaded      429 or 503, with retry_after ├── UpstreamUnauthorized    our credentials are wrong there
@@ -141,6 +142,12 @@ class UpstreamRejected(UpstreamError):
     def __init__(self, message: str, *, upstream_status: int, param: str | None = None) -> None:
         super().__init__(message, param=param)
         self.upstream_status = upstream_status
+
+
+class UpstreamWindowExceeded(UpstreamRejected):
+    """The deployment counted more tokens than its window holds, although our count let the request through."""
+
+    code = "context_length_exceeded"
 
 
 class UpstreamCut(UpstreamError):

@@ -23,6 +23,7 @@ from gateway.errors import (
     UpstreamRejected,
     UpstreamTimeout,
     UpstreamUnauthorized,
+    UpstreamWindowExceeded,
 )
 
 MAX_MESSAGE: Final = 300
@@ -109,7 +110,7 @@ def translate(error: BaseException, deployment: str, now: float) -> UpstreamErro
     kind = _counterpart(error, status)
     if kind is UpstreamRejected:
         if _is_context(error):
-            return UpstreamRejected(
+            return UpstreamWindowExceeded(
                 f"the prompt does not fit the window of {deployment}", upstream_status=400, param="messages"
             )
         words = _about_the_request(str(error))

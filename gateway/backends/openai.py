@@ -27,6 +27,7 @@ from gateway.errors import (
     UpstreamRejected,
     UpstreamTimeout,
     UpstreamUnauthorized,
+    UpstreamWindowExceeded,
 )
 from gateway.types import Deployment, Price, Usage
 
@@ -73,6 +74,8 @@ class OpenAIBackend:
             body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         if call.imposed_max_tokens is not None:
             body["max_tokens"] = call.imposed_max_tokens
+        elif "max_tokens" in body and "max_completion_tokens" in body:  # the smaller one counts, wherever it is read
+            body["max_tokens"] = body["max_completion_tokens"] = call.chat.max_tokens
         return orjson.dumps(body)
 
     async def _refusal(self, response: Response) -> UpstreamError:
@@ -86,15 +89,14 @@ class OpenAIBackend:
             response.close()
         if status in (400, 413, 422):
             message, param = _error_in(raw[:_MAX_ERROR_BYTES], self._deployment.api_key)
-            return UpstreamRejected(
-                f"{self._deployment.name} refused the request: {message}", upstream_status=status, param=param
-            )
+            too_long = b'"context_length_exceeded"' in raw[:_MAX_ERROR_BYTES]
+            refusal = UpstreamWindowExceeded if too_long else UpstreamRejected
+            message = f"{self._deployment.name} refused the request: {message}"
+            return refusal(message, upstream_status=status, param=param)
         if status in (401, 403):
             return UpstreamUnauthorized("the deployment refused our credentials")
-        if status in (
-            429,
-            503,
-        ):  # our engine refuses single requests that it cannot start in time; others may still be welcome
+        if status in (429, 503):
+            # Our engine refuses single requests that it cannot start in time; others may still be welcome.
             cool_off = None if self._deployment.backend == "local" else retry_after or 1.0
             return UpstreamOverloaded("the deployment is full", retry_after=cool_off)
         return UpstreamFailed(f"the deployment answered with status {status}", retry_after=retry_after)

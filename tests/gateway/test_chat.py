@@ -258,6 +258,17 @@ def test_a_request_id_is_taken_over_where_it_is_a_plain_token(given: str, kept: 
     assert (request_id_of({"x-request-id": given}, lambda: "new") == given) is kept
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"), [("550e8400-e29b-41d4-a716-446655440000", True), ("4111-1111-1111-1111", False)]
+)
+def test_a_request_id_that_looks_private_is_replaced(given: str, kept: bool) -> None:
+    world = World()
+    reply, _ = world.ask(headers={"x-request-id": given})
+    assert (dict(reply.headers)[b"x-request-id"].decode() == given) is kept
+    assert (world.backends["home"].calls[0].request_id == given) is kept
+    assert (world.log.lines[0]["request_id"] == given) is kept
+
+
 @pytest.mark.parametrize("text", ["nan", "inf", "-1", "0", "1e99", "", "0x1"])
 def test_a_cost_cap_must_be_a_positive_number_of_dollars(text: str) -> None:
     with pytest.raises(BadRequest):

@@ -101,6 +101,24 @@ def test_unknown_fields_are_forwarded_and_the_callers_credentials_are_not() -> N
     in_world(check)
 
 
+def test_of_two_bounds_on_the_answer_the_smaller_is_sent_under_both_names() -> None:
+    async def check(w: World) -> None:
+        await w.ask(max_tokens=50, extra_body={"max_completion_tokens": 20})
+        assert (w.home.log[0].body["max_tokens"], w.home.log[0].body["max_completion_tokens"]) == (20, 20)
+
+    in_world(check)
+
+
+def test_a_deployment_that_finds_the_prompt_too_long_says_so_in_our_words() -> None:
+    async def check(w: World) -> None:
+        w.home.behave(always=Behaviour(status=400, message="too many tokens", code="context_length_exceeded"))
+        with pytest.raises(openai.BadRequestError) as caught:
+            await w.ask()
+        assert caught.value.code == "context_length_exceeded"
+
+    in_world(check)
+
+
 def test_the_decision_is_in_the_headers_and_a_given_request_id_is_kept() -> None:
     async def check(w: World) -> None:
         body = {"messages": [{"role": "user", "content": "hi"}]}
