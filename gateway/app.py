@@ -34,11 +34,12 @@ from gateway.backends.base import Backend, Chunk
 from gateway.backends.cloud import CloudBackend, CloudLibrary
 from gateway.backends.openai import OpenAIBackend
 from gateway.backends.upstream import AiohttpUpstream
-from gateway.chat import ChatPath, Log, Reply, Serving, knows, request_id_of
+from gateway.chat import ChatPath, Log, Reply, Serving
 from gateway.edge import Endpoint, headers_of
 from gateway.encodings import load_encoding
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound, body_of, status_of
 from gateway.explain import explanation
+from gateway.facts import knows, request_id_of
 from gateway.fleet import Fleet
 from gateway.labels import Scanner
 from gateway.policy import AUTO, Policy

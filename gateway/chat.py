@@ -8,10 +8,8 @@ the same path: one yields a chunk, the other many.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from decimal import Decimal, InvalidOperation
 from typing import Protocol
 from urllib.parse import quote
 
@@ -21,10 +19,8 @@ from gateway.backends import Backends
 from gateway.backends.base import Answer, Call, Chunk
 from gateway.backends.sse import error_event
 from gateway.errors import (
-    BadRequest,
     GatewayError,
     Retryable,
-    UnknownModel,
     UpstreamCut,
     UpstreamFailed,
     UpstreamTimeout,
@@ -32,15 +28,15 @@ from gateway.errors import (
     status_of,
 )
 from gateway.estimate import likely_cost
+from gateway.facts import Stated, facts_from, request_id_of
 from gateway.fleet import Fleet
 from gateway.labels import Scanner
-from gateway.policy import AUTO, DATA_CLASS_HEADER, Policy
+from gateway.policy import Policy
 from gateway.routing import decide, next_attempt
 from gateway.telemetry import Record
 from gateway.tokens import TokenCounter, undecided
 from gateway.tokens import count as count_tokens
 from gateway.types import (
-    NUSD_PER_USD,
     Attempt,
     Caller,
     ChatRequest,
@@ -60,10 +56,6 @@ CLIENT_GONE = 499  # nginx's status for a client that closed the request; only e
 PARSE_IN_THREAD_ABOVE = 256 * 1024
 SCAN_IN_THREAD_ABOVE = 64 * 1024
 SCAN_IN_THREAD_ABOVE_UNICODE = 4 * 1024
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
-_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
-_MAX_TAGS = 16
 
 
 class Log(Protocol):
@@ -174,41 +166,20 @@ class ChatPath:
     ) -> RequestFacts:
         """What rules may look at; `size` is the body's, in bytes. Raises `BadRequest` for a header that means nothing
         here, `UnknownModel`."""
-        policy = serving.policy
-        if not knows(policy, chat.model):
-            raise UnknownModel(
-                "the model is not known here: GET /v1/models lists those that are, `auto` among them", param="model"
-            )
-        if unknown := policy.unknown_data_class(headers):
-            raise BadRequest(unknown, param=DATA_CLASS_HEADER)
+        stated = Stated.of(serving.policy, chat, headers)
         large = size > SCAN_IN_THREAD_ABOVE or (
             size > SCAN_IN_THREAD_ABOVE_UNICODE and not all(map(str.isascii, chat.texts))
         )
         prompt = await asyncio.to_thread(count_tokens, chat) if size > PARSE_IN_THREAD_ABOVE else count_tokens(chat)
         scan = serving.scanner.scan
         kinds = await asyncio.to_thread(scan, chat.texts) if large else scan(chat.texts)
-        open_counts = undecided(prompt, chat.max_tokens, policy.deployments.values()) & serving.counters.keys()
+        deployments = serving.policy.deployments.values()
+        open_counts = undecided(prompt, chat.max_tokens, deployments) & serving.counters.keys()
         if open_counts:
             counters = [(name, serving.counters[name].count) for name in sorted(open_counts)]
             exact = {n: await asyncio.to_thread(count, chat) if large else count(chat) for n, count in counters}
             prompt = replace(prompt, exact=exact)
-        return RequestFacts(
-            model=chat.model,
-            tenant=caller.tenant,
-            key_tags=caller.tags,
-            tags=tags_in(headers),
-            labels=policy.labels_of(kinds, headers, caller.tags, unscannable=bool(chat.parts)),
-            prompt=prompt,
-            max_tokens=chat.max_tokens,
-            stream=chat.stream,
-            tools=chat.tools,
-            images=chat.images,
-            schema=chat.schema,
-            n=chat.n,
-            slo=slo_in(headers, policy),
-            max_cost_nusd=cost_cap_in(headers),
-            deployments=caller.deployments,
-        )
+        return facts_from(serving.policy, chat, caller, headers, stated, kinds, prompt)
 
     def _call(
         self,
@@ -437,58 +408,6 @@ def _header(text: str) -> bytes:
     return quote(text, safe=" !#$&'()*+,/:;=?@[]{}|~<>\"").encode("ascii")
 
 
-def knows(policy: Policy, model: str) -> bool:
-    """Whether a request may ask for this model: `auto`, an alias, a deployment, or a rule."""
-    target = policy.models.get(model, model)
-    return (
-        target in (AUTO, policy.default.name) or target in policy.deployments or policy.rule_named(target) is not None
-    )
-
-
-def request_id_of(headers: Mapping[str, str], new_id: Callable[[], str]) -> str:
-    """The caller's id where it is a plain token, else a new one: it goes into logs and headers."""
-    given = headers.get("x-request-id")
-    return given if given is not None and _REQUEST_ID.fullmatch(given) else new_id()
-
-
 def draw_for(decision_id: str) -> float:
     """The decision's share of chance, 0 <= draw < 1, from its id, so that a replay draws the same."""
     return int(decision_id[:13], 16) / 16.0**13
-
-
-def slo_in(headers: Mapping[str, str], policy: Policy) -> str | None:
-    """The latency class asked for. Raises `BadRequest` where the policy has none of that name."""
-    name = headers.get("x-hybridgate-slo")
-    if name is not None and name not in policy.slo:
-        known = ", ".join(policy.slo) or "none"
-        raise BadRequest(
-            f"header x-hybridgate-slo names no class of this policy (known: {known})", param="x-hybridgate-slo"
-        )
-    return name
-
-
-def cost_cap_in(headers: Mapping[str, str]) -> int | None:
-    """The caller's own cap in nano-dollars. Raises `BadRequest` unless it is a positive number."""
-    text = headers.get("x-hybridgate-max-cost-usd")
-    if text is None:
-        return None
-    try:
-        dollars = Decimal(text)
-    except InvalidOperation:
-        dollars = Decimal(-1)
-    if not dollars.is_finite() or not 0 < dollars < 1_000_000:
-        param = "x-hybridgate-max-cost-usd"
-        raise BadRequest(f"header {param} must be a positive number of dollars, such as 0.002", param=param)
-    return int(dollars * NUSD_PER_USD)
-
-
-def tags_in(headers: Mapping[str, str]) -> frozenset[str]:
-    """The request's tags. Raises `BadRequest` for more than 16 or one that is not a plain word."""
-    text = headers.get("x-hybridgate-tags")
-    if text is None:
-        return frozenset()
-    tags = frozenset(tag.strip() for tag in text.split(",") if tag.strip())
-    if len(tags) > _MAX_TAGS or not all(_TAG.fullmatch(tag) for tag in tags):
-        param = "x-hybridgate-tags"
-        raise BadRequest(f"header {param} must be at most 16 words separated by commas", param=param)
-    return tags

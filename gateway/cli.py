@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from math import ceil, isfinite
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NoReturn
 
@@ -22,6 +22,7 @@ from rich.table import Table
 
 from gateway.errors import GatewayError
 from gateway.explain import explanation
+from gateway.facts import Stated, facts_from
 from gateway.labels import Scanner
 from gateway.loading import load_policy
 from gateway.policy import Policy
@@ -29,7 +30,7 @@ from gateway.policyfile import PolicyErrors
 from gateway.routing import decide
 from gateway.settings import PREFIX, Settings, SettingsError, settings_from
 from gateway.tokens import count as count_tokens
-from gateway.types import DeploymentStatus, RequestFacts, Snapshot, usd
+from gateway.types import Caller, DeploymentStatus, RequestFacts, Snapshot, usd
 from gateway.wire.chat import parse
 
 main = typer.Typer(
@@ -254,7 +255,8 @@ def explain(
     model: Annotated[str, typer.Option(help="The model asked for.")] = "auto",
     max_tokens: Annotated[int | None, typer.Option(help="The most tokens the answer may have.", min=1)] = None,
     slo: Annotated[str | None, typer.Option(help="The latency class asked for.")] = None,
-    max_cost_usd: Annotated[float | None, typer.Option(help="The caller's own cost cap.", min=0)] = None,
+    max_cost_usd: Annotated[str | None, typer.Option(help="The caller's own cost cap, such as 0.002.")] = None,
+    tags: Annotated[str | None, typer.Option(help="The request's tags, separated by commas.")] = None,
     data_class: Annotated[str | None, typer.Option(help="The x-data-class header.")] = None,
     down: Annotated[list[str] | None, typer.Option(help="A deployment to take as down; may be repeated.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the decision as JSON.")] = False,
@@ -262,13 +264,18 @@ def explain(
     """Show which deployment a request would go to, and why not to the others: the same decision that the server makes,
     for a fleet that is up and has not been measured."""
     policy = loaded(path or default_policy(os.environ), os.environ)
-    if slo is not None and slo not in policy.slo:
-        fail(f"--slo: this policy has no class {slo!r}; it has {', '.join(policy.slo) or 'none'}")
     unknown = set(down or ()) - policy.deployments.keys()
     if unknown:
         fail(f"--down: no such deployment: {', '.join(sorted(unknown))}; known: {', '.join(policy.deployments)}")
+    flags = {
+        "x-hybridgate-slo": slo,
+        "x-hybridgate-max-cost-usd": max_cost_usd,
+        "x-hybridgate-tags": tags,
+        "x-data-class": data_class,
+    }
+    headers = {name: value for name, value in flags.items() if value is not None}
     try:
-        facts = _facts(policy, _body(text, request, model, max_tokens), slo, max_cost_usd, data_class)
+        facts = _facts(policy, _body(text, request, model, max_tokens), headers)
         decision = decide(policy, facts, _fleet(policy, down or []))
     except GatewayError as error:
         fail(error.message)
@@ -294,29 +301,11 @@ def _body(text: str, request: str, model: str, max_tokens: int | None) -> bytes:
         fail("--text and --model must be UTF-8, and --max-tokens a number of at most 19 digits")
 
 
-def _facts(
-    policy: Policy, body: bytes, slo: str | None, max_cost_usd: float | None, data_class: str | None
-) -> RequestFacts:
+def _facts(policy: Policy, body: bytes, headers: Mapping[str, str]) -> RequestFacts:
     chat = parse(body)
-    headers = {"x-data-class": data_class} if data_class is not None else {}
-    if problem := policy.unknown_data_class(headers):
-        fail(problem)
-    if max_cost_usd is not None and not isfinite(max_cost_usd):
-        fail("--max-cost-usd must be a number of dollars, such as 0.002")
+    stated = Stated.of(policy, chat, headers)
     kinds = Scanner(policy.kinds).scan(chat.texts)
-    return RequestFacts(
-        model=chat.model,
-        labels=policy.labels_of(kinds, headers, frozenset(), unscannable=bool(chat.parts)),
-        prompt=count_tokens(chat),
-        max_tokens=chat.max_tokens,
-        stream=chat.stream,
-        tools=chat.tools,
-        images=chat.images,
-        schema=chat.schema,
-        n=chat.n,
-        slo=slo,
-        max_cost_nusd=None if max_cost_usd is None else int(max_cost_usd * 1e9),
-    )
+    return facts_from(policy, chat, Caller(), headers, stated, kinds, count_tokens(chat))
 
 
 def _fleet(policy: Policy, down: list[str]) -> Snapshot:

@@ -14,8 +14,9 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from gateway.backends.sse import error_event
-from gateway.chat import Log, Reply, request_id_of
+from gateway.chat import Log, Reply
 from gateway.errors import BadRequest, GatewayError, NoCandidate, TooLarge, body_of, status_of
+from gateway.facts import request_id_of
 
 _LINGER_SECONDS = 5.0
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gateway.backends import Backends
 from gateway.backends.base import Call, Chunk
-from gateway.chat import ChatPath, Reply, Serving, cost_cap_in, draw_for, request_id_of
+from gateway.chat import ChatPath, Reply, Serving, draw_for
 from gateway.errors import (
     BadRequest,
     ConnectFailed,
@@ -28,6 +28,7 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnauthorized,
 )
+from gateway.facts import cost_cap_in, request_id_of
 from gateway.fleet import Fleet
 from gateway.labels import Scanner
 from gateway.policy import Policy
