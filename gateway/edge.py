@@ -71,7 +71,7 @@ class _Connection:
 
     def watch(self) -> None:
         """From now on, when the body has been read."""
-        self._watcher = asyncio.create_task(self._watch())
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
 
     async def _watch(self) -> None:
         # uvicorn reports a disconnect also once the answer is complete, so this always returns.

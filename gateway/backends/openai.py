@@ -54,7 +54,8 @@ class OpenAIBackend:
             if call.first_token_by_ms is not None:
                 headers["x-hybridgate-first-token-by"] = f"{call.first_token_by_ms:.0f}"
         limits = self._deployment.timeouts
-        silence = max(limits.first_token, limits.idle) if call.chat.stream else limits.total
+        # A plain answer is awaited whole, and whoever awaits it watches the time.
+        silence = max(limits.first_token, limits.idle) if call.chat.stream else None
         response = await self._upstream.post("/chat/completions", self._body(call), headers, silence)
         if response.status != 200:
             raise await self._refusal(response)
@@ -179,7 +180,8 @@ class StreamedAnswer:
         return self._reader.usage or Usage(self._prompt_tokens, self._reader.events)
 
     async def close(self) -> None:
-        if self._complete:  # `[DONE]` came; with the end of the body as well, the connection can be used again
+        # `[DONE]` came; once the end of the body has come as well, the connection can be used again.
+        if self._complete and not self._response.at_end:
             with suppress(Retryable, TimeoutError):
                 async with asyncio.timeout(_END_SECONDS):
                     await self._response.some()

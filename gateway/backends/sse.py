@@ -128,9 +128,6 @@ class StreamReader:
                 return self._keep()
             data = bytes(self._rest)
             self._rest.clear()
-        if self.started and data.endswith(b"\n\n") and not _NOTABLE.search(data) and _ORDINARY.fullmatch(data):
-            self.events += data.count(b"\n\n")
-            return data
         return self._parse(data)
 
     def _keep(self) -> bytes:
@@ -143,11 +140,19 @@ class StreamReader:
     def _parse(self, data: bytes) -> bytes:
         out = []
         start = 0
-        for end in _EVENT_END.finditer(data):
+        quick = True
+        while not self.done:
+            if quick and self.started:
+                ordinary = self._ordinary(data, start)
+                quick = ordinary is not None  # what is framed unusually is not looked at twice
+                if ordinary:
+                    out.append(ordinary)
+                    start += len(ordinary)
+            end = _EVENT_END.search(data, start)
+            if end is None:
+                break
             out.append(self._event(data[start : end.start()]))
             start = end.end()
-            if self.done:
-                break
         if not self.done:
             self._rest += data[start:]
             self._keep()
@@ -157,6 +162,18 @@ class StreamReader:
             return passed
         self._held += passed
         return b""
+
+    def _ordinary(self, data: bytes, start: int) -> bytes | None:
+        """The ordinary events from `start` on, which are passed on as they are; none where the next must be parsed, and
+        None where what comes before it is no plain event."""
+        notable = _NOTABLE.search(data, start)
+        end = data.rfind(b"\n\n", start, notable.start() if notable else len(data)) + 2
+        if end < start + 2:
+            return b""
+        if not _ORDINARY.fullmatch(data, start, end):
+            return None
+        self.events += data.count(b"\n\n", start, end)
+        return data[start:end]
 
     def _event(self, raw: bytes) -> bytes:
         lines = [line[5:].strip() for line in raw.splitlines() if line.startswith(b"data:")]

@@ -25,6 +25,10 @@ class Response(Protocol):
     @property
     def status(self) -> int: ...
 
+    @property
+    def at_end(self) -> bool:
+        """Whether the whole body has come and been read."""
+
     def header(self, name: str) -> str | None: ...
 
     async def read(self) -> bytes:
@@ -39,9 +43,9 @@ class Response(Protocol):
 class Upstream(Protocol):
     """One address that takes POSTs."""
 
-    async def post(self, path: str, body: bytes, headers: Mapping[str, str], silence: float) -> Response:
-        """Send, and wait for the head of the answer. `silence`: seconds that may pass without a byte, then and later.
-        Raises a `Retryable`."""
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str], silence: float | None) -> Response:
+        """Send, and wait for the head of the answer. `silence`: seconds that may pass without a byte, then and later;
+        None where the caller watches the time. Raises a `Retryable`."""
 
     async def close(self) -> None: ...
 
@@ -70,6 +74,10 @@ class AiohttpResponse:
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
         self.status = response.status
+
+    @property
+    def at_end(self) -> bool:
+        return self._response.content.at_eof()
 
     def header(self, name: str) -> str | None:
         return self._response.headers.get(name)
@@ -114,7 +122,7 @@ class AiohttpUpstream:
         self._connect = connect
         self._authorities = authorities
         self._urls: dict[str, URL] = {}
-        self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
+        self._timeouts: dict[float | None, aiohttp.ClientTimeout] = {}
         self._session: aiohttp.ClientSession | None = None
 
     def _open_session(self) -> aiohttp.ClientSession:
@@ -131,7 +139,7 @@ class AiohttpUpstream:
             skip_auto_headers=("user-agent", "accept"),
         )
 
-    async def post(self, path: str, body: bytes, headers: Mapping[str, str], silence: float) -> AiohttpResponse:
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str], silence: float | None) -> AiohttpResponse:
         session = self._session or self._open_session()
         self._session = session
         url = self._urls.get(path) or self._urls.setdefault(path, URL(self._base + path))
@@ -142,7 +150,7 @@ class AiohttpUpstream:
             raise translated(error) from None
         return AiohttpResponse(response)
 
-    def _timeout(self, silence: float) -> aiohttp.ClientTimeout:
+    def _timeout(self, silence: float | None) -> aiohttp.ClientTimeout:
         # The whole answer's time is watched by whoever reads it, without one more timer a request.
         return aiohttp.ClientTimeout(total=None, sock_connect=self._connect, sock_read=silence)
 
