@@ -1,6 +1,7 @@
 """Resolves all dependencies together and writes the lock files beside this one. Run through `make lock`.
 
-gateway.txt, build.txt and dev.txt are locked by hash; engine.txt by version, because torch's CPU and CUDA builds have different hashes.
+gateway.txt, build.txt and dev.txt are locked by hash; engine.txt by version, because torch's CPU and CUDA builds have
+different hashes.
 """
 
 from __future__ import annotations
