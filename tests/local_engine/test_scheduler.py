@@ -162,7 +162,9 @@ class TestDeadlines:
         return scheduler  # 1,000 tokens a second, 10 ms a step
 
     def test_nothing_is_refused_before_anything_was_measured(self) -> None:
-        small().add(sequence("a", 90), first_token_by=1e-6)
+        scheduler = small()
+        scheduler.add(sequence("a", 90), first_token_by=1e-6)
+        assert scheduler.load().waiting == 1
 
     def test_the_wait_counts_what_goes_first_and_the_prompt_itself(self) -> None:
         scheduler = self.measured()
