@@ -51,8 +51,8 @@ from gateway.types import (
 from gateway.wire.chat import parse
 
 CLIENT_GONE = 499  # nginx's status for a client that closed the request; only ever logged
-# Bytes above which work on a body would hold up other requests. A parse takes about 3 us a KB, a scan 5 us a KB of
-# ASCII and up to 600 us a KB of other text, which is folded first.
+# Bytes above which work on a body would hold up other requests: parsing is the cheapest, a scan costs more, and text
+# that is not ASCII must be folded before it is scanned, which costs most by far.
 PARSE_IN_THREAD_ABOVE = 256 * 1024
 SCAN_IN_THREAD_ABOVE = 64 * 1024
 SCAN_IN_THREAD_ABOVE_UNICODE = 4 * 1024

@@ -2,7 +2,6 @@
 
     GatewayError
     ├── RequestError                    the caller must change something
-    │   ├── Unauthenticated      401
     │   ├── TooLarge             413   HeadTooLarge 431
     │   ├── BadRequest           400
     │   ├── ContextLengthExceeded 400
@@ -47,12 +46,6 @@ class RequestError(GatewayError):
     status = 400
     code = "bad_request"
     type = "invalid_request_error"
-
-
-class Unauthenticated(RequestError):
-    status = 401
-    code = "invalid_api_key"
-    type = "authentication_error"
 
 
 class TooLarge(RequestError):

@@ -144,7 +144,6 @@ class Deployment:
     urls: tuple[str, ...] = ()
     api_key: str | None = field(default=None, repr=False)
     api_base: str | None = None
-    quantization: str = "none"
     price: Price | None = None
     window: int | None = None
     default_max_tokens: int = 1024

@@ -14,6 +14,7 @@ import uvicorn
 from openai import AsyncOpenAI
 
 from gateway.app import Gateway, build
+from gateway.demo.providers import embedded
 from gateway.http1 import Http1
 from gateway.policy import Policy
 from gateway.settings import Settings
@@ -41,18 +42,6 @@ class Running:
                 await asyncio.sleep(0.02)
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, which belong to pytest here."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.is_up = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.is_up.set()
-
-
 @asynccontextmanager
 async def running(policy: Policy, settings: Settings | None = None) -> AsyncIterator[Running]:
     """Serve the policy until the block ends."""
@@ -62,18 +51,12 @@ async def running(policy: Policy, settings: Settings | None = None) -> AsyncIter
     config = uvicorn.Config(
         app, http=Http1, access_log=False, log_config=None, timeout_graceful_shutdown=1, server_header=False
     )
-    server = _Server(config)
-    task = asyncio.create_task(server._serve([listener]))
-    await server.is_up.wait()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    try:
+    with listener:
         async with (
+            embedded(config, listener),
             httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as http,
             httpx.AsyncClient(timeout=60, trust_env=False) as direct,
             AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, http_client=direct) as openai,
         ):
             yield Running(url, gateway, log, told, http, openai)
-    finally:
-        server.should_exit = True
-        await task
-        listener.close()

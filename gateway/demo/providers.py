@@ -359,6 +359,19 @@ class EmbeddedServer(uvicorn.Server):
 
 
 @asynccontextmanager
+async def embedded(config: uvicorn.Config, listener: socket.socket) -> AsyncIterator[EmbeddedServer]:
+    """A server on a socket, in the running loop, from its start until the block ends."""
+    server = EmbeddedServer(config)
+    task = asyncio.create_task(server.serve([listener]))
+    try:
+        await server.ready.wait()
+        yield server
+    finally:
+        server.stopping.set()
+        await task
+
+
+@asynccontextmanager
 async def serving(app: FakeProviders, port: int = 0) -> AsyncIterator[str]:
     """Serve on 127.0.0.1 (`port` 0: a free one) in the running loop; yields the base URL, without a trailing slash, and
     stops on exit."""
@@ -366,18 +379,14 @@ async def serving(app: FakeProviders, port: int = 0) -> AsyncIterator[str]:
     config = uvicorn.Config(
         app, http=ResettableProtocol, log_level="critical", lifespan="off", timeout_graceful_shutdown=1
     )
-    server = EmbeddedServer(config)
-    task = asyncio.create_task(server.serve([listener]))
-    try:
-        await server.ready.wait()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.force_exit = True
-        server.stopping.set()
-        await task
+    with listener:
+        async with embedded(config, listener) as server:
+            try:
+                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            finally:
+                server.force_exit = True
         for unfinished in server.server_state.tasks:
             unfinished.cancel()
-        listener.close()
 
 
 async def _run(port: int, behaviour: Behaviour, log_limit: int) -> None:

@@ -29,7 +29,8 @@ from rich.text import Text
 from starlette.types import ASGIApp
 
 from gateway.app import Gateway, build
-from gateway.demo.providers import Behaviour, EmbeddedServer, FakeProviders, serving
+from gateway.demo.providers import Behaviour, FakeProviders, embedded, serving
+from gateway.http1 import Http1
 from gateway.loading import load_policy
 from gateway.settings import Settings
 
@@ -153,15 +154,9 @@ def addresses(cloud: str) -> dict[str, str]:
 @asynccontextmanager
 async def served(app: ASGIApp, listener: socket.socket) -> AsyncIterator[str]:
     """The gateway on its socket; yields its URL."""
-    config = uvicorn.Config(app, http="httptools", access_log=False, log_config=None, timeout_graceful_shutdown=1)
-    server = EmbeddedServer(config)
-    task = asyncio.create_task(server.serve([listener]))
-    try:
-        await server.ready.wait()
+    config = uvicorn.Config(app, http=Http1, access_log=False, log_config=None, timeout_graceful_shutdown=1)
+    async with embedded(config, listener):
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.stopping.set()
-        await task
 
 
 async def ready(client: httpx.AsyncClient) -> str:
