@@ -222,8 +222,8 @@ class Gateway:
         """The decision for a chat request, with its reasons; nothing is called."""
         known_id = (b"x-request-id", request_id_of(headers, new_id).encode())
         try:
-            serving, facts, decision = await self.path.route(headers, body)
-            status, document = 200, explanation(serving.policy, facts, decision)
+            serving, facts, snapshot, decision = await self.path.route(headers, body)
+            status, document = 200, explanation(serving.policy, facts, snapshot, decision)
         except GatewayError as error:
             status, document = status_of(error), body_of(error)
         chunk = Chunk(orjson.dumps(document), last=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Protocol
 from urllib.parse import quote
 
@@ -45,6 +46,7 @@ from gateway.types import (
     Outcome,
     Permit,
     RequestFacts,
+    Snapshot,
     Usage,
     usd,
 )
@@ -76,7 +78,7 @@ class Serving:
     rule_headers: Mapping[str, bytes] = field(init=False)
 
     def __post_init__(self) -> None:
-        by_speed = sorted(self.policy.slo.values(), key=lambda slo: slo.first_token_p95_ms)
+        by_speed = sorted(self.policy.slo.values(), key=lambda slo: slo.first_token_p95_ms or inf)
         object.__setattr__(self, "slo_ranks", {slo.name: rank for rank, slo in enumerate(by_speed)})
         names = [rule.name for rule in self.policy.rules] + [self.policy.default.name, *self.policy.deployments]
         object.__setattr__(self, "rule_headers", {name: _header(name) for name in names})
@@ -288,12 +290,13 @@ class ChatPath:
         record.total_ms = (self.clock() - started) * 1000
         self.log.info("request", **record.fields())
 
-    async def route(self, headers: Mapping[str, str], body: bytes) -> tuple[Serving, RequestFacts, Decision]:
-        """The decision for a request, without calling anything."""
+    async def route(self, headers: Mapping[str, str], body: bytes) -> tuple[Serving, RequestFacts, Snapshot, Decision]:
+        """The decision for a request and what it was made from, without calling anything."""
         serving = self.serving
         chat = await self.parsed(body)
         facts = await self.facts_of(serving, chat, len(body), self.authenticate(headers), headers)
-        return serving, facts, decide(serving.policy, facts, self.fleet.snapshot(self.clock(), draw_for(self.new_id())))
+        snapshot = self.fleet.snapshot(self.clock(), draw_for(self.new_id()))
+        return serving, facts, snapshot, decide(serving.policy, facts, snapshot)
 
 
 class OpenAnswer:

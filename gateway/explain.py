@@ -10,22 +10,22 @@ from typing import Any
 
 from gateway.policy import AUTO, Policy
 from gateway.routing import refusal
-from gateway.types import Decision, RequestFacts, usd
+from gateway.types import Decision, RequestFacts, Snapshot, usd
 
 
-def rules_tried(policy: Policy, facts: RequestFacts, decision: Decision) -> list[tuple[str, str]]:
+def rules_tried(policy: Policy, facts: RequestFacts, snapshot: Snapshot, decision: Decision) -> list[tuple[str, str]]:
     """Each rule down to the one that decided, with why it did not apply (`matched` for the last)."""
     tried: list[tuple[str, str]] = []
     if policy.models.get(facts.model, facts.model) == AUTO:
         for rule in policy.rules:
             if rule.name == decision.rule:
                 break
-            why_not = rule.match.why_not(facts, policy.deployments) if rule.match is not None else None
+            why_not = rule.match.why_not(facts, policy.deployments, snapshot) if rule.match is not None else None
             tried.append((rule.name, why_not or "matched, but protected requests skip it"))
     return [*tried, (decision.rule, "matched")]
 
 
-def explanation(policy: Policy, facts: RequestFacts, decision: Decision) -> dict[str, Any]:
+def explanation(policy: Policy, facts: RequestFacts, snapshot: Snapshot, decision: Decision) -> dict[str, Any]:
     """The decision as a JSON document. Quotes nothing of the request."""
     told: dict[str, Any] = {
         "policy": {"path": policy.path, "hash": decision.policy_hash},
@@ -34,7 +34,9 @@ def explanation(policy: Policy, facts: RequestFacts, decision: Decision) -> dict
         "labels": sorted(decision.labels),
         "prompt_tokens": {"estimate": facts.prompt.estimate, "at_most": facts.prompt.bound, **facts.prompt.exact},
         "deployment": decision.candidates[0].deployment if decision.candidates else None,
-        "rules": [{"rule": rule, "outcome": outcome} for rule, outcome in rules_tried(policy, facts, decision)],
+        "rules": [
+            {"rule": rule, "outcome": outcome} for rule, outcome in rules_tried(policy, facts, snapshot, decision)
+        ],
         "candidates": [
             {
                 "deployment": candidate.deployment,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
-from gateway.types import UNSCANNABLE, Capability, Deployment, Permit, RequestFacts
+from gateway.types import UNSCANNABLE, Capability, Deployment, Permit, RequestFacts, Snapshot, Timeouts
 
 DATA_CLASS_HEADER = "x-data-class"
 DEFAULT_RULE = "default"
@@ -20,7 +20,9 @@ AUTO = "auto"
 
 Unknown = Literal["eligible", "ineligible"]
 Otherwise = Literal["fastest", "cheapest", "reject"]
-OrderBy = Literal["listed", "marginal_cost", "first_token"]
+OrderBy = Literal["listed", "marginal_cost", "first_token", "total_latency", "weighted"]
+OrderTerm = Literal["marginal_cost", "first_token", "total_latency"]
+Sticky = Literal["request", "key", "tenant"]
 Protected = Literal["refuse", "skip"]
 
 Deployments = Mapping[str, Deployment]
@@ -28,10 +30,14 @@ Deployments = Mapping[str, Deployment]
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """A latency class that a caller names: 95 of 100 first tokens arrive within `first_token_p95_ms` milliseconds."""
+    """A latency class that a caller names: of 100 answers 95 have their first token within `first_token_p95_ms`, are
+    whole within `total_p95_ms`, and take at most `per_token_p95_ms` for each token after the first. Milliseconds; None
+    where the class does not say."""
 
     name: str
-    first_token_p95_ms: float
+    first_token_p95_ms: float | None
+    total_p95_ms: float | None = None
+    per_token_p95_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,7 @@ class Condition:
     """One key of `when`: the test, and the sentence that says why a request fails it. The sentence quotes the policy
     alone."""
 
-    holds: Callable[[RequestFacts, Deployments], bool]
+    holds: Callable[[RequestFacts, Deployments, Snapshot], bool]
     unmet: str
 
 
@@ -103,13 +109,13 @@ class Match:
     def __post_init__(self) -> None:
         object.__setattr__(self, "conditions", tuple(_compiled(self)))
 
-    def matches(self, facts: RequestFacts, deployments: Deployments) -> bool:
+    def matches(self, facts: RequestFacts, deployments: Deployments, snapshot: Snapshot) -> bool:
         """Whether all conditions hold."""
-        return all(condition.holds(facts, deployments) for condition in self.conditions)
+        return all(condition.holds(facts, deployments, snapshot) for condition in self.conditions)
 
-    def why_not(self, facts: RequestFacts, deployments: Deployments) -> str | None:
+    def why_not(self, facts: RequestFacts, deployments: Deployments, snapshot: Snapshot) -> str | None:
         """The conditions that do not hold, as one sentence; None where the request matches."""
-        unmet = [condition.unmet for condition in self.conditions if not condition.holds(facts, deployments)]
+        unmet = [condition.unmet for condition in self.conditions if not condition.holds(facts, deployments, snapshot)]
         return "; ".join(unmet) or None
 
     @property
@@ -149,29 +155,29 @@ class Match:
 def _compiled(match: Match) -> Iterable[Condition]:
     """The stated conditions, the cheap ones first: `does_not_fit` counts, the others compare."""
     if (stream := match.stream) is not None:
-        yield Condition(lambda f, _: f.stream is stream, f"the request is {'not ' if stream else ''}a stream")
+        yield Condition(lambda f, _d, _s: f.stream is stream, f"the request is {'not ' if stream else ''}a stream")
     if (tools := match.tools) is not None:
-        yield Condition(lambda f, _: f.tools is tools, f"the request {'offers no' if tools else 'offers'} tools")
+        yield Condition(lambda f, _d, _s: f.tools is tools, f"the request {'offers no' if tools else 'offers'} tools")
     if (images := match.images) is not None:
-        yield Condition(lambda f, _: f.images is images, f"the request {'holds no' if images else 'holds'} images")
+        yield Condition(lambda f, _d, _s: f.images is images, f"the request {'holds no' if images else 'holds'} images")
     if (schema := match.schema) is not None:
         yield Condition(
-            lambda f, _: f.schema is schema, f"the request {'asks for no' if schema else 'asks for a'} schema"
+            lambda f, _d, _s: f.schema is schema, f"the request {'asks for no' if schema else 'asks for a'} schema"
         )
     if slo := match.slo:
-        yield Condition(lambda f, _: f.slo in slo, f"the request's SLO class is not {_either(slo)}")
+        yield Condition(lambda f, _d, _s: f.slo in slo, f"the request's SLO class is not {_either(slo)}")
     if tenant := match.tenant:
-        yield Condition(lambda f, _: f.tenant in tenant, f"the tenant is not {_either(tenant)}")
+        yield Condition(lambda f, _d, _s: f.tenant in tenant, f"the tenant is not {_either(tenant)}")
     if tag := match.tag:
-        yield Condition(lambda f, _: not tag.isdisjoint(f.tags), f"the request has no tag {_either(tag)}")
+        yield Condition(lambda f, _d, _s: not tag.isdisjoint(f.tags), f"the request has no tag {_either(tag)}")
     if key_tag := match.key_tag:
-        yield Condition(lambda f, _: not key_tag.isdisjoint(f.key_tags), f"the key has no tag {_either(key_tag)}")
+        yield Condition(lambda f, _d, _s: not key_tag.isdisjoint(f.key_tags), f"the key has no tag {_either(key_tag)}")
     if any_label := match.any_label:
         unmet = f"the request has no label {_either(any_label)}"
-        yield Condition(lambda f, _: not any_label.isdisjoint(f.labels), unmet)
+        yield Condition(lambda f, _d, _s: not any_label.isdisjoint(f.labels), unmet)
     if names := tuple(sorted(match.does_not_fit)):
         yield Condition(
-            lambda f, d: any(not d[name].fits(f.prompt, f.max_tokens) for name in names),
+            lambda f, d, _s: any(not d[name].fits(f.prompt, f.max_tokens) for name in names),
             f"the request fits {' and '.join(names)}",
         )
 
@@ -196,6 +202,10 @@ class Rule:
 
     `protected` says what happens where an invariant leaves no candidate: refuse the request, or skip to the next
     rule. It is None only where that cannot be: every set of labels leaves a candidate.
+
+    `weights` (empty: none) draw which candidate goes first, each with a share of the sum, the same for all requests of
+    one `sticky` key; the others follow in order. `order_weights` are the terms of `order_by: weighted`: dollars and
+    seconds, each times its weight. `slo` is the class of requests that name none. `timeouts` replace the deployments'.
     """
 
     name: str
@@ -207,6 +217,11 @@ class Rule:
     order_by: OrderBy = "listed"
     protected: Protected | None = None
     because: str = ""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    sticky: Sticky = "request"
+    order_weights: Mapping[OrderTerm, float] = field(default_factory=dict)
+    slo: str | None = None
+    timeouts: Timeouts | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ def decide(policy: Policy, facts: RequestFacts, snapshot: Snapshot) -> Decision:
     """The ranked candidates for these facts now, each gate's rejections beside them. Raises `UnknownModel` where
     `facts.model` names nothing."""
     permit = policy.permit(facts.labels)
-    for rule in matching_rules(policy, facts):
+    for rule in matching_rules(policy, facts, snapshot):
         if rule.protected == "skip" and not any(permit.allows(policy.deployments[n].zone) for n in rule.candidates):
             continue
         candidates, rejections = _weigh(policy, rule, facts, permit, snapshot)
@@ -66,7 +66,7 @@ def decide(policy: Policy, facts: RequestFacts, snapshot: Snapshot) -> Decision:
     return Decision("default", "every rule was skipped", (), (), facts.labels, policy.hash)
 
 
-def matching_rules(policy: Policy, facts: RequestFacts) -> Iterator[Rule]:
+def matching_rules(policy: Policy, facts: RequestFacts, snapshot: Snapshot) -> Iterator[Rule]:
     """The rules to try, in order: those that match for `auto`; from a named rule on; or a rule of its own for a pinned
     deployment."""
     target = policy.models.get(facts.model, facts.model)
@@ -87,7 +87,7 @@ def matching_rules(policy: Policy, facts: RequestFacts) -> Iterator[Rule]:
                 "the model is not known here: GET /v1/models lists those that are, `auto` among them", param="model"
             )
     for rule in rules:
-        if rule.match is None or rule.match.matches(facts, policy.deployments):
+        if rule.match is None or rule.match.matches(facts, policy.deployments, snapshot):
             yield rule
     yield policy.default
 
@@ -173,9 +173,14 @@ def _predicted(
     if cap is not None and (cost > cap if cost is not None else rule.unknown == "ineligible"):
         unmet.append(f"cost {'unknown' if cost is None else usd(cost) + ' USD'}, required at most {usd(cap)} USD")
     slo = policy.slo[facts.slo] if rule.require.slo_met and facts.slo is not None else None
-    if slo is not None and (latency > slo.first_token_p95_ms if latency is not None else rule.unknown == "ineligible"):
+    limit = slo.first_token_p95_ms if slo is not None else None
+    if (
+        slo is not None
+        and limit is not None
+        and (latency > limit if latency is not None else rule.unknown == "ineligible")
+    ):
         measured = "not measured" if latency is None else f"{latency:.0f} ms"
-        unmet.append(f"first token p95 {measured}, {slo.name} requires {slo.first_token_p95_ms:g} ms")
+        unmet.append(f"first token p95 {measured}, {slo.name} requires {limit:g} ms")
     return Candidate(deployment.name, cost, latency, not unmet, "; ".join(unmet))
 
 

@@ -93,26 +93,36 @@ class RequestFacts:
     slo: str | None = None
     max_cost_nusd: int | None = None
     deployments: frozenset[str] | None = None
+    key_id: str = "anonymous"
+    headers: frozenset[tuple[str, str]] = frozenset()  # of the pairs (name, value) that the policy asks about
+    likely_output: int | None = None  # tokens, learned from this caller's answers of late; None until there are some
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What tokens cost, nano-dollars each."""
+    """What tokens cost, nano-dollars each. `cached_input` is for the part of a prompt that the deployment had cached;
+    None where that costs as much as the rest."""
 
     input: float
     output: float
+    cached_input: float | None = None
 
     def cost(self, usage: Usage) -> int:
         """Nano-dollars, rounded up so that a sum never falls short."""
-        return ceil(usage.prompt_tokens * self.input + usage.completion_tokens * self.output)
+        total = usage.prompt_tokens * self.input + usage.completion_tokens * self.output
+        if usage.cached_tokens and self.cached_input is not None:
+            total -= usage.cached_tokens * (self.input - self.cached_input)
+        return ceil(total)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one answer, as the deployment counted them."""
+    """Tokens of one answer, as the deployment counted them. `cached_tokens` are those of the prompt that it had
+    cached."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +137,22 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast a deployment is by the catalog, before anything was measured: prompt tokens a second of an idle engine,
+    milliseconds an output token of one sequence alone."""
+
+    prefill_tokens_per_s: float
+    ms_per_output_token: float
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment:
     """Something that can answer.
 
     `unavailable` is a reason known at load (a missing key, an unset address): such a deployment is shown, never
-    called, and costs nothing. `price` and `window` are None where nobody knows them. `tokenizer` names what counts
+    called, and costs nothing. `price` and `window` are None where nobody knows them. `price` is what one more request
+    costs (routing), `full_price` what a token costs with everything shared out (bills); None where both are the same.
+    `speed` is a prior from the catalog. `tokenizer` names what counts
     its tokens: `deployment:NAME` for the served model's own, `tiktoken:ENCODING`, or `bytes` where only the bound is
     known. `ca_file` is a PEM file of the authorities to trust for an https address. `served_locally` is true for an
     engine that the gateway starts itself.
@@ -145,6 +166,8 @@ class Deployment:
     api_key: str | None = field(default=None, repr=False)
     api_base: str | None = None
     price: Price | None = None
+    full_price: Price | None = None
+    speed: Speed | None = None
     window: int | None = None
     default_max_tokens: int = 1024
     capabilities: frozenset[Capability] = frozenset()
@@ -169,6 +192,22 @@ class Deployment:
         return self.window is None or prompt.at_most(self.tokenizer) + self.output_tokens(max_tokens) <= self.window
 
 
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What an engine says of itself (`GET /load`): sequences waiting and running, prompt tokens that wait to be
+    computed, KV-cache blocks, and rates measured of late in tokens and seconds; None until they have been."""
+
+    waiting: int
+    running: int
+    queued_prefill_tokens: int
+    free_blocks: int
+    total_blocks: int
+    block_size: int
+    prefill_tokens_per_s: float | None = None
+    decode_tokens_per_s: float | None = None
+    step_s: float | None = None
+
+
 CircuitState = Literal["closed", "open", "half_open"]
 
 
@@ -182,16 +221,18 @@ class DeploymentStatus:
     circuit: CircuitState = "closed"
     in_flight: int = 0
     first_token_p95_ms: float | None = None
+    busy: float | None = None  # the share of its capacity in use, 0 to 1; None where the deployment does not say
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The fleet at one moment; time (seconds of a monotonic clock) and chance (0 <= draw < 1) are inputs of a decision
-    like any other."""
+    """The fleet at one moment; time (`now`: seconds of a monotonic clock; `wall`: seconds since 1970 in UTC) and chance
+    (0 <= draw < 1) are inputs of a decision like any other."""
 
     now: float
     draw: float
     deployments: Mapping[str, DeploymentStatus]
+    wall: float = 0.0
 
 
 Gate = Literal["unconfigured", "caller", "zone", "capability", "window", "cost_cap", "require", "available"]

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.policy import Invariant, LabelSource, Match, Policy, Rule, Slo, permit
-from gateway.types import UNSCANNABLE, Deployment, Permit, RequestFacts, TokenCount
+from gateway.types import UNSCANNABLE, Deployment, DeploymentStatus, Permit, RequestFacts, Snapshot, TokenCount
 
 DEPLOYMENTS = {
     "small": Deployment("small", "openai", "m", "on_premises", window=100, default_max_tokens=10),
     "large": Deployment("large", "openai", "m", "on_premises", window=1000, default_max_tokens=10),
     "unknown": Deployment("unknown", "openai", "m", "cloud"),
 }
+UP = Snapshot(0.0, 0.0, {name: DeploymentStatus() for name in DEPLOYMENTS})
 
 
 def policy(
@@ -83,8 +84,8 @@ LONG = RequestFacts("auto", prompt=TokenCount(bound=95, estimate=20))
 )
 def test_a_match_holds_when_all_its_conditions_do(match: Match, facts: RequestFacts, matched: bool, unmet: str) -> None:
     """Keys of `when` all hold; of a set, any one item is enough."""
-    assert match.matches(facts, DEPLOYMENTS) is matched
-    assert match.why_not(facts, DEPLOYMENTS) == (unmet or None)
+    assert match.matches(facts, DEPLOYMENTS, UP) is matched
+    assert match.why_not(facts, DEPLOYMENTS, UP) == (unmet or None)
 
 
 WORDS = st.frozensets(st.sampled_from(["a", "b", "c"]))
@@ -122,13 +123,13 @@ FACTS = st.builds(
 @given(MATCHES, FACTS)
 def test_the_explanation_agrees_with_the_decision(match: Match, facts: RequestFacts) -> None:
     """There is a reason not to match if and only if the request does not match."""
-    assert (match.why_not(facts, DEPLOYMENTS) is None) is match.matches(facts, DEPLOYMENTS)
+    assert (match.why_not(facts, DEPLOYMENTS, UP) is None) is match.matches(facts, DEPLOYMENTS, UP)
 
 
 @given(MATCHES, MATCHES, FACTS)
 def test_a_match_that_covers_another_matches_all_its_requests(one: Match, other: Match, facts: RequestFacts) -> None:
-    if one.covers(other) and other.matches(facts, DEPLOYMENTS):
-        assert one.matches(facts, DEPLOYMENTS)
+    if one.covers(other) and other.matches(facts, DEPLOYMENTS, UP):
+        assert one.matches(facts, DEPLOYMENTS, UP)
 
 
 @pytest.mark.parametrize(

@@ -303,7 +303,7 @@ def test_every_deployment_of_the_deciding_rule_is_ranked_or_rejected_with_a_reas
 @given(policies(), _facts, _statuses)
 def test_every_decision_can_be_told(p: Policy, f: RequestFacts, s: Any) -> None:
     decision = decide(p, f, snapshot(NAMES, **s))
-    told = explanation(p, f, decision)
+    told = explanation(p, f, snapshot(tuple(p.deployments)), decision)
     assert told["rules"][-1]["rule"] == decision.rule
     assert (told["deployment"] is None) == ("refusal" in told)
 

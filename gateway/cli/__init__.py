@@ -1,0 +1,164 @@
+"""The `hybridgate` command. Owns arguments, tables, and one-line errors with their fix; decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+import sys
+from dataclasses import fields, replace
+from math import ceil
+from typing import Annotated, Any, BinaryIO
+
+import typer
+from rich.console import Console
+
+from gateway.cli import policy as policy_commands
+from gateway.cli.terminal import default_policy, fail, loaded
+from gateway.policy import Policy
+from gateway.settings import PREFIX, Settings, SettingsError, settings_from
+
+main = typer.Typer(
+    name="hybridgate",
+    help="One gateway in front of local and cloud language models, routed by policy.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+main.add_typer(policy_commands.commands, name="policy")
+
+_BACKLOG = 2048  # connections that wait to be accepted
+
+# Python's defaults (700, 10, 10) look for cycles about once a request; a request leaves none behind.
+GC_THRESHOLDS = (20_000, 20, 50)
+
+
+def settings_of(**flags: Any) -> Settings:
+    """Settings from the environment, each overridden by its flag where that was given."""
+    try:
+        settings = settings_from(os.environ)
+        return replace(settings, **{name: value for name, value in flags.items() if value is not None})
+    except SettingsError as error:
+        fail(str(error))
+
+
+@main.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. [default: 8080]", min=0, max=65535)] = None,
+    policy: Annotated[str | None, typer.Option(help="The policy file. [default: policies/default.yaml]")] = None,
+    local_model: Annotated[
+        str | None,
+        typer.Option(help="What the local deployment serves: `demo`, a Hugging Face id, or a path. [default: demo]"),
+    ] = None,
+    max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body. [default: 33554432]")] = None,
+    drain_seconds: Annotated[float | None, typer.Option(help="How long open streams may finish at stop.")] = None,
+    engine_start_seconds: Annotated[float | None, typer.Option(help="How long an engine may take to load.")] = None,
+    open_to_network: Annotated[
+        bool | None,
+        typer.Option("--open-to-network", help="Allow a host other than loopback although callers have no keys."),
+    ] = None,
+    log: Annotated[str | None, typer.Option(help="File for decision records; `-` is standard output.")] = None,
+) -> None:
+    """Start the gateway, and an engine for each local deployment.
+
+    Every option can also be set as HYBRIDGATE_<OPTION>, such as HYBRIDGATE_LOCAL_MODEL.
+    """
+    given = locals()
+    settings = settings_of(**{field.name: given[field.name] for field in fields(Settings)})
+    environ = dict(os.environ)
+    if settings.local_model:
+        environ[f"{PREFIX}LOCAL_MODEL"] = settings.local_model
+    loaded_policy = loaded(settings.policy or default_policy(os.environ), environ)
+    listener = bound(settings)
+    try:
+        with open_log_file(settings.log) as stream:
+            run(settings, loaded_policy, listener, stream)
+    finally:
+        listener.close()
+
+
+def open_log_file(path: str) -> BinaryIO:
+    """Where decision records go. A file is appended to."""
+    if path == "-":
+        return open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)
+    try:
+        return open(path, "ab", buffering=0)  # a line is one write, and none is left to fail at the end
+    except OSError as error:
+        fail(f"cannot write the log to {path} ({error.strerror}): choose another with --log")
+
+
+def bound(settings: Settings) -> socket.socket:
+    """A listening socket, bound before anything slow starts, so that a port in use is one line."""
+    host, port = settings.host, settings.port
+    if host not in ("127.0.0.1", "::1", "localhost") and not settings.open_to_network:
+        fail(
+            f"callers have no keys, so the gateway listens on loopback only, not on {host}: "
+            "use --host 127.0.0.1, or --open-to-network if something else guards it"
+        )
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        fail(f"cannot listen on {host}:{port} ({error.strerror}): check --host")
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(_BACKLOG)  # of two instances that start at once, both can bind and one can listen
+    except OSError as error:
+        listener.close()
+        fail(f"cannot listen on {host}:{port} ({error.strerror}): choose another with --port")
+    listener.set_inheritable(True)
+    return listener
+
+
+def run(settings: Settings, policy: Policy, listener: socket.socket, log_stream: BinaryIO) -> None:
+    """Serve until a signal. The server's modules are imported here, so that `policy check` starts at once."""
+    import uvicorn  # noqa: PLC0415
+    import uvloop  # noqa: PLC0415
+
+    from gateway.app import build  # noqa: PLC0415
+    from gateway.http1 import Http1  # noqa: PLC0415
+    from gateway.telemetry import open_log  # noqa: PLC0415
+
+    terminal = Console(stderr=True, highlight=False)
+
+    def tell(line: str) -> None:
+        terminal.print(line, markup=False, soft_wrap=True)
+
+    gc.set_threshold(*GC_THRESHOLDS)
+    try:
+        app, _ = build(settings, policy, open_log(log_stream, tell), tell)
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename else ""
+        fail(f"cannot start ({what}{error.strerror or error}): a writable TMPDIR and readable ca_files are needed")
+    host, port = listener.getsockname()[:2]
+    tell(f"hybridgate: http://{host}:{port}/v1, policy {policy.path} ({policy.hash})")
+    for deployment in policy.deployments.values():
+        tell(f"  {deployment.name}: {deployment.model} in {deployment.zone}{_state(deployment.unavailable)}")
+    config = uvicorn.Config(
+        app,
+        http=Http1,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=ceil(settings.drain_seconds),
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(uvicorn.Server(config).serve(sockets=[listener]))
+
+
+def _state(unavailable: str | None) -> str:
+    return f" - unavailable: {unavailable}" if unavailable else ""
+
+
+@main.command()
+def demo(
+    stay: Annotated[bool, typer.Option(help="Keep gateway and fake providers running after the tour.")] = True,
+    port: Annotated[int, typer.Option(help="The gateway's port.", min=0, max=65535)] = 8080,
+) -> None:
+    """Watch requests being routed between the bundled model and fake cloud providers, without a key."""
+    from gateway.demo.tour import tour  # noqa: PLC0415
+
+    raise typer.Exit(asyncio.run(tour(stay=stay, port=port)))

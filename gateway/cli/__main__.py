@@ -1,0 +1,5 @@
+"""`python -m gateway.cli` is `hybridgate`."""
+
+from gateway.cli import main
+
+main()
