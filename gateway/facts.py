@@ -48,14 +48,20 @@ def facts_from(
     stated: Stated,
     kinds: frozenset[str],
     prompt: TokenCount,
+    *,
+    maskable: bool = False,
 ) -> RequestFacts:
-    """All facts of a request, from what its texts were found to hold (`kinds`) and how long its prompt is."""
+    """All facts of a request, from what its texts were found to hold (`kinds`), whether that can be masked, and how
+    long its prompt is."""
+    nothing: frozenset[str] = frozenset()
+    masked = policy.labels_of(nothing, headers, caller.tags, unscannable=False) if maskable else None
     return RequestFacts(
         model=chat.model,
         tenant=caller.tenant,
         key_tags=caller.tags,
         tags=stated.tags,
         labels=policy.labels_of(kinds, headers, caller.tags, unscannable=bool(chat.parts)),
+        masked_labels=masked,
         prompt=prompt,
         max_tokens=chat.max_tokens,
         stream=chat.stream,

@@ -61,20 +61,36 @@ class LabelSource:
 
 @dataclass(frozen=True, slots=True)
 class Invariant:
-    """What must never happen: a request with any of these labels never leaves the zones of `stay_in`."""
+    """What must never happen: a request with any of these labels never leaves the zones of `stay_in`, unless all of
+    these labels that it has are in `mask` and what raised them is masked."""
 
     name: str
     any_label: frozenset[str]
     stay_in: frozenset[str]
+    mask: frozenset[str] = frozenset()
+
+    def binds(self, labels: frozenset[str], masked_labels: frozenset[str]) -> bool:
+        """Whether a request with these labels must stay even when it is masked, which leaves `masked_labels`."""
+        return not (self.any_label & labels <= self.mask and self.any_label.isdisjoint(masked_labels))
 
 
-def permit(invariants: Iterable[Invariant], labels: frozenset[str]) -> Permit:
-    """Where a request with these labels may go: all invariants that match apply, so more labels never allow more."""
-    binding = [invariant for invariant in invariants if not invariant.any_label.isdisjoint(labels)]
-    if not binding:
+def permit(
+    invariants: Iterable[Invariant], labels: frozenset[str], masked_labels: frozenset[str] | None = None
+) -> Permit:
+    """Where a request with these labels may go: all invariants that match apply, so more labels never allow more.
+
+    `masked_labels` are those that it still has once it is masked; None where it cannot be.
+    """
+    matching = [invariant for invariant in invariants if not invariant.any_label.isdisjoint(labels)]
+    if not matching:
         return Permit(labels=labels, zones=None)
-    zones = frozenset.intersection(*(invariant.stay_in for invariant in binding))
-    return Permit(labels=labels, zones=zones, because=" and ".join(f'"{invariant.name}"' for invariant in binding))
+    because = " and ".join(f'"{invariant.name}"' for invariant in matching)
+    zones = frozenset.intersection(*(invariant.stay_in for invariant in matching))
+    if masked_labels is None:
+        return Permit(labels, zones, because)
+    binding = [invariant for invariant in matching if invariant.binds(labels, masked_labels)]
+    masked_zones = frozenset.intersection(*(invariant.stay_in for invariant in binding)) if binding else None
+    return Permit(labels, zones, because, masked_zones)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,10 +268,15 @@ class Policy:
         listed = (label.headers.get(DATA_CLASS_HEADER, frozenset()) for label in self.labels)
         return frozenset({UNSCANNABLE, *(label.name for label in self.labels)}).union(*listed)
 
-    def permit(self, labels: frozenset[str]) -> Permit:
-        """Where a request with these labels may go: all invariants that match apply, so more labels never allow
-        more."""
-        return permit(self.invariants, labels)
+    @property
+    def masks(self) -> bool:
+        """Whether any request may leave masked."""
+        return any(invariant.mask for invariant in self.invariants)
+
+    def permit(self, labels: frozenset[str], masked_labels: frozenset[str] | None = None) -> Permit:
+        """Where a request with these labels may go: all invariants that match apply, so more labels never allow more.
+        `masked_labels` are those that it still has once it is masked; None where it cannot be."""
+        return permit(self.invariants, labels, masked_labels)
 
     def labels_of(
         self, kinds: frozenset[str], headers: Mapping[str, str], key_tags: frozenset[str], unscannable: bool

@@ -10,6 +10,7 @@ The server, `policy explain` and the tests call the same `decide`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import inf
 
 from gateway.errors import (
@@ -57,9 +58,9 @@ _GATES: tuple[Gate, ...] = (
 def decide(policy: Policy, facts: RequestFacts, snapshot: Snapshot) -> Decision:
     """The ranked candidates for these facts now, each gate's rejections beside them. Raises `UnknownModel` where
     `facts.model` names nothing."""
-    permit = policy.permit(facts.labels)
+    permit = policy.permit(facts.labels, facts.masked_labels)
     for rule in matching_rules(policy, facts, snapshot):
-        if rule.protected == "skip" and not any(permit.allows(policy.deployments[n].zone) for n in rule.candidates):
+        if rule.protected == "skip" and not any(permit.passage(policy.deployments[n].zone) for n in rule.candidates):
             continue
         candidates, rejections = _weigh(policy, rule, facts, permit, snapshot)
         return Decision(rule.name, rule.because, candidates, rejections, facts.labels, policy.hash)
@@ -97,7 +98,7 @@ def static_gate(deployment: Deployment, facts: RequestFacts, permit: Permit) -> 
     name = deployment.name
     if facts.deployments is not None and name not in facts.deployments:
         return Rejection(name, "caller", "this key may not use it")
-    if not permit.allows(deployment.zone):
+    if permit.passage(deployment.zone) is None:
         return Rejection(name, "zone", f"zone {deployment.zone} is outside of what {permit.because} permits")
     if facts.tools or facts.images or facts.schema:
         for capability in _needed(facts):
@@ -148,7 +149,8 @@ def _weigh(
         deployment = policy.deployments[name]
         rejection = _gate(deployment, facts, permit, snapshot)
         if rejection is None:
-            candidates.append(_predicted(policy, rule, deployment, facts, snapshot))
+            candidate = _predicted(policy, rule, deployment, facts, snapshot)
+            candidates.append(candidate if permit.allows(deployment.zone) else _masked(candidate))
         else:
             rejections.append(rejection)
     if rule.match is not None:  # why a rule for long prompts matched belongs to why nothing else may answer
@@ -182,6 +184,11 @@ def _predicted(
         measured = "not measured" if latency is None else f"{latency:.0f} ms"
         unmet.append(f"first token p95 {measured}, {slo.name} requires {limit:g} ms")
     return Candidate(deployment.name, cost, latency, not unmet, "; ".join(unmet))
+
+
+def _masked(candidate: Candidate) -> Candidate:
+    """The candidate with a note that it gets the request masked."""
+    return replace(candidate, note="; ".join(filter(None, ("masked", candidate.note))))
 
 
 def _ranked(candidates: list[Candidate], rule: Rule) -> tuple[Candidate, ...]:

@@ -83,6 +83,7 @@ class RequestFacts:
     key_tags: frozenset[str] = frozenset()
     tags: frozenset[str] = frozenset()
     labels: frozenset[str] = frozenset()
+    masked_labels: frozenset[str] | None = None  # those that stay once what was found is masked; None: it cannot be
     prompt: TokenCount = field(default_factory=lambda: TokenCount(0, 0))
     max_tokens: int | None = None
     stream: bool = False
@@ -288,17 +289,32 @@ class Outcome:
     timed_out: bool = False
 
 
+Passage = Literal["as_is", "masked"]
+
+
 @dataclass(frozen=True, slots=True)
 class Permit:
     """What a request's labels allow, made from the invariants alone. The door checks it again, whatever was decided
-    before."""
+    before.
+
+    `zones` are where the request may go as it is, `masked_zones` where it may go besides once it is masked; None is
+    every zone.
+    """
 
     labels: frozenset[str]
     zones: frozenset[str] | None
     because: str = ""
+    masked_zones: frozenset[str] | None = frozenset()
+
+    def passage(self, zone: str) -> Passage | None:
+        """How the request may go to the zone: as it is, masked, or not at all. Masked never where it may go as it
+        is."""
+        if self.allows(zone):
+            return "as_is"
+        return "masked" if self.masked_zones is None or zone in self.masked_zones else None
 
     def allows(self, zone: str) -> bool:
-        """None means that no invariant limits where the request may go."""
+        """Whether the request may go to the zone as it is."""
         return self.zones is None or zone in self.zones
 
 

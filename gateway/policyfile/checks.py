@@ -77,7 +77,8 @@ def unplaced(
 
     A permit only shrinks as labels are added, and `any_label` only gains, so a rule leaves some set of labels without
     a candidate if and only if it leaves the set of all labels without one. Each label counts for every rule, whatever
-    the rules before it took out: a client may name a rule and so enter there.
+    the rules before it took out: a client may name a rule and so enter there. Masking places none for sure: a header
+    may raise the label as well.
     """
     everything = labels | {UNSCANNABLE}
     for written in rules:
@@ -85,12 +86,15 @@ def unplaced(
         if written.rule.protected is not None or not candidates or _placed(candidates, invariants, everything):
             continue
         least = _least(everything, written.rule, candidates, invariants)
-        yield written.entry.problem(_no_place(least, permit(invariants, least), written.rule), "candidates", key=True)
+        masked = any(invariant.mask & least for invariant in invariants)
+        message = _no_place(least, permit(invariants, least), written.rule, masked=masked)
+        yield written.entry.problem(message, "candidates", key=True)
 
 
-def _no_place(labels: frozenset[str], allowed: Permit, rule: Rule) -> str:
+def _no_place(labels: frozenset[str], allowed: Permit, rule: Rule, *, masked: bool) -> str:
     names = f"label{'s' if len(labels) > 1 else ''} {' and '.join(sorted(labels))}"
     zones = ", ".join(sorted(allowed.zones or ()))
+    zones += " to one that cannot be masked" if masked and zones else ""
     verdict = f"permits only {zones}; add a candidate there, or" if zones else "leaves no zone;"
     choice = "refuse" if rule.name == DEFAULT_RULE else "refuse or skip"
     return f"no candidate is left for a request with the {names}: {allowed.because} {verdict} write protected: {choice}"

@@ -80,6 +80,7 @@ class _Compilation:
         names = Names(
             deployments=(existing.deployments or None) if existing else None,
             labels=frozenset({UNSCANNABLE, *root.keys_under("labels")}),
+            detected=frozenset(label.name for label in labels if label.detects),
             slo=frozenset(root.keys_under("slo")),
         )
         invariants = invariants_of(root, names, report)

@@ -46,6 +46,7 @@ class Names:
 
     deployments: Mapping[str, Deployment | None] | None
     labels: frozenset[str] = field(default_factory=frozenset)
+    detected: frozenset[str] = field(default_factory=frozenset)  # of the labels, those that a detector may raise
     slo: frozenset[str] = field(default_factory=frozenset)
 
 
@@ -104,12 +105,13 @@ def invariants_of(root: Node, names: Names, report: Report) -> tuple[Invariant, 
             *entry.missing("name", "when", "stay_in"),
             *_used_twice(entry, entry.shape.name, seen),
             *_wrong_references(entry, names),
+            *_wrong_mask(entry, names),
         ]
         _report_all(wrong, report)
         shape = entry.shape
         if entry.intact and not wrong and shape.name and shape.when and shape.stay_in:
             labels = frozenset(shape.when.any_label or ())
-            compiled.append(Invariant(shape.name, labels, frozenset(shape.stay_in)))
+            compiled.append(Invariant(shape.name, labels, frozenset(shape.stay_in), frozenset(shape.mask or ())))
     return tuple(compiled)
 
 
@@ -122,6 +124,22 @@ def _wrong_references(entry: Checked[InvariantShape], names: Names) -> Iterator[
     if names.deployments is not None and all(names.deployments.values()):
         zones = {ON_PREMISES, *(deployment.zone for deployment in names.deployments.values() if deployment)}
         yield from _undefined(entry, "zone", entry.shape.stay_in, zones, "stay_in")
+
+
+def _wrong_mask(entry: Checked[InvariantShape], names: Names) -> Iterator[Problem]:
+    when = entry.shape.when
+    yield from _undefined(entry, "label", entry.shape.mask, names.labels, "mask")
+    for index, label in enumerate(entry.shape.mask or []):
+        if label not in names.labels or when is None or when.any_label is None:
+            continue
+        if label not in when.any_label:
+            message = f'label "{label}" is not in "when.any_label", so there is nothing to mask for it'
+            yield entry.problem(message, "mask", index)
+        elif label == UNSCANNABLE:
+            yield entry.problem(f'"{UNSCANNABLE}" is what cannot be read, and that cannot be masked', "mask", index)
+        elif label not in names.detected:
+            message = f'label "{label}" has no "detects", and only what a detector finds can be masked'
+            yield entry.problem(message, "mask", index)
 
 
 def rules_of(root: Node, names: Names, report: Report) -> list[Written]:

@@ -146,11 +146,12 @@ class InvariantWhenShape(Shape):
 
 
 class InvariantShape(Shape):
-    not_built = frozenset({"mask", "resume"})
+    not_built = frozenset({"resume"})
 
     name: Title | None = None
     when: InvariantWhenShape | None = None
     stay_in: Words | None = None
+    mask: Words | None = None
 
 
 class SloShape(Shape):

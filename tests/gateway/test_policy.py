@@ -219,16 +219,52 @@ def test_all_invariants_that_match_apply(labels: set[str], zones: set[str] | Non
     assert allowed == Permit(frozenset(labels), None if zones is None else frozenset(zones), because)
 
 
+MASKED = Invariant("mask", frozenset({"personal", "secret"}), frozenset({"home"}), mask=frozenset({"personal"}))
+UNMASKED = Invariant("stay", frozenset({"european"}), frozenset({"home", "eu"}))
+
+
+@pytest.mark.parametrize(
+    ("labels", "masked_labels", "home", "eu", "us"),
+    [
+        ("personal", None, "as_is", None, None),  # it cannot be masked
+        ("personal", "", "as_is", "masked", "masked"),
+        ("personal", "personal", "as_is", None, None),  # something else than what was found raised the label
+        ("personal secret", "", "as_is", None, None),  # the invariant masks one of the labels only
+        ("personal", "secret", "as_is", None, None),
+        ("personal european", "", "as_is", "masked", None),  # another invariant holds as before
+        ("personal european", "european", "as_is", "masked", None),
+        ("european", "", "as_is", "as_is", None),
+        ("other", "other", "as_is", "as_is", "as_is"),
+    ],
+)
+def test_a_masked_request_may_leave_where_every_invariant_masks_all_that_bind_it(
+    labels: str, masked_labels: str | None, home: str, eu: str | None, us: str | None
+) -> None:
+    left = None if masked_labels is None else frozenset(masked_labels.split())
+    allowed = policy(invariants=(MASKED, UNMASKED)).permit(frozenset(labels.split()), left)
+    assert [allowed.passage(zone) for zone in ("home", "eu", "us")] == [home, eu, us]
+
+
 LABELS = st.frozensets(st.sampled_from("abcd"))
-INVARIANTS = st.lists(st.builds(Invariant, st.just("i"), LABELS, st.frozensets(st.sampled_from("xyz"))))
+INVARIANTS = st.lists(st.builds(Invariant, st.just("i"), LABELS, st.frozensets(st.sampled_from("xyz")), LABELS))
 
 
-@given(INVARIANTS, LABELS, LABELS)
-def test_more_labels_never_allow_more(invariants: list[Invariant], some: frozenset[str], more: frozenset[str]) -> None:
-    """A permit is monotone: what a request may do with labels added, it may do without them."""
-    few, many = permit(invariants, some), permit(invariants, some | more)
+@given(INVARIANTS, LABELS, LABELS, st.none() | LABELS, LABELS)
+def test_more_labels_never_allow_more(
+    invariants: list[Invariant],
+    some: frozenset[str],
+    more: frozenset[str],
+    left: frozenset[str] | None,
+    more_left: frozenset[str],
+) -> None:
+    """A permit is monotone: what a request may do with labels added, before or after it is masked, it may do without
+    them."""
+    few = permit(invariants, some, left)
+    many = permit(invariants, some | more, None if left is None else left | more_left)
     for zone in chain("xyz", ["elsewhere"]):
         assert few.allows(zone) or not many.allows(zone)
+        assert few.passage(zone) or not many.passage(zone)
+        assert few.allows(zone) or few.passage(zone) != "as_is"
 
 
 def test_rules_are_found_by_name_and_the_default_is_one() -> None:

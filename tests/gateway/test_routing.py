@@ -207,7 +207,8 @@ _deployments = st.tuples(
         for name in NAMES
     )
 )
-_invariants = st.lists(st.builds(Invariant, st.uuids().map(str), _labels.filter(bool), _zones), max_size=3)
+_an_invariant = st.builds(Invariant, st.uuids().map(str), _labels.filter(bool), _zones, _labels)
+_invariants = st.lists(_an_invariant, max_size=3)
 _match = st.builds(
     Match,
     any_label=_labels,
@@ -236,6 +237,7 @@ _facts = st.builds(
     RequestFacts,
     model=st.sampled_from(["auto", "default", *NAMES]),
     labels=_labels,
+    masked_labels=st.none() | _labels,
     prompt=st.builds(TokenCount, bound=st.integers(0, 2000), estimate=st.integers(0, 500)),
     max_tokens=st.none() | st.integers(1, 2000),
     stream=st.booleans(),
@@ -261,7 +263,10 @@ _statuses = st.fixed_dictionaries(
 def test_no_candidate_is_outside_of_what_the_invariants_permit(p: Policy, f: RequestFacts, s: Any) -> None:
     for candidate in decide(p, f, snapshot(NAMES, **s)).candidates:
         zone = p.deployments[candidate.deployment].zone
-        assert all(zone in invariant.stay_in for invariant in p.invariants if invariant.any_label & f.labels)
+        for invariant in p.invariants:
+            if invariant.any_label & f.labels and zone not in invariant.stay_in:
+                assert f.masked_labels is not None and not invariant.any_label & f.masked_labels
+                assert invariant.any_label & f.labels <= invariant.mask and candidate.note.startswith("masked")
 
 
 @given(policies(), _facts, _statuses)
@@ -269,14 +274,15 @@ def test_a_decision_is_a_function_of_its_inputs(p: Policy, f: RequestFacts, s: A
     assert decide(p, f, snapshot(NAMES, **s)) == decide(p, f, snapshot(NAMES, **s))
 
 
-@given(policies(), _facts, _statuses, st.builds(Invariant, st.just("one more"), _labels.filter(bool), _zones))
+@given(policies(), _facts, _statuses, _an_invariant)
 def test_one_more_invariant_permits_nothing_more(p: Policy, f: RequestFacts, s: Any, one_more: Invariant) -> None:
     tighter = replace(p, invariants=(*p.invariants, one_more))
     for labels in (f.labels, one_more.any_label):
-        more, fewer = p.permit(labels), tighter.permit(labels)
+        more, fewer = p.permit(labels, f.masked_labels), tighter.permit(labels, f.masked_labels)
         assert all(more.allows(zone) for zone in ZONES if fewer.allows(zone))
+        assert all(more.passage(zone) for zone in ZONES if fewer.passage(zone))
         assert all(
-            fewer.allows(p.deployments[c.deployment].zone)
+            fewer.passage(p.deployments[c.deployment].zone)
             for c in decide(tighter, replace(f, labels=labels), snapshot(NAMES, **s)).candidates
         )
 
