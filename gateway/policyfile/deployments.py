@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from gateway.catalog import ModelInfo, local_model_info, model_info, per_token_nusd
+from gateway.catalog.prices import ModelInfo, local_model_info, model_info, per_token_nusd
 from gateway.policy import AUTO, DEFAULT_RULE
 from gateway.policyfile.shapes import (
     Checked,

@@ -1,4 +1,4 @@
-"""What is known of models before anyone measures them: price, window and capabilities.
+"""Cloud models: price, window and capabilities.
 
 Owns the reading of litellm's price map and the row of the bundled model. Refuses guesses: what no source states is
 None or empty.
