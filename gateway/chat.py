@@ -140,7 +140,7 @@ class ChatPath:
         chat = await self.parsed(body)
         record.stream = chat.stream
         facts = await self.facts_of(serving, chat, len(body), caller, headers)
-        permit = policy.permit(facts.labels)
+        permit = policy.permit(facts)
         while True:
             decision = decide(policy, facts, self.fleet.snapshot(self.clock(), draw))
             record.decision = decision

@@ -61,36 +61,44 @@ class LabelSource:
 
 @dataclass(frozen=True, slots=True)
 class Invariant:
-    """What must never happen: a request with any of these labels never leaves the zones of `stay_in`, unless all of
-    these labels that it has are in `mask` and what raised them is masked."""
+    """What must never happen: a request that has any of these labels, comes from any of these tenants and with a key
+    that has any of these tags never leaves the zones of `stay_in`, unless all of these labels that it has are in `mask`
+    and what raised them is masked. An empty set of labels, tenants or tags states nothing; one of them is not empty."""
 
     name: str
     any_label: frozenset[str]
     stay_in: frozenset[str]
     mask: frozenset[str] = frozenset()
+    tenant: frozenset[str] = frozenset()
+    key_tag: frozenset[str] = frozenset()
+
+    def concerns(self, facts: RequestFacts) -> bool:
+        """Whether a request with these facts must stay as it is. A label or a tag more never makes it free."""
+        return (
+            (not self.any_label or not self.any_label.isdisjoint(facts.labels))
+            and (not self.tenant or facts.tenant in self.tenant)
+            and (not self.key_tag or not self.key_tag.isdisjoint(facts.key_tags))
+        )
 
     def binds(self, labels: frozenset[str], masked_labels: frozenset[str]) -> bool:
-        """Whether a request with these labels must stay even when it is masked, which leaves `masked_labels`."""
-        return not (self.any_label & labels <= self.mask and self.any_label.isdisjoint(masked_labels))
+        """Whether a request that this concerns must stay even when it is masked, which leaves `masked_labels`."""
+        concerning = self.any_label & labels
+        return not concerning or not concerning <= self.mask or not self.any_label.isdisjoint(masked_labels)
 
 
-def permit(
-    invariants: Iterable[Invariant], labels: frozenset[str], masked_labels: frozenset[str] | None = None
-) -> Permit:
-    """Where a request with these labels may go: all invariants that match apply, so more labels never allow more.
-
-    `masked_labels` are those that it still has once it is masked; None where it cannot be.
-    """
-    matching = [invariant for invariant in invariants if not invariant.any_label.isdisjoint(labels)]
+def permit(invariants: Iterable[Invariant], facts: RequestFacts) -> Permit:
+    """Where a request with these facts may go: all invariants that match apply, so more labels never allow more."""
+    matching = [invariant for invariant in invariants if invariant.concerns(facts)]
     if not matching:
-        return Permit(labels=labels, zones=None)
+        return Permit(labels=facts.labels, zones=None)
     because = " and ".join(f'"{invariant.name}"' for invariant in matching)
     zones = frozenset.intersection(*(invariant.stay_in for invariant in matching))
-    if masked_labels is None:
-        return Permit(labels, zones, because)
-    binding = [invariant for invariant in matching if invariant.binds(labels, masked_labels)]
+    left = facts.masked_labels
+    if left is None:
+        return Permit(facts.labels, zones, because)
+    binding = [invariant for invariant in matching if invariant.binds(facts.labels, left)]
     masked_zones = frozenset.intersection(*(invariant.stay_in for invariant in binding)) if binding else None
-    return Permit(labels, zones, because, masked_zones)
+    return Permit(facts.labels, zones, because, masked_zones)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,10 +281,9 @@ class Policy:
         """Whether any request may leave masked."""
         return any(invariant.mask for invariant in self.invariants)
 
-    def permit(self, labels: frozenset[str], masked_labels: frozenset[str] | None = None) -> Permit:
-        """Where a request with these labels may go: all invariants that match apply, so more labels never allow more.
-        `masked_labels` are those that it still has once it is masked; None where it cannot be."""
-        return permit(self.invariants, labels, masked_labels)
+    def permit(self, facts: RequestFacts) -> Permit:
+        """Where a request with these facts may go: all invariants that match apply, so more labels never allow more."""
+        return permit(self.invariants, facts)
 
     def labels_of(
         self, kinds: frozenset[str], headers: Mapping[str, str], key_tags: frozenset[str], unscannable: bool

@@ -58,7 +58,7 @@ _GATES: tuple[Gate, ...] = (
 def decide(policy: Policy, facts: RequestFacts, snapshot: Snapshot) -> Decision:
     """The ranked candidates for these facts now, each gate's rejections beside them. Raises `UnknownModel` where
     `facts.model` names nothing."""
-    permit = policy.permit(facts.labels, facts.masked_labels)
+    permit = policy.permit(facts)
     for rule in matching_rules(policy, facts, snapshot):
         if rule.protected == "skip" and not any(permit.passage(policy.deployments[n].zone) for n in rule.candidates):
             continue

@@ -8,12 +8,13 @@ is known.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 
 from gateway.policy import DEFAULT_RULE, Invariant, Match, Rule, permit
 from gateway.policyfile.rules import Written
 from gateway.policyfile.tree import Problem
-from gateway.types import UNSCANNABLE, Deployment, Permit
+from gateway.types import UNSCANNABLE, Deployment, Permit, RequestFacts
 
 
 def unreachable(rules: Sequence[Written], default: Written | None) -> Iterator[Problem]:
@@ -75,29 +76,50 @@ def unplaced(
 ) -> Iterator[Problem]:
     """Rules that do not say what happens to protected requests, where some have no candidate.
 
-    A permit only shrinks as labels are added, and `any_label` only gains, so a rule leaves some set of labels without
-    a candidate if and only if it leaves the set of all labels without one. Each label counts for every rule, whatever
-    the rules before it took out: a client may name a rule and so enter there. Masking places none for sure: a header
-    may raise the label as well.
+    A permit only shrinks as labels and tags of the key are added, so a rule leaves some request of a tenant without a
+    candidate if and only if it leaves the one with all labels and tags without one. Each tenant, label and tag counts
+    for every rule, whatever its conditions and the rules before it took out: a client may name a rule and so enter
+    there. Masking places none for sure: a header may raise the label as well.
     """
-    everything = labels | {UNSCANNABLE}
+    worst = list(_worst(labels | {UNSCANNABLE}, invariants))
     for written in rules:
         candidates = _candidates(written, deployments)
-        if written.rule.protected is not None or not candidates or _placed(candidates, invariants, everything):
+        if written.rule.protected is not None or not candidates:
             continue
-        least = _least(everything, written.rule, candidates, invariants)
-        masked = any(invariant.mask & least for invariant in invariants)
-        message = _no_place(least, permit(invariants, least), written.rule, masked=masked)
-        yield written.entry.problem(message, "candidates", key=True)
+        for facts in worst:
+            if not _placed(candidates, invariants, facts):
+                least = _least(facts, written.rule, candidates, invariants)
+                masked = any(invariant.mask & least.labels for invariant in invariants)
+                message = _no_place(least, permit(invariants, least), written.rule, masked=masked)
+                yield written.entry.problem(message, "candidates", key=True)
+                break
 
 
-def _no_place(labels: frozenset[str], allowed: Permit, rule: Rule, *, masked: bool) -> str:
-    names = f"label{'s' if len(labels) > 1 else ''} {' and '.join(sorted(labels))}"
+def _worst(labels: frozenset[str], invariants: Sequence[Invariant]) -> Iterator[RequestFacts]:
+    """For each tenant that the invariants tell apart, the request that they bind most; first of a tenant that none
+    names."""
+    key_tags = frozenset().union(*(invariant.key_tag for invariant in invariants))
+    tenants = sorted(frozenset().union(*(invariant.tenant for invariant in invariants)))
+    for tenant in ("", *tenants):
+        yield RequestFacts("", tenant=tenant, key_tags=key_tags, labels=labels)
+
+
+def _no_place(facts: RequestFacts, allowed: Permit, rule: Rule, *, masked: bool) -> str:
     zones = ", ".join(sorted(allowed.zones or ()))
     zones += " to one that cannot be masked" if masked and zones else ""
     verdict = f"permits only {zones}; add a candidate there, or" if zones else "leaves no zone;"
     choice = "refuse" if rule.name == DEFAULT_RULE else "refuse or skip"
-    return f"no candidate is left for a request with the {names}: {allowed.because} {verdict} write protected: {choice}"
+    who = " ".join(_described(facts))
+    return f"no candidate is left for a request {who}: {allowed.because} {verdict} write protected: {choice}"
+
+
+def _described(facts: RequestFacts) -> Iterator[str]:
+    if facts.labels:
+        yield f"with the label{'s' if len(facts.labels) > 1 else ''} {' and '.join(sorted(facts.labels))}"
+    if facts.tenant:
+        yield f"of the tenant {facts.tenant}"
+    if facts.key_tags:
+        yield f"whose key has the tag{'s' if len(facts.key_tags) > 1 else ''} {' and '.join(sorted(facts.key_tags))}"
 
 
 def _candidates(written: Written, deployments: Mapping[str, Deployment]) -> list[Deployment]:
@@ -107,18 +129,22 @@ def _candidates(written: Written, deployments: Mapping[str, Deployment]) -> list
     return [deployments[name] for name in names] if known else []
 
 
-def _placed(candidates: Sequence[Deployment], invariants: Sequence[Invariant], labels: frozenset[str]) -> bool:
-    allowed = permit(invariants, labels)
+def _placed(candidates: Sequence[Deployment], invariants: Sequence[Invariant], facts: RequestFacts) -> bool:
+    allowed = permit(invariants, facts)
     return any(allowed.allows(candidate.zone) for candidate in candidates)
 
 
 def _least(
-    labels: frozenset[str], rule: Rule, candidates: Sequence[Deployment], invariants: Sequence[Invariant]
-) -> frozenset[str]:
-    """A set of labels without a place and of which none can be taken away."""
-    for label in sorted(labels):
-        fewer = labels - {label}
-        matches = rule.match is None or not rule.match.any_label or not rule.match.any_label.isdisjoint(fewer)
+    facts: RequestFacts, rule: Rule, candidates: Sequence[Deployment], invariants: Sequence[Invariant]
+) -> RequestFacts:
+    """A request without a place from which no label or tag can be taken away: what the message is about."""
+    for label in sorted(facts.labels):
+        fewer = replace(facts, labels=facts.labels - {label})
+        matches = rule.match is None or not rule.match.any_label or not rule.match.any_label.isdisjoint(fewer.labels)
         if matches and not _placed(candidates, invariants, fewer):
-            labels = fewer
-    return labels
+            facts = fewer
+    for tag in sorted(facts.key_tags):
+        fewer = replace(facts, key_tags=facts.key_tags - {tag})
+        if not _placed(candidates, invariants, fewer):
+            facts = fewer
+    return facts

@@ -110,17 +110,24 @@ def invariants_of(root: Node, names: Names, report: Report) -> tuple[Invariant, 
         _report_all(wrong, report)
         shape = entry.shape
         if entry.intact and not wrong and shape.name and shape.when and shape.stay_in:
-            labels = frozenset(shape.when.any_label or ())
-            compiled.append(Invariant(shape.name, labels, frozenset(shape.stay_in), frozenset(shape.mask or ())))
+            compiled.append(
+                Invariant(
+                    name=shape.name,
+                    any_label=frozenset(shape.when.any_label or ()),
+                    stay_in=frozenset(shape.stay_in),
+                    mask=frozenset(shape.mask or ()),
+                    tenant=frozenset(shape.when.tenant or ()),
+                    key_tag=frozenset(shape.when.key_tag or ()),
+                )
+            )
     return tuple(compiled)
 
 
 def _wrong_references(entry: Checked[InvariantShape], names: Names) -> Iterator[Problem]:
     when = entry.shape.when
-    labels = when.any_label if when else None
-    if entry.intact and when is not None and labels is None:
-        yield entry.problem('"when.any_label" is missing', "when")
-    yield from _undefined(entry, "label", labels, names.labels, "when", "any_label")
+    if entry.intact and when is not None and not when.model_fields_set:
+        yield entry.problem('"when" states no condition; write any_label, tenant or key_tag', "when")
+    yield from _undefined(entry, "label", when.any_label if when else None, names.labels, "when", "any_label")
     if names.deployments is not None and all(names.deployments.values()):
         zones = {ON_PREMISES, *(deployment.zone for deployment in names.deployments.values() if deployment)}
         yield from _undefined(entry, "zone", entry.shape.stay_in, zones, "stay_in")
@@ -130,9 +137,9 @@ def _wrong_mask(entry: Checked[InvariantShape], names: Names) -> Iterator[Proble
     when = entry.shape.when
     yield from _undefined(entry, "label", entry.shape.mask, names.labels, "mask")
     for index, label in enumerate(entry.shape.mask or []):
-        if label not in names.labels or when is None or when.any_label is None:
+        if label not in names.labels or when is None or (when.any_label is None and not entry.intact):
             continue
-        if label not in when.any_label:
+        if label not in (when.any_label or ()):
             message = f'label "{label}" is not in "when.any_label", so there is nothing to mask for it'
             yield entry.problem(message, "mask", index)
         elif label == UNSCANNABLE:

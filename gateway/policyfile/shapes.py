@@ -140,9 +140,14 @@ class LabelShape(Shape):
 
 
 class InvariantWhenShape(Shape):
-    not_built = frozenset({"all", "any", "header", "key_tag", "model", "not", "tag", "tenant", "time"})
+    hints: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("all", "any", "does_not_fit", "fits", "header", "model", "not", "tag", "time"),
+        "an invariant looks at any_label, tenant and key_tag, which nobody can take off a request",
+    )
 
     any_label: Words | None = None
+    tenant: Words | None = None
+    key_tag: Words | None = None
 
 
 class InvariantShape(Shape):

@@ -10,6 +10,7 @@ import pytest
 
 from gateway.loading import litellm_price_map, load_policy, read_text
 from gateway.policyfile import MAX_BYTES, PolicyErrors
+from gateway.types import RequestFacts
 
 SHIPPED = Path(__file__).parents[2] / "policies" / "default.yaml"
 
@@ -40,7 +41,7 @@ def test_the_shipped_cloud_deployments_are_in_litellms_map() -> None:
 def test_the_shipped_policy_keeps_what_is_protected_on_premises() -> None:
     policy = load_policy(SHIPPED, {})
     for label in ("personal", "secret", "unscannable"):
-        assert policy.permit(frozenset({label})).zones == frozenset({"on_premises"})
+        assert policy.permit(RequestFacts("auto", labels=frozenset({label}))).zones == frozenset({"on_premises"})
 
 
 def test_loading_does_not_import_litellm() -> None:

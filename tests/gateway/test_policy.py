@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 from types import MappingProxyType
 
@@ -215,7 +216,7 @@ EUROPE = Invariant("stay in Europe", frozenset({"personal", "european"}), frozen
     ],
 )
 def test_all_invariants_that_match_apply(labels: set[str], zones: set[str] | None, because: str) -> None:
-    allowed = policy(invariants=(HOME, EUROPE)).permit(frozenset(labels))
+    allowed = policy(invariants=(HOME, EUROPE)).permit(RequestFacts("auto", labels=frozenset(labels)))
     assert allowed == Permit(frozenset(labels), None if zones is None else frozenset(zones), because)
 
 
@@ -241,30 +242,91 @@ def test_a_masked_request_may_leave_where_every_invariant_masks_all_that_bind_it
     labels: str, masked_labels: str | None, home: str, eu: str | None, us: str | None
 ) -> None:
     left = None if masked_labels is None else frozenset(masked_labels.split())
-    allowed = policy(invariants=(MASKED, UNMASKED)).permit(frozenset(labels.split()), left)
+    facts = RequestFacts("auto", labels=frozenset(labels.split()), masked_labels=left)
+    allowed = policy(invariants=(MASKED, UNMASKED)).permit(facts)
     assert [allowed.passage(zone) for zone in ("home", "eu", "us")] == [home, eu, us]
 
 
+ACME = Invariant("acme stays home", frozenset(), frozenset({"edge"}), tenant=frozenset({"acme", "subsidiary"}))
+STAFF = Invariant("staff data", frozenset({"personal"}), frozenset({"on_premises"}), key_tag=frozenset({"hr", "legal"}))
+
+
+@pytest.mark.parametrize(
+    ("facts", "because"),
+    [
+        (RequestFacts("auto"), ""),
+        (RequestFacts("auto", tenant="acme"), '"acme stays home"'),
+        (RequestFacts("auto", key_tags=frozenset({"hr"})), ""),
+        (RequestFacts("auto", labels=frozenset({"personal"})), ""),
+        (RequestFacts("auto", labels=frozenset({"personal"}), key_tags=frozenset({"hr", "x"})), '"staff data"'),
+        (
+            RequestFacts("auto", tenant="subsidiary", labels=frozenset({"personal"}), key_tags=frozenset({"legal"})),
+            '"acme stays home" and "staff data"',
+        ),
+    ],
+)
+def test_an_invariant_concerns_whom_all_its_conditions_fit(facts: RequestFacts, because: str) -> None:
+    assert policy(invariants=(ACME, STAFF)).permit(facts).because == because
+
+
+def test_what_a_tenant_must_keep_home_is_not_freed_by_masking() -> None:
+    """There is no label that masking could take away."""
+    facts = RequestFacts("auto", tenant="acme", labels=frozenset({"personal"}), masked_labels=frozenset())
+    assert policy(invariants=(ACME,)).permit(facts).passage("us") is None
+
+
 LABELS = st.frozensets(st.sampled_from("abcd"))
-INVARIANTS = st.lists(st.builds(Invariant, st.just("i"), LABELS, st.frozensets(st.sampled_from("xyz")), LABELS))
+NAMED = st.frozensets(st.sampled_from("ab"))
+INVARIANTS = st.lists(
+    st.builds(
+        Invariant,
+        st.just("i"),
+        LABELS,
+        st.frozensets(st.sampled_from("xyz")),
+        mask=LABELS,
+        tenant=NAMED,
+        key_tag=NAMED,
+    )
+)
+REQUESTS = st.builds(
+    RequestFacts,
+    st.just("auto"),
+    tenant=st.sampled_from("abc"),
+    labels=LABELS,
+    key_tags=NAMED,
+    masked_labels=st.none() | LABELS,
+)
 
 
-@given(INVARIANTS, LABELS, LABELS, st.none() | LABELS, LABELS)
-def test_more_labels_never_allow_more(
-    invariants: list[Invariant],
-    some: frozenset[str],
-    more: frozenset[str],
-    left: frozenset[str] | None,
-    more_left: frozenset[str],
-) -> None:
-    """A permit is monotone: what a request may do with labels added, before or after it is masked, it may do without
-    them."""
-    few = permit(invariants, some, left)
-    many = permit(invariants, some | more, None if left is None else left | more_left)
+def never_allows_more(few: Permit, many: Permit) -> None:
     for zone in chain("xyz", ["elsewhere"]):
         assert few.allows(zone) or not many.allows(zone)
         assert few.passage(zone) or not many.passage(zone)
         assert few.allows(zone) or few.passage(zone) != "as_is"
+
+
+@given(INVARIANTS, REQUESTS, LABELS, NAMED, LABELS)
+def test_more_labels_never_allow_more(
+    invariants: list[Invariant],
+    facts: RequestFacts,
+    labels: frozenset[str],
+    tags: frozenset[str],
+    left: frozenset[str],
+) -> None:
+    """A permit is monotone: what a request may do with labels and tags of its key added, before or after it is masked,
+    it may do without them."""
+    more = replace(
+        facts,
+        labels=facts.labels | labels,
+        key_tags=facts.key_tags | tags,
+        masked_labels=None if facts.masked_labels is None else facts.masked_labels | left,
+    )
+    never_allows_more(permit(invariants, facts), permit(invariants, more))
+
+
+@given(INVARIANTS, INVARIANTS, REQUESTS)
+def test_an_invariant_more_never_allows_more(some: list[Invariant], more: list[Invariant], facts: RequestFacts) -> None:
+    never_allows_more(permit(some, facts), permit([*some, *more], facts))
 
 
 def test_rules_are_found_by_name_and_the_default_is_one() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import chain, combinations
+from collections.abc import Iterable
+from itertools import chain, combinations, product
 from typing import Any
 
 import yaml
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.policy import Invariant, permit
 from gateway.policyfile import PolicyErrors, compile_policy
+from gateway.types import RequestFacts
 
 DEPLOYMENTS = "version: 1\ndeployments:\n  local: {backend: local, model: demo, zone: on_premises}\n"
 
@@ -142,6 +144,8 @@ def test_whatever_the_text_is_loading_ends_with_problems(text: str) -> None:
 
 ZONES = ("on_premises", "us", "eu")
 LABELS = ("a", "b", "c")
+TENANTS = ("t0", "t1", "t2")
+TAGS = ("hr", "legal")
 NAMES = [f"d{index}" for index in range(len(ZONES))]
 
 
@@ -155,9 +159,11 @@ def policies(draw: st.DrawFn) -> tuple[str, str]:
     some = st.lists(st.sampled_from(NAMES), min_size=1, unique=True)
     labels = st.lists(st.sampled_from([*LABELS, "unscannable"]), min_size=1, unique=True)
     zones = st.lists(st.sampled_from(ZONES), min_size=1, unique=True)
+    conditions = st.fixed_dictionaries(
+        {}, optional={"any_label": labels, "tenant": st.sampled_from(TENANTS), "key_tag": st.sampled_from(TAGS)}
+    ).filter(bool)
     invariants = [
-        {"name": f"i{n}", "when": {"any_label": draw(labels)}, "stay_in": draw(zones)}
-        for n in range(draw(st.integers(0, 3)))
+        {"name": f"i{n}", "when": draw(conditions), "stay_in": draw(zones)} for n in range(draw(st.integers(0, 3)))
     ]
     rules: list[dict[str, Any]] = []
     for n in range(draw(st.integers(0, 3))):
@@ -181,30 +187,42 @@ def policies(draw: st.DrawFn) -> tuple[str, str]:
     return yaml.safe_dump(policy), yaml.safe_dump({"version": 1, "deployments": deployments})
 
 
+def subsets(items: Iterable[str]) -> list[frozenset[str]]:
+    every = tuple(items)
+    return [frozenset(s) for s in chain.from_iterable(combinations(every, n) for n in range(len(every) + 1))]
+
+
 def unplaced(text: str) -> set[str]:
-    """Names of the rules that leave some set of labels that they match without a candidate, by trying all sets."""
+    """Names of the rules that leave some request without a candidate, by trying all sets of labels and tags of each
+    tenant. A client that names a rule enters there whatever it looks at."""
     policy = yaml.safe_load(text)
     zone_of = dict(zip(NAMES, ZONES, strict=True))
     invariants = [
-        Invariant(i["name"], frozenset(i["when"]["any_label"]), frozenset(i["stay_in"])) for i in policy["invariants"]
+        Invariant(
+            i["name"],
+            frozenset(i["when"].get("any_label", ())),
+            frozenset(i["stay_in"]),
+            tenant=frozenset([i["when"]["tenant"]] if "tenant" in i["when"] else ()),
+            key_tag=frozenset([i["when"]["key_tag"]] if "key_tag" in i["when"] else ()),
+        )
+        for i in policy["invariants"]
     ]
-    everything = (*LABELS, "unscannable")
-    sets = [frozenset(s) for s in chain.from_iterable(combinations(everything, n) for n in range(len(everything) + 1))]
-    found = set()
-    for rule in [*policy["rules"], {**policy["default"], "name": "default", "when": {}}]:
-        wanted = rule["when"].get("any_label")
-        for labels in sets:
-            allowed = permit(invariants, labels)
-            matches = wanted is None or not labels.isdisjoint(wanted)
-            if matches and not any(allowed.allows(zone_of[name]) for name in rule["candidates"]):
-                found.add(rule["name"])
-    return found
+    requests = product((*TENANTS, "other"), subsets((*LABELS, "unscannable")), subsets(TAGS))
+    zones = {
+        permit(invariants, RequestFacts("auto", tenant=tenant, labels=labels, key_tags=tags)).zones
+        for tenant, labels, tags in requests
+    }
+    return {
+        rule.get("name", "default")
+        for rule in [*policy["rules"], policy["default"]]
+        if any(allowed is not None and not any(zone_of[n] in allowed for n in rule["candidates"]) for allowed in zones)
+    }
 
 
 @given(policies())
 @settings(max_examples=60, deadline=None)
 def test_a_policy_loads_only_if_every_protected_request_has_a_place_or_a_verdict(files: tuple[str, str]) -> None:
-    """For each rule and each set of labels that it matches a permitted candidate exists, or `protected` is stated."""
+    """For each rule and each request a permitted candidate exists, or `protected` is stated."""
     written = yaml.safe_load(files[0])
     stated = {rule.get("name", "default") for rule in (*written["rules"], written["default"]) if "protected" in rule}
     silent = unplaced(files[0]) - stated

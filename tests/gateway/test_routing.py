@@ -278,18 +278,20 @@ def test_a_decision_is_a_function_of_its_inputs(p: Policy, f: RequestFacts, s: A
 def test_one_more_invariant_permits_nothing_more(p: Policy, f: RequestFacts, s: Any, one_more: Invariant) -> None:
     tighter = replace(p, invariants=(*p.invariants, one_more))
     for labels in (f.labels, one_more.any_label):
-        more, fewer = p.permit(labels, f.masked_labels), tighter.permit(labels, f.masked_labels)
+        labelled = replace(f, labels=labels)
+        more, fewer = p.permit(labelled), tighter.permit(labelled)
         assert all(more.allows(zone) for zone in ZONES if fewer.allows(zone))
         assert all(more.passage(zone) for zone in ZONES if fewer.passage(zone))
         assert all(
             fewer.passage(p.deployments[c.deployment].zone)
-            for c in decide(tighter, replace(f, labels=labels), snapshot(NAMES, **s)).candidates
+            for c in decide(tighter, labelled, snapshot(NAMES, **s)).candidates
         )
 
 
-@given(policies(), _labels, _labels)
-def test_one_more_label_permits_nothing_more(p: Policy, labels: frozenset[str], more: frozenset[str]) -> None:
-    assert all(p.permit(labels).allows(zone) for zone in ZONES if p.permit(labels | more).allows(zone))
+@given(policies(), _facts, _labels)
+def test_one_more_label_permits_nothing_more(p: Policy, f: RequestFacts, more: frozenset[str]) -> None:
+    some, many = p.permit(f), p.permit(replace(f, labels=f.labels | more))
+    assert all(some.allows(zone) for zone in ZONES if many.allows(zone))
 
 
 @given(policies(), _facts, _statuses)
