@@ -148,7 +148,7 @@ _IBAN_LENGTHS = {
     "SM": 27, "SO": 23, "ST": 25, "SV": 28, "TL": 23, "TN": 24, "TR": 26, "UA": 29, "VA": 22, "VG": 24, "XK": 20,
     "YE": 30,
 }  # fmt: skip
-COUNTRIES = "|".join(_IBAN_LENGTHS).encode()
+COUNTRIES = "|".join(_IBAN_LENGTHS)
 
 
 def is_iban(compact: str) -> bool:
@@ -204,13 +204,13 @@ _NUMBERED = re.compile(
     rb"(?:[ _](?:no|nr|number|num|id|code|is))?[ .:#=]*$"
 )
 PHONE_WORDS = (
-    rb"(?:\b(?:tele)?phones?|\bmobile|\bcell(?:ular|phone)?|\btel|\bfax|\bwhats ?app|\bsms|\bcontact number"
-    rb"|\b(?:call|text|reach|ring|dial|phone) (?:me|us|him|her|them)"
-    rb"|\btele?fono?|\bhandy|\bhandynummer|\brufnummer|\btelefonnummer"
-    rb"|\bt\xc3\xa9l(?:\xc3\xa9phone)?|\btel\xc3\xa9fono|\bportable|\bm\xc3\xb3vil|\bcelular|\bmobil|\bmobilnummer)"
+    r"(?:\b(?:tele)?phones?|\bmobile|\bcell(?:ular|phone)?|\btel|\bfax|\bwhats ?app|\bsms|\bcontact number"
+    r"|\b(?:call|text|reach|ring|dial|phone) (?:me|us|him|her|them)"
+    r"|\btele?fono?|\bhandy|\bhandynummer|\brufnummer|\btelefonnummer"
+    r"|\btél(?:éphone)?|\bteléfono|\bportable|\bmóvil|\bcelular|\bmobil|\bmobilnummer)"
 )
 
-_NAMED_PHONE = re.compile(PHONE_WORDS)
+_NAMED_PHONE = re.compile(PHONE_WORDS.encode())
 
 
 def international(text: bytes, start: int, end: int) -> bool:

@@ -13,7 +13,7 @@ from decimal import Decimal, InvalidOperation
 
 from gateway.errors import BadRequest, UnknownModel
 from gateway.policy import AUTO, DATA_CLASS_HEADER, Policy
-from gateway.types import NUSD_PER_USD, Caller, ChatRequest, RequestFacts, TokenCount
+from gateway.types import NUSD_PER_USD, UNSCANNABLE, Caller, ChatRequest, RequestFacts, TokenCount
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
@@ -51,8 +51,8 @@ def facts_from(
     *,
     maskable: bool = False,
 ) -> RequestFacts:
-    """All facts of a request, from what its texts were found to hold (`kinds`), whether that can be masked, and how
-    long its prompt is."""
+    """All facts of a request, from what its texts were found to hold (`kinds`, `unscannable` among them), whether that
+    can be masked, and how long its prompt is."""
     nothing: frozenset[str] = frozenset()
     masked = policy.labels_of(nothing, headers, caller.tags, unscannable=False) if maskable else None
     return RequestFacts(
@@ -60,7 +60,7 @@ def facts_from(
         tenant=caller.tenant,
         key_tags=caller.tags,
         tags=stated.tags,
-        labels=policy.labels_of(kinds, headers, caller.tags, unscannable=bool(chat.parts)),
+        labels=policy.labels_of(kinds, headers, caller.tags, unscannable=bool(chat.parts) or UNSCANNABLE in kinds),
         masked_labels=masked,
         prompt=prompt,
         max_tokens=chat.max_tokens,

@@ -6,11 +6,13 @@ import time
 from base64 import urlsafe_b64encode
 
 import pytest
+import re2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.checks import is_card, is_iban
-from gateway.labels import KINDS, MOST_CANDIDATES, Scanner
+from gateway.fold import CHANGES, Aligned, folded
+from gateway.labels import KINDS, MOST_CANDIDATES, Scanner, Span, pattern_problem, placeholder
 
 SCANNER = Scanner(KINDS)
 
@@ -324,6 +326,119 @@ def test_reads_any_text(texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("pattern", "problem"),
+    [
+        (r"PRJ-\d{4}", None),
+        ("(?i)größe", None),
+        ("(ab", "is refused by RE2: missing ): (ab"),
+        ("(?=a)", "is refused by RE2: invalid perl operator: (?="),
+        ("(a{1000}){1000}", "is refused by RE2: invalid repetition size: {1000}"),
+        (r"\pL{900}", "is refused by RE2: pattern too large - compile failed"),
+        ("a*", "matches the empty string, so it would be found in every text"),
+        (r"\b", "matches the empty string, so it would be found in every text"),
+        ("(?m)$", "matches the empty string, so it would be found in every text"),
+        ("", "matches the empty string, so it would be found in every text"),
+        (
+            "a–b",
+            "holds characters that texts are rid of before they are searched: write dashes as -, digits as 0 to 9, and "
+            "letters without typographic forms or invisible characters",
+        ),
+    ],
+)
+def test_says_why_a_pattern_cannot_be_used(pattern: str, problem: str | None) -> None:
+    """What RE2 refuses, what every text holds and what no text can hold is no pattern."""
+    assert pattern_problem(pattern) == problem
+    if problem is None:
+        Scanner({"own"}, {"own": pattern})
+    else:
+        with pytest.raises(ValueError, match='pattern "own" '):
+            Scanner((), {"own": pattern})
+
+
+def test_finds_what_an_operator_described() -> None:
+    """A pattern is a kind by its name, matched on letters and not on bytes, beside the detectors and only if asked
+    for."""
+    patterns = {"project": r"(?i)\bprj-\d{4}\b", "grade": "note [äö]\\b|größe"}
+    scanner = Scanner({"project", "grade", "email"}, patterns)
+    assert scanner.scan(["PRJ–１２３４ for a@example.com"]) == {"project", "email"}
+    assert scanner.scan(["gro\u0308ße"]) == {"grade"}
+    assert scanner.scan(["note ü"]) == frozenset()
+    assert Scanner({"email"}, patterns).scan(["prj-1234"]) == frozenset()
+
+
+def test_a_pattern_cannot_take_the_name_of_a_detector() -> None:
+    with pytest.raises(ValueError, match="may not be called email, "):
+        Scanner({"email"}, {"email": "x"})
+    with pytest.raises(ValueError, match="may not be called unscannable, "):
+        Scanner((), {"unscannable": "x"})
+
+
+@pytest.mark.slow
+def test_patterns_that_need_too_much_memory_together_are_refused() -> None:
+    """An automaton that cannot run would find nothing, so it is not built."""
+    patterns = {f"p{number}": rf"{number}\pL{{40}}" for number in range(200)}
+    with pytest.raises(ValueError, match="need more memory than a scan has"):
+        Scanner(patterns, patterns)
+
+
+def masked(text: str, spans: tuple[Span, ...]) -> str:
+    """The text with a placeholder in the place of each span."""
+    for number, span in reversed(list(enumerate(spans, 1))):
+        text = text[: span.start] + placeholder(span.kind, number) + text[span.end :]
+    return text
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("no one", ""),
+        ("to alice@example.com, bob@example.org.", "to [EMAIL_1], [EMAIL_2]."),
+        ("né le… à ａｌｉｃｅ＠example.com, là", "né le… à [EMAIL_1], là"),
+        ("e\u0301te\u0301 4111–1111\u200b–1111–1111 e\u0301", "e\u0301te\u0301 [CREDIT_CARD_1] e\u0301"),
+        ("😀 +49 30 901820 😀", "😀 [PHONE_1] 😀"),
+    ],
+)
+def test_says_where_things_stand_in_the_text_as_it_was_given(text: str, wanted: str) -> None:
+    """Every occurrence, in characters of the original, whatever digits and invisible characters it was written in."""
+    spans = SCANNER.spans(text)
+    assert spans is not None
+    assert masked(text, spans) == (wanted or text)
+
+
+PIECES = st.one_of(
+    st.sampled_from([text for _, text in FOUND]),
+    st.sampled_from(LEFT),
+    st.text(st.characters(), max_size=10),
+    st.sampled_from([" ", "\n", ", ", "", "e\u0301", "ssn ", "phone "]),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(PIECES, max_size=6))
+def test_nothing_is_found_where_all_spans_are_masked(pieces: list[str]) -> None:
+    """Spans are ordered and apart, there are some where a scan finds something, and none are left after masking."""
+    text = "".join(pieces)
+    spans = SCANNER.spans(text)
+    if spans is not None:
+        assert bool(spans) == bool(SCANNER.scan([text]))
+        places = [place for span in spans for place in (span.start, span.end)]
+        assert places == sorted(places) and all(0 <= span.start < span.end <= len(text) for span in spans)
+        assert SCANNER.scan([masked(text, spans)]) == frozenset()
+
+
+@given(st.text(st.characters()))
+def test_a_text_folded_at_once_and_with_places_is_the_same(text: str) -> None:
+    """Both ways agree, folding twice changes nothing, and what changes is what the automaton looks for."""
+    aligned = Aligned.of(text)
+    assert aligned.text == folded(text).encode(errors="replace")
+    assert len(aligned.text) == len(aligned.starts) == len(aligned.ends)
+    assert list(aligned.starts) == sorted(aligned.starts)
+    assert folded(folded(text)) == folded(text)
+    if re2.search(CHANGES, text.encode(errors="replace")) is None:
+        assert folded(text) == text
+
+
+@pytest.mark.parametrize(
     "noise",
     ["1234 " * 40_000, "DE12" * 50_000, "a@" * 100_000, "1" * 200_000, "+1" * 100_000, "eyJ." * 50_000, "é１" * 50_000],
     ids=["groups", "iban starts", "at signs", "digits", "plus signs", "dots", "wide digits"],
@@ -334,10 +449,10 @@ def test_finds_the_needle_behind_any_noise(noise: str) -> None:
 
 
 def test_what_is_not_checked_does_not_pass() -> None:
-    """A text with more look-alikes than are checked carries the label."""
+    """A text with more look-alikes than are checked is unscannable, and counts as having what was not ruled out."""
     few, many = MOST_CANDIDATES // 2, MOST_CANDIDATES + 1
     assert SCANNER.scan(["q@k.transpose() " * few]) == frozenset()
-    assert SCANNER.scan(["q@k.transpose() " * many]) == {"email"}
+    assert SCANNER.scan(["q@k.transpose() " * many]) == {"email", "unscannable"}
 
 
 def test_prints_what_a_scan_costs() -> None:
