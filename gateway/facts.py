@@ -72,6 +72,7 @@ def facts_from(
         slo=stated.slo,
         max_cost_nusd=stated.max_cost_nusd,
         deployments=caller.deployments,
+        headers=policy.headers_of(headers),
     )
 
 

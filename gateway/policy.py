@@ -1,18 +1,21 @@
 """What a compiled policy is: labels, invariants, SLO classes, rules, and the questions that a request asks of them.
 
-Owns matching and the permit. Refuses text: YAML becomes these types in `policyfile`, which reports every error; what
-is constructed here is taken to be valid. Also refuses clocks and measurements: what a deployment does now is the
-snapshot's, and `routing` brings both together.
+Owns labels and the permit; what a rule may look at is in `conditions`. Refuses text: YAML becomes these types in
+`policyfile`, which reports every error; what is constructed here is taken to be valid. Also refuses clocks and
+measurements: what a deployment does now is the snapshot's, and `routing` brings both together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from types import MappingProxyType
 from typing import Literal
 
-from gateway.types import UNSCANNABLE, Capability, Deployment, Permit, RequestFacts, Snapshot, Timeouts
+from gateway.conditions import Deployments
+from gateway.conditions import Match as Match
+from gateway.types import UNSCANNABLE, Deployment, Permit, RequestFacts, Timeouts
 
 DATA_CLASS_HEADER = "x-data-class"
 DEFAULT_RULE = "default"
@@ -24,8 +27,6 @@ OrderBy = Literal["listed", "marginal_cost", "first_token", "total_latency", "we
 OrderTerm = Literal["marginal_cost", "first_token", "total_latency"]
 Sticky = Literal["request", "key", "tenant"]
 Protected = Literal["refuse", "skip"]
-
-Deployments = Mapping[str, Deployment]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,121 +103,15 @@ def permit(invariants: Iterable[Invariant], facts: RequestFacts) -> Permit:
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
-    """One key of `when`: the test, and the sentence that says why a request fails it. The sentence quotes the policy
-    alone."""
-
-    holds: Callable[[RequestFacts, Deployments, Snapshot], bool]
-    unmet: str
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """The conditions of a rule. All stated ones hold or the rule does not apply; within a set any one item is enough.
-
-    An empty set and None state nothing. `conditions` is compiled from the other fields once, and is all that
-    `matches` and `why_not` look at.
-    """
-
-    any_label: frozenset[str] = frozenset()
-    does_not_fit: frozenset[str] = frozenset()
-    slo: frozenset[str] = frozenset()
-    tenant: frozenset[str] = frozenset()
-    key_tag: frozenset[str] = frozenset()
-    tag: frozenset[str] = frozenset()
-    stream: bool | None = None
-    tools: bool | None = None
-    images: bool | None = None
-    schema: bool | None = None
-    conditions: tuple[Condition, ...] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "conditions", tuple(_compiled(self)))
-
-    def matches(self, facts: RequestFacts, deployments: Deployments, snapshot: Snapshot) -> bool:
-        """Whether all conditions hold."""
-        return all(condition.holds(facts, deployments, snapshot) for condition in self.conditions)
-
-    def why_not(self, facts: RequestFacts, deployments: Deployments, snapshot: Snapshot) -> str | None:
-        """The conditions that do not hold, as one sentence; None where the request matches."""
-        unmet = [condition.unmet for condition in self.conditions if not condition.holds(facts, deployments, snapshot)]
-        return "; ".join(unmet) or None
-
-    @property
-    def needs(self) -> frozenset[Capability]:
-        """What every request that matches asks of a deployment."""
-        asked: dict[Capability, bool | None] = {"tools": self.tools, "images": self.images, "schema": self.schema}
-        return frozenset(capability for capability, wanted in asked.items() if wanted)
-
-    @property
-    def sets(self) -> Mapping[str, frozenset[str]]:
-        """The stated conditions of which any one item is enough, by key."""
-        every = {
-            "any_label": self.any_label,
-            "does_not_fit": self.does_not_fit,
-            "slo": self.slo,
-            "tenant": self.tenant,
-            "key_tag": self.key_tag,
-            "tag": self.tag,
-        }
-        return {key: items for key, items in every.items() if items}
-
-    @property
-    def flags(self) -> Mapping[str, bool]:
-        """The stated conditions that are true or false, by key."""
-        every = {"stream": self.stream, "tools": self.tools, "images": self.images, "schema": self.schema}
-        return {key: wanted for key, wanted in every.items() if wanted is not None}
-
-    def covers(self, other: Match) -> bool:
-        """Whether every request that `other` matches is matched by this one as well, as far as the conditions alone
-        tell."""
-        sets, flags = other.sets, other.flags
-        return all(key in sets and sets[key] <= items for key, items in self.sets.items()) and all(
-            flags.get(key) is wanted for key, wanted in self.flags.items()
-        )
-
-
-def _compiled(match: Match) -> Iterable[Condition]:
-    """The stated conditions, the cheap ones first: `does_not_fit` counts, the others compare."""
-    if (stream := match.stream) is not None:
-        yield Condition(lambda f, _d, _s: f.stream is stream, f"the request is {'not ' if stream else ''}a stream")
-    if (tools := match.tools) is not None:
-        yield Condition(lambda f, _d, _s: f.tools is tools, f"the request {'offers no' if tools else 'offers'} tools")
-    if (images := match.images) is not None:
-        yield Condition(lambda f, _d, _s: f.images is images, f"the request {'holds no' if images else 'holds'} images")
-    if (schema := match.schema) is not None:
-        yield Condition(
-            lambda f, _d, _s: f.schema is schema, f"the request {'asks for no' if schema else 'asks for a'} schema"
-        )
-    if slo := match.slo:
-        yield Condition(lambda f, _d, _s: f.slo in slo, f"the request's SLO class is not {_either(slo)}")
-    if tenant := match.tenant:
-        yield Condition(lambda f, _d, _s: f.tenant in tenant, f"the tenant is not {_either(tenant)}")
-    if tag := match.tag:
-        yield Condition(lambda f, _d, _s: not tag.isdisjoint(f.tags), f"the request has no tag {_either(tag)}")
-    if key_tag := match.key_tag:
-        yield Condition(lambda f, _d, _s: not key_tag.isdisjoint(f.key_tags), f"the key has no tag {_either(key_tag)}")
-    if any_label := match.any_label:
-        unmet = f"the request has no label {_either(any_label)}"
-        yield Condition(lambda f, _d, _s: not any_label.isdisjoint(f.labels), unmet)
-    if names := tuple(sorted(match.does_not_fit)):
-        yield Condition(
-            lambda f, d, _s: any(not d[name].fits(f.prompt, f.max_tokens) for name in names),
-            f"the request fits {' and '.join(names)}",
-        )
-
-
-def _either(names: Iterable[str]) -> str:
-    return " or ".join(sorted(names))
-
-
-@dataclass(frozen=True, slots=True)
 class Require:
-    """What ranks candidates first: nothing here removes one. `cost_at_most_nusd` is nano-dollars a request, None
-    where cost is no matter."""
+    """What ranks candidates first: nothing here removes one. `cost_at_most_nusd` is nano-dollars a request; the times
+    are of the 95th percentile, in milliseconds, as in `Slo`. None where it is no matter."""
 
     slo_met: bool = False
     cost_at_most_nusd: int | None = None
+    first_token_at_most_ms: float | None = None
+    total_at_most_ms: float | None = None
+    per_token_at_most_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +124,8 @@ class Rule:
 
     `weights` (empty: none) draw which candidate goes first, each with a share of the sum, the same for all requests of
     one `sticky` key; the others follow in order. `order_weights` are the terms of `order_by: weighted`: dollars and
-    seconds, each times its weight. `slo` is the class of requests that name none. `timeouts` replace the deployments'.
+    seconds, each times its weight. `slo` is the class of requests that name none. `timeouts`, in seconds, replace the
+    deployments', each by itself.
     """
 
     name: str
@@ -245,14 +141,23 @@ class Rule:
     sticky: Sticky = "request"
     order_weights: Mapping[OrderTerm, float] = field(default_factory=dict)
     slo: str | None = None
-    timeouts: Timeouts | None = None
+    timeouts: Mapping[str, float] = field(default_factory=dict)
+
+    def timeouts_of(self, deployment: Deployment) -> Timeouts:
+        """How long an attempt on the deployment may take under this rule."""
+        return replace(deployment.timeouts, **self.timeouts) if self.timeouts else deployment.timeouts
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """A policy that loaded without an error: every name in it is defined, every rule can be reached, every protected
     request has a place or an explicit refusal. `hash` is 12 hexadecimal digits over both files' content; secrets have
-    no part in it."""
+    no part in it. `patterns` are the operator's own detectors, RE2 text by name.
+
+    `asked_headers` are the headers, names and values, that some rule looks at: no other gets into the facts of a
+    request. `thresholds` are the numbers of prompt tokens that some rule compares with, each with the deployment that
+    counts them.
+    """
 
     path: str
     hash: str
@@ -263,6 +168,21 @@ class Policy:
     slo: Mapping[str, Slo]
     rules: tuple[Rule, ...]
     default: Rule
+    patterns: Mapping[str, str] = field(default_factory=dict)
+    asked_headers: Mapping[str, frozenset[str]] = field(init=False, repr=False, compare=False)
+    thresholds: frozenset[tuple[str, int]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        asked: dict[str, frozenset[str]] = {}
+        thresholds: set[tuple[str, int]] = set()
+        for part in chain.from_iterable(rule.match.parts() for rule in self.rules if rule.match is not None):
+            for name, values in part.header.items():
+                asked[name] = asked.get(name, frozenset()) | values
+            if part.prompt_tokens is not None and part.counted_by is not None:
+                sides = part.prompt_tokens.at_least, part.prompt_tokens.below
+                thresholds |= {(part.counted_by, int(side)) for side in sides if side is not None}
+        object.__setattr__(self, "asked_headers", asked)
+        object.__setattr__(self, "thresholds", frozenset(thresholds))
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -297,6 +217,18 @@ class Policy:
         known = {UNSCANNABLE, *(label.name for label in self.labels)}
         raised |= known & _listed(headers.get(DATA_CLASS_HEADER, ""))
         return frozenset(raised | {UNSCANNABLE} if unscannable else raised)
+
+    def headers_of(self, headers: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+        """What of a request's headers (lower-case names, one sent several times joined with commas) some rule looks
+        at. A header that is a list has each of its items."""
+        if not self.asked_headers:
+            return frozenset()
+        return frozenset(
+            (name, value)
+            for name, values in self.asked_headers.items()
+            if name in headers
+            for value in values & _listed(headers[name])
+        )
 
     def unknown_data_class(self, headers: Mapping[str, str]) -> str | None:
         """A sentence for the caller where `x-data-class` has a value that no label knows, or none at all; None

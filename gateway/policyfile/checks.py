@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
-from gateway.policy import DEFAULT_RULE, Invariant, Match, Rule, permit
+from gateway.conditions import Condition, Globs, Match, is_plain
+from gateway.policy import DEFAULT_RULE, Invariant, Rule, permit
 from gateway.policyfile.rules import Written
 from gateway.policyfile.tree import Problem
 from gateway.types import UNSCANNABLE, Deployment, Permit, RequestFacts
@@ -32,29 +33,44 @@ def unreachable(rules: Sequence[Written], default: Written | None) -> Iterator[P
 
 
 class _Earlier:
-    """The rules so far. Each is filed once: under the items of that one of its sets that shares them with the fewest,
-    or as `broad` if it has no set.
+    """The rules so far. Each is filed once: under the places of that one of its conditions whose places hold the
+    fewest, or as `broad` if none has a place.
 
-    A rule that covers a match holds all items of each of its own sets' counterparts there, so it is filed under
-    whichever item of one of them is looked up; hundreds of rules need not be compared with each other.
+    A rule that covers a match has each of its conditions met by one of the match's own that is about the same, so it
+    is filed where one of those is looked up; hundreds of rules need not be compared with each other.
     """
 
     def __init__(self) -> None:
         self._broad: list[Rule] = []
-        self._filed: dict[tuple[str, str], list[Rule]] = {}
+        self._filed: dict[_Spot, list[Rule]] = {}
 
     def add(self, rule: Rule) -> None:
-        sets = [[(key, item) for item in items] for key, items in rule.match.sets.items()] if rule.match else []
-        if not sets:
+        places = [spots for c in (rule.match.conditions if rule.match else ()) if (spots := _places(c))]
+        if not places:
             self._broad.append(rule)
             return
-        for place in min(sets, key=lambda places: sum(len(self._filed.get(place, ())) for place in places)):
+        for place in min(places, key=lambda places: sum(len(self._filed.get(place, ())) for place in places)):
             self._filed.setdefault(place, []).append(rule)
 
     def covering(self, match: Match) -> Rule | None:
-        filed = (self._filed.get((key, next(iter(items))), ()) for key, items in match.sets.items())
+        spots = chain.from_iterable((*_places(c)[:1], (c.key, None)) for c in match.conditions)
+        filed = (self._filed.get(spot, ()) for spot in spots)
         found = (rule for rule in chain(self._broad, *filed) if rule.match is None or rule.match.covers(match))
         return next(found, None)
+
+
+_Spot = tuple[str, object]
+
+
+def _places(condition: Condition) -> Sequence[_Spot]:
+    """Where a rule with this condition is filed: under each of its items, since any of them may be all that another
+    has, or under None. Alternatives have no place: they may be met by a condition about anything."""
+    key, value = condition.key, condition.value
+    if isinstance(value, Globs):
+        value = value.patterns if all(map(is_plain, value.patterns)) else None
+    if isinstance(value, frozenset):
+        return [(key, item) for item in value]
+    return [] if key == "any" else [(key, value if isinstance(value, bool) else None)]
 
 
 def incapable(rules: Sequence[Written], deployments: Mapping[str, Deployment]) -> Iterator[Problem]:

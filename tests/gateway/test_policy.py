@@ -1,4 +1,4 @@
-"""What a compiled policy answers: labels, permits, matches."""
+"""What a compiled policy answers: labels, permits, headers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.conditions import Range
 from gateway.policy import Invariant, LabelSource, Match, Policy, Rule, Slo, permit
-from gateway.types import UNSCANNABLE, Deployment, DeploymentStatus, Permit, RequestFacts, Snapshot, TokenCount
+from gateway.types import UNSCANNABLE, Deployment, DeploymentStatus, Permit, RequestFacts, Snapshot, Timeouts
 
 DEPLOYMENTS = {
     "small": Deployment("small", "openai", "m", "on_premises", window=100, default_max_tokens=10),
@@ -41,116 +42,6 @@ PERSONAL = LabelSource(
     "personal", frozenset({"email", "iban"}), {"x-data-class": frozenset({"phi"})}, frozenset({"hr"})
 )
 SECRET = LabelSource("secret", frozenset({"jwt"}), {"x-vault": frozenset({"yes", "top secret"})})
-
-LONG = RequestFacts("auto", prompt=TokenCount(bound=95, estimate=20))
-
-
-@pytest.mark.parametrize(
-    ("match", "facts", "matched", "unmet"),
-    [
-        (Match(), RequestFacts("auto"), True, ""),
-        (Match(any_label=frozenset({"a", "b"})), RequestFacts("auto", labels=frozenset({"b", "c"})), True, ""),
-        (Match(any_label=frozenset({"a", "b"})), RequestFacts("auto"), False, "the request has no label a or b"),
-        (Match(slo=frozenset({"fast"})), RequestFacts("auto", slo="fast"), True, ""),
-        (Match(slo=frozenset({"fast"})), RequestFacts("auto"), False, "the request's SLO class is not fast"),
-        (Match(tenant=frozenset({"acme"})), RequestFacts("auto", tenant="acme"), True, ""),
-        (Match(tenant=frozenset({"acme"})), RequestFacts("auto", tenant="other"), False, "the tenant is not acme"),
-        (Match(key_tag=frozenset({"hr"})), RequestFacts("auto", key_tags=frozenset({"hr"})), True, ""),
-        (
-            Match(key_tag=frozenset({"hr"})),
-            RequestFacts("auto", tags=frozenset({"hr"})),
-            False,
-            "the key has no tag hr",
-        ),
-        (Match(tag=frozenset({"x"})), RequestFacts("auto", tags=frozenset({"x"})), True, ""),
-        (Match(tag=frozenset({"x"})), RequestFacts("auto", key_tags=frozenset("x")), False, "the request has no tag x"),
-        (Match(stream=True), RequestFacts("auto"), False, "the request is not a stream"),
-        (Match(stream=False), RequestFacts("auto", stream=True), False, "the request is a stream"),
-        (Match(tools=True), RequestFacts("auto"), False, "the request offers no tools"),
-        (Match(images=True), RequestFacts("auto"), False, "the request holds no images"),
-        (Match(schema=True), RequestFacts("auto"), False, "the request asks for no schema"),
-        (Match(stream=False, tools=True), RequestFacts("auto", tools=True), True, ""),
-        (Match(does_not_fit=frozenset({"small"})), LONG, True, ""),
-        (Match(does_not_fit=frozenset({"large"})), LONG, False, "the request fits large"),
-        (Match(does_not_fit=frozenset({"large", "small"})), LONG, True, ""),
-        (Match(does_not_fit=frozenset({"unknown"})), LONG, False, "the request fits unknown"),
-        (
-            Match(stream=True, tenant=frozenset({"acme"})),
-            RequestFacts("auto"),
-            False,
-            "the request is not a stream; the tenant is not acme",
-        ),
-        (Match(stream=True, tools=True), RequestFacts("auto", stream=True), False, "the request offers no tools"),
-    ],
-)
-def test_a_match_holds_when_all_its_conditions_do(match: Match, facts: RequestFacts, matched: bool, unmet: str) -> None:
-    """Keys of `when` all hold; of a set, any one item is enough."""
-    assert match.matches(facts, DEPLOYMENTS, UP) is matched
-    assert match.why_not(facts, DEPLOYMENTS, UP) == (unmet or None)
-
-
-WORDS = st.frozensets(st.sampled_from(["a", "b", "c"]))
-FLAGS = st.sampled_from([None, True, False])
-MATCHES = st.builds(
-    Match,
-    any_label=WORDS,
-    does_not_fit=st.frozensets(st.sampled_from(sorted(DEPLOYMENTS))),
-    slo=WORDS,
-    tenant=WORDS,
-    key_tag=WORDS,
-    tag=WORDS,
-    stream=FLAGS,
-    tools=FLAGS,
-    images=FLAGS,
-    schema=FLAGS,
-)
-FACTS = st.builds(
-    RequestFacts,
-    model=st.just("auto"),
-    tenant=st.sampled_from(["a", "b", "c"]),
-    key_tags=WORDS,
-    tags=WORDS,
-    labels=WORDS,
-    prompt=st.builds(TokenCount, bound=st.integers(0, 1200), estimate=st.just(0)),
-    max_tokens=st.none() | st.integers(1, 50),
-    stream=st.booleans(),
-    tools=st.booleans(),
-    images=st.booleans(),
-    schema=st.booleans(),
-    slo=st.sampled_from([None, "a", "b", "c"]),
-)
-
-
-@given(MATCHES, FACTS)
-def test_the_explanation_agrees_with_the_decision(match: Match, facts: RequestFacts) -> None:
-    """There is a reason not to match if and only if the request does not match."""
-    assert (match.why_not(facts, DEPLOYMENTS, UP) is None) is match.matches(facts, DEPLOYMENTS, UP)
-
-
-@given(MATCHES, MATCHES, FACTS)
-def test_a_match_that_covers_another_matches_all_its_requests(one: Match, other: Match, facts: RequestFacts) -> None:
-    if one.covers(other) and other.matches(facts, DEPLOYMENTS, UP):
-        assert one.matches(facts, DEPLOYMENTS, UP)
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "covers"),
-    [
-        (Match(), Match(stream=True), True),
-        (Match(stream=True), Match(), False),
-        (Match(stream=True), Match(stream=True, tools=False), True),
-        (Match(stream=True), Match(stream=False), False),
-        (Match(slo=frozenset("ab")), Match(slo=frozenset("a")), True),
-        (Match(slo=frozenset("a")), Match(slo=frozenset("ab")), False),
-    ],
-)
-def test_a_looser_match_covers_a_stricter_one(one: Match, other: Match, covers: bool) -> None:
-    assert one.covers(other) is covers
-
-
-def test_a_match_needs_the_capabilities_that_it_asks_for() -> None:
-    """`tools: false` needs nothing."""
-    assert Match(tools=True, images=False, schema=True).needs == {"tools", "schema"}
 
 
 @pytest.mark.parametrize(
@@ -327,6 +218,49 @@ def test_more_labels_never_allow_more(
 @given(INVARIANTS, INVARIANTS, REQUESTS)
 def test_an_invariant_more_never_allows_more(some: list[Invariant], more: list[Invariant], facts: RequestFacts) -> None:
     never_allows_more(permit(some, facts), permit([*some, *more], facts))
+
+
+ASKS = (
+    Rule("teams", Match(header={"x-team": frozenset({"a", "b"})}), ("small",)),
+    Rule(
+        "both", Match(not_=Match(any_of=(Match(header={"x-team": frozenset("c"), "x-env": frozenset({"prod"})}),))), ()
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        ({}, set()),
+        ({"x-team": "a"}, {("x-team", "a")}),
+        ({"x-team": " A , c,", "x-env": "test"}, {("x-team", "a"), ("x-team", "c")}),
+        ({"x-team": "prod", "x-other": "a", "authorization": "a"}, set()),
+        ({"x-team": "a b"}, set()),
+    ],
+)
+def test_of_a_requests_headers_only_what_some_rule_asks_about_is_a_fact(
+    headers: dict[str, str], found: set[tuple[str, str]]
+) -> None:
+    assert policy(rules=ASKS).headers_of(headers) == found
+    assert policy().headers_of(headers) == frozenset()
+
+
+def test_the_prompt_sizes_that_rules_compare_with_are_known() -> None:
+    """They are where an exact count is worth its time."""
+    long = Match(prompt_tokens=Range(8000, 32000), counted_by="small")
+    rules = (
+        Rule("long", Match(any_of=(long,)), ("small",)),
+        Rule("vague", Match(prompt_tokens=Range(5)), ("small",)),
+        Rule("short", Match(prompt_tokens=Range(below=100), counted_by="large"), ("large",)),
+    )
+    assert policy(rules=rules).thresholds == {("small", 8000), ("small", 32000), ("large", 100)}
+
+
+def test_a_rule_changes_the_timeouts_that_it_states() -> None:
+    deployment = replace(DEPLOYMENTS["small"], timeouts=Timeouts(connect=1.0, total=30.0))
+    assert Rule("x", None, ("small",)).timeouts_of(deployment) is deployment.timeouts
+    changed = Rule("x", None, ("small",), timeouts={"first_token": 2.0}).timeouts_of(deployment)
+    assert changed == Timeouts(connect=1.0, first_token=2.0, total=30.0)
 
 
 def test_rules_are_found_by_name_and_the_default_is_one() -> None:
