@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from gateway.masking import Masked
 from gateway.types import ChatRequest, Usage
 
 
@@ -18,7 +19,8 @@ class Call:
 
     `prompt_tokens` is our estimate, for a deployment that reports no usage. `first_token_by_ms` is how long the
     caller's latency class still leaves, None where it has none. `imposed_max_tokens` bounds an answer that the caller
-    left unbounded, where a cost cap needs it.
+    left unbounded, where a cost cap needs it. `masked` is the request's masked form, where it has one: what a zone gets
+    that may not have the request as it is.
     """
 
     chat: ChatRequest
@@ -27,6 +29,7 @@ class Call:
     imposed_max_tokens: int | None = None
     priority: int = 0
     first_token_by_ms: float | None = None
+    masked: Masked | None = None
 
 
 @dataclass(frozen=True, slots=True)

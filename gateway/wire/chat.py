@@ -46,7 +46,7 @@ _HELD_AT_TOP = ("conversation", "prompt")
 
 # The API's own field names and words: no text of a caller. Any other key and any other value is.
 # fmt: off
-_SCHEMA_KEYS = frozenset(
+SCHEMA_KEYS = frozenset(
     (
         "messages", "role", "content", "type", "text", "name", "tool_calls", "tool_call_id", "function",
         "arguments", "id", "tools", "tool_choice", "model", "stream", "stream_options", "include_usage",
@@ -56,7 +56,7 @@ _SCHEMA_KEYS = frozenset(
         "items", "enum", "additionalProperties", "image_url", "url", "detail", "refusal", "parallel_tool_calls",
     )
 )
-_SCHEMA_WORDS = frozenset(
+SCHEMA_WORDS = frozenset(
     (
         "system", "developer", "user", "assistant", "tool", "function", "text", "image_url", "string", "object",
         "array", "integer", "number", "boolean", "auto", "none", "required",
@@ -68,7 +68,7 @@ MOST_LEVELS = 254  # orjson's bound for writing
 _TOO_DEEP = f"The body is nested too deeply: at most {MOST_LEVELS} levels are read."
 
 _SMALLEST_NUMBER_AS_TEXT = 1_000_000  # seven digits: the shortest number that a detector may look for
-_DECODINGS = 3  # how often a string within a string is decoded
+DECODINGS = 3  # how often a string within a string is decoded
 
 # 512 base64 characters in a row, or eight full lines of them: longer than a hash or a key (SHA-512 in hex has 128), so
 # some encoded file.
@@ -144,6 +144,13 @@ def _smaller(first: int | None, second: int | None) -> int | None:
     return min(first, second)
 
 
+def number_text(value: object) -> str | None:
+    """A number as a detector reads it, or None where it is too short for any, or no number."""
+    if not isinstance(value, int | float) or abs(value) < _SMALLEST_NUMBER_AS_TEXT:
+        return None
+    return str(int(value)) if value == int(value) else repr(value)
+
+
 class _Reader:
     """Collects text in reading order.
 
@@ -157,7 +164,7 @@ class _Reader:
         self.texts: list[str] = []
         self.held = False
 
-    def read(self, document: object, decodings: int = _DECODINGS) -> None:
+    def read(self, document: object, decodings: int = DECODINGS) -> None:
         stack = [document]
         while stack:
             value = stack.pop()
@@ -169,13 +176,13 @@ class _Reader:
                 self._open(value, stack)
             elif isinstance(value, list):
                 stack.extend(reversed(value))
-            elif isinstance(value, int | float) and abs(value) >= _SMALLEST_NUMBER_AS_TEXT:
-                self.texts.append(str(int(value)) if value == int(value) else repr(value))
+            elif (text := number_text(value)) is not None:
+                self.texts.append(text)
 
     def _open(self, value: dict[str, Any], stack: list[object]) -> None:
         for key, inner in reversed(value.items()):
-            if key in _SCHEMA_KEYS:
-                if inner.__class__ is not str or inner not in _SCHEMA_WORDS:
+            if key in SCHEMA_KEYS:
+                if inner.__class__ is not str or inner not in SCHEMA_WORDS:
                     stack.append(inner)
                 continue
             if key in _HELD and inner and isinstance(inner, str | list):
