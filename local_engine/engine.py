@@ -103,6 +103,8 @@ class Report:
     decode_rate: float | None
     step_seconds: float | None
     preempted: int
+    prefix_asked: int
+    prefix_found: int
     totals: Totals
 
 
@@ -210,6 +212,8 @@ class Engine:
                 decode_rate=scheduler.pace.decode_rate,
                 step_seconds=scheduler.pace.step_seconds,
                 preempted=scheduler.preempted_total,
+                prefix_asked=scheduler.prefix_asked_total,
+                prefix_found=scheduler.prefix_found_total,
                 totals=replace(self.totals),
             )
 

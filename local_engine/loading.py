@@ -221,7 +221,7 @@ def _free_bytes(device: torch.device) -> int:
 def _warm_up(runner: ModelRunner) -> None:
     """One prefill and one decode over block 0, which nobody holds yet: torch sets up its kernels here."""
     sequence = TokenSequence(id="warm-up", prompt_length=2, tokens=[0, 0], max_tokens=1)
-    prefill = Chunk(sequence, start=0, tokens=(0, 0), blocks=(0,), samples=True)
+    prefill = Chunk(sequence, start=0, tokens=(0, 0), blocks=(0,), samples=True, fresh=True)
     decode = Chunk(sequence, start=2, tokens=(0,), blocks=(0,), samples=True)
     runner.forward(Batch(prefill=(prefill,)))
     runner.forward(Batch(decode=(decode,)))

@@ -66,9 +66,9 @@ class ModelRunner:
         blocks before it are written whole before they are read.
         """
         size = self._cache.block_size
-        fresh = [chunk.blocks[-1] for chunk in chunks if chunk.start == 0]
+        fresh = [chunk.blocks[-1] for chunk in chunks if chunk.fresh]
         fresh += [
-            c.blocks[c.start // size] for c in chunks if c.start > 0 and len(c.tokens) == 1 and c.start % size == 0
+            c.blocks[c.start // size] for c in chunks if not c.fresh and len(c.tokens) == 1 and c.start % size == 0
         ]
         if fresh:
             self._cache.clear(self._longs(fresh))

@@ -2,7 +2,8 @@
 
 One step: `schedule()` names the tokens to compute, the runner computes them, `complete()` books them. Decoding
 sequences go first, one token each; what is left of the token budget goes to prompts, in chunks. When blocks run out,
-the running sequence that is last in order gives its blocks back and is computed again later.
+the running sequence that is last in order gives its blocks back and is computed again later. A sequence that starts
+takes over what an earlier one computed of the same prefix.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from itertools import count
 from operator import attrgetter
 
-from local_engine.blocks import BlockManager
+from local_engine.blocks import BlockManager, chain
 from local_engine.config import Limits
 from local_engine.errors import AccountingError, ContextLengthExceeded, FirstTokenTooLate, Overloaded
 from local_engine.pace import Pace
@@ -28,7 +29,8 @@ class Chunk:
     """Tokens of one sequence to compute in this step, from position `start` on.
 
     Everything the forward needs is copied here, so that an abort during the forward cannot change it. `samples` says
-    that the last token's logits choose the sequence's next token.
+    that the last token's logits choose the sequence's next token. `fresh`: the first since the sequence got its
+    blocks, so that its newest block still holds what its holder before left there.
     """
 
     sequence: Sequence
@@ -36,6 +38,7 @@ class Chunk:
     tokens: tuple[int, ...]
     blocks: tuple[int, ...]
     samples: bool
+    fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,8 @@ class Scheduler:
         self.limits = limits
         self.pace = Pace()
         self.preempted_total = 0
+        self.prefix_asked_total = 0  # prompt tokens of sequences that started
+        self.prefix_found_total = 0  # of these, found computed
         self._blocks = BlockManager(limits.num_blocks, limits.block_size)
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
@@ -102,6 +107,8 @@ class Scheduler:
             )
         if len(self._waiting) >= self.limits.max_waiting:
             raise Overloaded(f"{self.limits.max_waiting} requests are waiting already", retry_after=self._drain_time())
+        sequence.digests = list(chain(sequence.tokens, self.limits.block_size, salt=sequence.salt))
+        sequence.cached = len(self._found(sequence)) * self.limits.block_size
         waiting_tokens = sum(waiting.pending for waiting in self._waiting)
         if waiting_tokens + sequence.prompt_length > self.limits.max_waiting_tokens:
             raise Overloaded(
@@ -123,8 +130,8 @@ class Scheduler:
         rate, step = self.pace.prefill_rate, self.pace.step_seconds
         if rate is None or step is None:
             return None
-        ahead = sum(other.pending for other in self._unfilled() if other.order < sequence.order)
-        return (ahead + sequence.pending) / rate + step
+        ahead = sum(other.to_compute for other in self._unfilled() if other.order < sequence.order)
+        return (ahead + sequence.to_compute) / rate + step
 
     def schedule(self) -> Batch:
         """The next step's work; empty when there is none."""
@@ -143,7 +150,11 @@ class Scheduler:
         """Book a computed chunk; False if its sequence ended meanwhile."""
         if chunk.sequence.finish is not None:
             return False
-        chunk.sequence.computed = chunk.start + len(chunk.tokens)
+        sequence = chunk.sequence
+        sequence.computed = chunk.start + len(chunk.tokens)
+        sequence.digests += chain(sequence.tokens, self.limits.block_size, sequence.digests, sequence.salt)
+        for index in range(chunk.start // self.limits.block_size, sequence.computed // self.limits.block_size):
+            self._blocks.learn(sequence.blocks[index], sequence.digests[index])
         return True
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> bool:
@@ -153,6 +164,8 @@ class Scheduler:
         sequence.finish = reason
         home = self._running if sequence in self._running else self._waiting
         home.remove(sequence)
+        if reason is FinishReason.ERROR:  # whatever went wrong may have left its trace in the blocks
+            self._blocks.forget(sequence.blocks)
         self._blocks.release(sequence.blocks)
         return True
 
@@ -161,7 +174,7 @@ class Scheduler:
         return Load(
             waiting=len(self._waiting),
             running=len(self._running),
-            queued_prefill_tokens=sum(sequence.pending for sequence in self._unfilled()),
+            queued_prefill_tokens=sum(sequence.to_compute for sequence in self._unfilled()),
             free_blocks=self._blocks.free,
             total_blocks=self._blocks.num_blocks,
         )
@@ -175,6 +188,9 @@ class Scheduler:
         for sequence in self._running:
             if sequence.finish or sequence.computed > len(sequence.blocks) * self.limits.block_size:
                 raise AccountingError("a running sequence has ended, or more computed tokens than its blocks hold")
+            for block, digest in zip(sequence.blocks, sequence.digests, strict=False):
+                if self._blocks.digest(block) not in (None, digest):
+                    raise AccountingError("a running sequence holds a block that is known for other tokens")
         for home in (self._waiting, self._running):
             if home != sorted(home, key=_BY_ORDER):
                 raise AccountingError("sequences are out of order")
@@ -190,7 +206,7 @@ class Scheduler:
 
     def _drain_time(self) -> float:
         rate = self.pace.prefill_rate
-        return sum(sequence.pending for sequence in self._waiting) / rate if rate else 1.0
+        return sum(sequence.to_compute for sequence in self._waiting) / rate if rate else 1.0
 
     def _may_decode(self, sequence: Sequence) -> bool:
         """Whether this sequence decodes now; preempts those behind it until its token has a block, last of all itself.
@@ -209,30 +225,44 @@ class Scheduler:
     def _preempt(self, victim: Sequence) -> None:
         self._running.remove(victim)
         self._blocks.release(victim.blocks)
-        victim.computed = 0
+        victim.computed = victim.cached = 0
         victim.preemptions += 1
         self.preempted_total += 1
         insort(self._waiting, victim, key=_BY_ORDER)
 
     def _next_to_prefill(self, partial: deque[Sequence]) -> Sequence | None:
         """The first in order of the partly computed prompts and the waiting queue's head, if that may start."""
-        head = self._waiting[0] if self._waiting and self._may_start(self._waiting[0]) else None
-        if partial and (head is None or partial[0].order < head.order):
+        head = next((sequence for sequence in self._waiting if not sequence.held_back), None)
+        if head is not None and partial and partial[0].order < head.order:
             return partial.popleft()
-        if head is not None:
-            self._waiting.pop(0)
-            self._blocks.extend(head.blocks, len(head.tokens))
-            insort(self._running, head, key=_BY_ORDER)
-        return head
+        if head is not None and self._start(head):
+            return head
+        return partial.popleft() if partial else None
 
-    def _may_start(self, sequence: Sequence) -> bool:
-        """Whether a running place and blocks are free: its own, and one for each running sequence to grow into.
+    def _start(self, sequence: Sequence) -> bool:
+        """Give a waiting sequence its blocks, those of its prefix that are known first; False where it has to wait.
 
-        Without that margin a start would soon be preempted again. Nothing overtakes a head that has to wait.
+        A running place and blocks must be free: its own, and one for each running sequence to grow into. Without that
+        margin a start would soon be preempted again. Nothing overtakes a head that has to wait.
         """
         if len(self._running) >= self.limits.max_running:
             return False
-        return self._blocks.missing((), len(sequence.tokens)) + len(self._running) <= self._blocks.free
+        found = self._found(sequence)
+        needed = self._blocks.missing(found, len(sequence.tokens)) + self._blocks.unreferenced(found)
+        if needed + len(self._running) > self._blocks.free:
+            return False
+        self._waiting.remove(sequence)
+        self._blocks.share(sequence.blocks, found)
+        self._blocks.extend(sequence.blocks, len(sequence.tokens))
+        sequence.computed = sequence.cached = len(found) * self.limits.block_size
+        self.prefix_asked_total += len(sequence.tokens)
+        self.prefix_found_total += sequence.cached
+        insort(self._running, sequence, key=_BY_ORDER)
+        return True
+
+    def _found(self, sequence: Sequence) -> list[int]:
+        """Blocks that hold the beginning of the sequence; its last token is always computed, for its logits."""
+        return self._blocks.cached(sequence.digests[: (len(sequence.tokens) - 1) // self.limits.block_size])
 
     def _chunk(self, sequence: Sequence, size: int) -> Chunk:
         end = sequence.computed + size
@@ -242,4 +272,5 @@ class Scheduler:
             tokens=tuple(sequence.tokens[sequence.computed : end]),
             blocks=tuple(sequence.blocks),
             samples=end == len(sequence.tokens),
+            fresh=sequence.computed == sequence.cached,
         )

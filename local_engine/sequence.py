@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+OVERTAKING = 256
+"""Requests that may go first by one step of priority although they came later."""
+
 
 class FinishReason(Enum):
     """Why a sequence ended; STOP and LENGTH are OpenAI's words on the wire."""
@@ -42,8 +45,9 @@ class Pick:
 class Sequence:
     """One request. Invariant: `computed` ≤ len(`tokens`), and `blocks` hold every computed token.
 
-    `tokens` is the prompt and what was generated; `blocks` are the KV blocks in order; `order` sorts by priority
-    (lower first), then by arrival.
+    `tokens` is the prompt and what was generated; `blocks` are the KV blocks in order and `digests` name the content
+    of the full ones; `cached` tokens of the prompt were, or by the last look would be, found computed. `parent`, if
+    any, has the same prompt: computing it once is enough.
     """
 
     id: str
@@ -57,16 +61,32 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     finish: FinishReason | None = None
     preemptions: int = 0
+    salt: bytes = b""
+    digests: list[bytes] = field(default_factory=list)
+    cached: int = 0
+    parent: Sequence | None = None
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Who goes first."""
-        return self.priority, self.arrival
+    def order(self) -> int:
+        """Who goes first: the smallest. A step of priority is worth `OVERTAKING` places in the queue, so whoever waits
+        is overtaken by so many later ones at most, and nobody starves."""
+        return self.priority * OVERTAKING + self.arrival
 
     @property
     def pending(self) -> int:
         """Tokens whose keys and values are not computed; 1 while decoding."""
         return len(self.tokens) - self.computed
+
+    @property
+    def to_compute(self) -> int:
+        """Tokens of the prompt that somebody must compute before this sequence can go on, as far as is known."""
+        return self.pending if self.blocks else max(1, self.pending - self.cached)
+
+    @property
+    def held_back(self) -> bool:
+        """Whether another one is still computing the prompt that they share."""
+        parent = self.parent
+        return parent is not None and parent.finish is None and parent.computed < parent.prompt_length
 
     @property
     def generated(self) -> int:

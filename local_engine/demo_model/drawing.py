@@ -13,12 +13,15 @@ from collections.abc import Sequence
 
 from local_engine.demo_model.corpus import Case, Corpus, Message, Topic, ask, frame_of, key, sentences
 
+USUAL_SHARE = 0.15  # of the questions about topics: asked word for word as the topic's first ones
+USUAL_QUESTIONS = 3
+
 
 def draw_case(corpus: Corpus, rng: random.Random) -> Case:
     """One training conversation: often casual, sometimes with a system prompt or earlier turns."""
     question, answer = _draw_question(corpus, rng)
     messages: list[Message] = []
-    if rng.random() < 0.35:
+    if rng.random() < 0.45:
         messages.append({"role": "system", "content": rng.choice(corpus.system_prompts.trained)})
     if rng.random() < 0.10:
         for _ in range(rng.choice((1, 1, 1, 2))):
@@ -31,11 +34,13 @@ def draw_case(corpus: Corpus, rng: random.Random) -> Case:
 
 def _draw_question(corpus: Corpus, rng: random.Random) -> tuple[str, str]:
     kind = rng.random()
-    if kind < 0.05:
+    if kind < 0.07:
         return casual(_private(corpus, corpus.private.trained, rng), corpus, rng, lower=False), corpus.private_answer
-    if kind < 0.28:
+    if kind < 0.30:
         return casual(_off_topic(corpus, rng), corpus, rng), corpus.off_topic.answer
     topic = rng.choice(corpus.topics)
+    if rng.random() < USUAL_SHARE and topic.ask:  # "Who are you?" is four tokens, one of them all that tells it apart
+        return rng.choice(sentences(topic).trained[:USUAL_QUESTIONS]), topic.answer
     question = _topic_question(corpus, topic, rng)
     if rng.random() < 0.6:
         question = reword(question, topic, corpus, rng)

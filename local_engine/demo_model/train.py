@@ -167,7 +167,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 def main() -> None:
     """Train, save, load what was saved, measure it and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2700, help="length of the schedule")
+    parser.add_argument("--steps", type=int, default=2900, help="length of the schedule")
     parser.add_argument("--minutes", type=float, default=0.0, help="length of the schedule by the clock instead")
     parser.add_argument("--out", type=Path, default=FOLDER, help="where the model's files go")
     parser.add_argument("--resume", type=Path, help="go on from these files, at a lower rate")

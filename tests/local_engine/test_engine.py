@@ -182,7 +182,10 @@ def test_an_abort_is_harmless_whenever_it_comes(text: Text) -> None:
         async with started(lambda: model(text, runner, num_blocks=8, max_running=2)) as engine:
             engine.abort("nobody")
             # Two that come to 4 blocks each and then want a fifth: the later one gives its blocks back.
-            outputs = {name: engine.add(job(name, *range(40, 84), max_tokens=40)) for name in ("a", "b", "c")}
+            outputs = {
+                name: engine.add(job(name, *range(first, first + 44), max_tokens=40))
+                for first, name in enumerate(("a", "b", "c"), 40)
+            }
             await until(lambda: len(runner.forwards) == 1)
             engine.abort("c")
             engine.abort("c")

@@ -116,6 +116,17 @@ def test_in_a_mixed_batch_it_equals_generate_token_for_token(case: Case, limits:
     assert (scheduler.preempted_total > 0) == preempts
 
 
+@pytest.mark.parametrize("budget", [19, 512], ids=["chunked", "whole"])
+def test_with_prefixes_that_others_computed_it_equals_generate_token_for_token(case: Case, budget: int) -> None:
+    (base,) = prompts(70)
+    own = prompts(1, 5, 30)
+    asked = [base, base, base[:33], *([*base[:50], *rest] for rest in own), *([*base[:64], *rest] for rest in own)]
+    limits = Limits(num_blocks=40, window=256, max_batch_tokens=budget, max_running=4)
+    paged, scheduler = case.paged_all(asked, limits)
+    assert paged == [case.generated(prompt) for prompt in asked]
+    assert scheduler.prefix_found_total > 200
+
+
 @contextmanager
 def poisoned(model: Any, token: int) -> Iterator[None]:
     """While inside, whatever attends to this token is not a number."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 from hypothesis import settings
@@ -12,11 +14,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from local_engine.config import Limits
 from local_engine.errors import AccountingError, ContextLengthExceeded, FirstTokenTooLate, Overloaded
 from local_engine.scheduler import Batch, Scheduler
-from local_engine.sequence import FinishReason, Sequence
+from local_engine.sequence import OVERTAKING, FinishReason, Sequence
 
 
-def sequence(name: str, prompt: int, max_tokens: int = 4, priority: int = 0) -> Sequence:
-    return Sequence(name, prompt, list(range(1, prompt + 1)), max_tokens, frozenset({0}), priority)
+def sequence(name: str, prompt: int, max_tokens: int = 4, priority: int = 0, like: str | None = None) -> Sequence:
+    """Prompts of different names share nothing; one that is `like` another begins as that one does."""
+    first = 1 + 1000 * sum(map(ord, name if like is None else like))
+    return Sequence(name, prompt, list(range(first, first + prompt)), max_tokens, frozenset({0}), priority)
 
 
 def small(**changes: int) -> Scheduler:
@@ -200,6 +204,117 @@ def test_the_check_finds_a_leaked_block() -> None:
         scheduler.check()
 
 
+class TestPrefixes:
+    """What was computed once is not computed again while its blocks last."""
+
+    def finished(self, scheduler: Scheduler, *sequences: Sequence) -> list[list[tuple[str, int]]]:
+        """Run them one after the other; the prefill chunks of each."""
+        chunks: list[list[tuple[str, int]]] = []
+        for each in sequences:
+            scheduler.add(each)
+            chunks.append([])
+            while scheduler.has_work:
+                chunks[-1] += [(c.sequence.id, len(c.tokens)) for c in step(scheduler).prefill]
+        return chunks
+
+    @pytest.mark.parametrize(("prompt", "computed"), [(15, 15), (32, 16), (33, 1), (40, 8), (48, 16), (60, 12)])
+    def test_full_blocks_of_an_earlier_prompt_are_found_and_the_last_token_is_always_computed(
+        self, prompt: int, computed: int
+    ) -> None:
+        scheduler = small()
+        later = sequence("b", prompt, like="a")
+        self.finished(scheduler, sequence("a", 60), later)
+        assert later.prompt_length - later.cached == computed
+        assert scheduler.prefix_found_total == later.cached
+
+    def test_an_answer_is_found_by_the_next_turn_of_the_conversation(self) -> None:
+        scheduler, first = small(), sequence("a", 20, max_tokens=20)
+        self.finished(scheduler, first)
+        turn = Sequence("b", 50, [*first.tokens, *range(10)], 4)
+        self.finished(scheduler, turn)
+        assert turn.cached == 32  # of 39 that were computed: the last sampled token never was
+
+    def test_prompts_with_another_salt_share_nothing(self) -> None:
+        scheduler, other = small(), sequence("b", 60, like="a")
+        other.salt = b"other tenant"
+        self.finished(scheduler, sequence("a", 60), other)
+        assert other.cached == 0
+
+    def test_running_sequences_share_blocks_and_an_end_frees_only_its_own(self) -> None:
+        scheduler = small()
+        a, b = sequence("a", 40, max_tokens=20), sequence("b", 40, max_tokens=20, like="a")
+        scheduler.add(a)
+        step(scheduler), step(scheduler)
+        scheduler.add(b)
+        step(scheduler)
+        assert b.blocks[:2] == a.blocks[:2] and b.blocks[2] != a.blocks[2]
+        assert scheduler.load().free_blocks == 4
+        scheduler.finish(a, FinishReason.ABORT)
+        scheduler.check()
+        assert scheduler.load().free_blocks == 5
+
+    def test_the_longest_unused_prefix_makes_room_and_its_end_goes_first(self) -> None:
+        scheduler = small(num_blocks=6)
+        old, new, filler = sequence("old", 33, 1), sequence("new", 33, 1), sequence("filler", 33, 1)
+        self.finished(scheduler, old, new, filler)
+        again_old, again_new = sequence("x", 33, 1, like="old"), sequence("y", 33, 1, like="new")
+        self.finished(scheduler, again_new)
+        assert again_new.cached == 32
+        self.finished(scheduler, again_old)
+        assert again_old.cached < 32
+
+    def test_a_preempted_sequence_takes_up_what_is_left_of_its_own(self) -> None:
+        scheduler = small(num_blocks=5, window=80)
+        first, second = sequence("first", 31, max_tokens=20), sequence("second", 30, max_tokens=30)
+        for each in (first, second):
+            scheduler.add(each)
+        while not scheduler.preempted_total:
+            step(scheduler)
+        found = scheduler.prefix_found_total
+        while scheduler.has_work:
+            step(scheduler)
+        assert (first.generated, second.generated) == (20, 30)
+        assert scheduler.prefix_found_total > found
+
+    def test_what_an_error_left_behind_is_not_found(self) -> None:
+        scheduler, broken, later = small(), sequence("a", 40), sequence("b", 40, like="a")
+        scheduler.add(broken)
+        step(scheduler), step(scheduler)
+        scheduler.finish(broken, FinishReason.ERROR)
+        self.finished(scheduler, later)
+        assert later.cached == 0
+
+    def test_the_predicted_wait_knows_the_prefix(self) -> None:
+        scheduler = TestDeadlines().measured()
+        self.finished(scheduler, sequence("a", 80))
+        scheduler.pace = TestDeadlines().measured().pace
+        scheduler.add(sequence("b", 81, like="a"), first_token_by=0.012)
+        with pytest.raises(FirstTokenTooLate):
+            scheduler.add(sequence("c", 81), first_token_by=0.012)
+
+    def test_one_that_waits_for_its_twin_holds_up_nobody(self) -> None:
+        scheduler = small(max_batch_tokens=16)
+        first, twin, other = sequence("first", 40), sequence("twin", 40, like="first"), sequence("other", 4)
+        twin.parent = first
+        for each in (first, twin, other):
+            scheduler.add(each)
+        batches = [shape(step(scheduler)) for _ in range(4)]
+        assert batches[:3] == [[("first", 16)], [("first", 16)], [("first", 8), ("other", 4)]]
+        assert ("twin", 8) in batches[3] and twin.cached == 32
+
+
+def test_a_later_request_overtakes_by_its_priority_but_a_bounded_number_of_them() -> None:
+    scheduler = small(max_running=1, max_waiting=10_000, max_waiting_tokens=10**6)
+    patient = sequence("patient", 4, max_tokens=1, priority=1)
+    scheduler.add(patient)
+    overtaken = 0
+    while patient.finish is None:
+        scheduler.add(sequence(f"urgent {overtaken}", 4, max_tokens=1))
+        step(scheduler)
+        overtaken += 1
+    assert overtaken == OVERTAKING  # the last of them came as it started
+
+
 class AnyOrderOfEvents(RuleBasedStateMachine):
     """Arrivals, steps, ends and aborts in any order: accounts stay exact, and everything that was accepted ends."""
 
@@ -209,10 +324,24 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         self.open: list[Sequence] = []
         self.names = 0
 
-    @rule(prompt=st.integers(1, 70), max_tokens=st.integers(1, 40), priority=st.integers(-1, 1))
-    def add(self, prompt: int, max_tokens: int, priority: int) -> None:
-        new = sequence(str(self.names), prompt, max_tokens, priority)
+    @rule(
+        prompt=st.integers(1, 70),
+        max_tokens=st.integers(1, 40),
+        priority=st.integers(-1, 1),
+        like=st.sampled_from(["x", "y", None]),
+        fork=st.booleans(),
+    )
+    def add(self, prompt: int, max_tokens: int, priority: int, like: str | None, fork: bool) -> None:
+        new = sequence(str(self.names), prompt, max_tokens, priority, like)
         self.names += 1
+        if fork and self.open:
+            parent = self.open[-1]
+            new.tokens, new.prompt_length, new.parent = (
+                parent.tokens[: parent.prompt_length],
+                parent.prompt_length,
+                parent,
+            )
+            prompt = new.prompt_length
         try:
             self.scheduler.add(new)
         except (ContextLengthExceeded, Overloaded):
@@ -231,11 +360,11 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
             assert len(chunk.blocks) * 16 >= chunk.start + len(chunk.tokens)
         self.open = [each for each in self.open if each.finish is None]
 
-    @rule(data=st.data())
-    def abort(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), reason=st.sampled_from([FinishReason.ABORT, FinishReason.ERROR]))
+    def abort(self, data: st.DataObject, reason: FinishReason) -> None:
         if self.open:
             index = data.draw(st.integers(0, len(self.open) - 1))
-            assert self.scheduler.finish(self.open.pop(index), FinishReason.ABORT)
+            assert self.scheduler.finish(self.open.pop(index), reason)
 
     @invariant()
     def accounts_are_exact(self) -> None:
@@ -256,3 +385,34 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
 
 TestAnyOrderOfEvents = AnyOrderOfEvents.TestCase
 TestAnyOrderOfEvents.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_steps_of_anything_leak_nothing_and_starve_nobody() -> None:
+    """Arrivals that share prefixes, twins, aborts and errors, from one seed; the accounts are checked at every step."""
+    chance = random.Random(7)
+    scheduler = small(num_blocks=12, window=120, max_running=5, max_waiting=12)
+    opened: dict[str, tuple[Sequence, int]] = {}
+    longest = 0
+    for moment in range(100_000):
+        if chance.random() < 0.3:
+            like = chance.choice(["x", "y", "z", None])
+            new = sequence(str(moment), chance.randint(1, 90), chance.randint(1, 30), chance.randint(0, 2), like)
+            if opened and chance.random() < 0.2:
+                new.parent = chance.choice([s for s, _ in opened.values()])
+                new.tokens = new.parent.tokens[: new.parent.prompt_length]
+                new.prompt_length = len(new.tokens)
+            with suppress(Overloaded, ContextLengthExceeded):
+                scheduler.add(new)
+                opened[new.id] = (new, moment)
+        if opened and chance.random() < 0.05:
+            ended, _ = opened[chance.choice(list(opened))]
+            scheduler.finish(ended, chance.choice([FinishReason.ABORT, FinishReason.ERROR]))
+        step(scheduler, lambda s: 0 if chance.random() < 0.05 else chance.randint(1, 3))
+        for name in [name for name, (each, _) in opened.items() if each.finish]:
+            longest = max(longest, moment - opened.pop(name)[1])
+    assert longest < 5_000
+    while scheduler.has_work:
+        step(scheduler)
+    assert scheduler.load().free_blocks == 12
+    assert scheduler.preempted_total > 100 and scheduler.prefix_found_total > 100_000
