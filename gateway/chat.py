@@ -28,7 +28,7 @@ from gateway.errors import (
     body_of,
     status_of,
 )
-from gateway.estimate import likely_cost
+from gateway.estimate import likely_bill
 from gateway.facts import Stated, facts_from, request_id_of
 from gateway.fleet import Fleet
 from gateway.labels import Scanner
@@ -250,9 +250,9 @@ class ChatPath:
         if record.stream:
             record.first_token_ms = (self.clock() - started) * 1000
         opened = OpenAnswer(self, record, started, deployment, facts.prompt.about(deployment.tokenizer), answer, first)
-        price = deployment.price
+        bill = deployment.bill
         cost = (
-            price.cost(first.usage) if price is not None and first.usage is not None else likely_cost(deployment, facts)
+            bill.cost(first.usage) if bill is not None and first.usage is not None else likely_bill(deployment, facts)
         )
         headers = self._headers(record)
         headers += [
@@ -368,8 +368,8 @@ class OpenAnswer:
         record, path = self._record, self._path
         if record.usage is None:
             record.usage = Usage(self._prompt_tokens, self._tokens)
-        if self._deployment.price is not None:
-            record.cost_nusd = self._deployment.price.cost(record.usage)
+        if self._deployment.bill is not None:
+            record.cost_nusd = self._deployment.bill.cost(record.usage)
         path.fleet.ended(self._deployment.name, error, path.clock())
         path._book(record, self._started, CLIENT_GONE if outcome == "client_gone" else 200, outcome)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gateway.estimate import likely_bill
 from gateway.policy import AUTO, Policy
 from gateway.routing import refusal
 from gateway.types import Decision, RequestFacts, Snapshot, usd
@@ -41,7 +42,8 @@ def explanation(policy: Policy, facts: RequestFacts, snapshot: Snapshot, decisio
             {
                 "deployment": candidate.deployment,
                 "zone": policy.deployments[candidate.deployment].zone,
-                "cost_usd": None if candidate.cost_nusd is None else float(usd(candidate.cost_nusd)),
+                "cost_usd": _dollars(candidate.cost_nusd),
+                "bill_usd": _dollars(likely_bill(policy.deployments[candidate.deployment], facts)),
                 "first_token_p95_ms": candidate.first_token_ms,
                 "meets_requirement": candidate.meets,
                 "note": candidate.note,
@@ -57,3 +59,7 @@ def explanation(policy: Policy, facts: RequestFacts, snapshot: Snapshot, decisio
         error = refusal(decision)
         told["refusal"] = {"status": error.status, "code": error.code, "message": error.message}
     return told
+
+
+def _dollars(nusd: int | None) -> float | None:
+    return None if nusd is None else float(usd(nusd))

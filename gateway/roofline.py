@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from math import floor
 from typing import Literal, get_args
 
-from gateway.catalog.hardware import Hardware, Kind, Precision
+from gateway.catalog.hardware import GB, Hardware, Kind, Precision
 from gateway.catalog.models import Architecture
 from gateway.types import Speed
 
@@ -75,8 +75,8 @@ EFFICIENCY: Mapping[Kind, Efficiency] = {
     "cpu": Efficiency(
         0.30,
         0.50,
-        200e-6,
-        source="assumed for a CPU: 30% of peak compute in prefill, 50% of peak bandwidth in decode, 200 microseconds a "
+        500e-6,
+        source="assumed for a CPU: 30% of peak compute in prefill, 50% of peak bandwidth in decode, 500 microseconds a "
         "layer",
     ),
 }
@@ -250,6 +250,27 @@ class Roofline:
     def speed(self) -> Speed:
         """What to expect of an idle engine before it was measured."""
         return Speed(self.prefill_tokens_per_s(), self.decode_step_s(1, PRIOR_PROMPT) * 1000)
+
+
+def what_would_fit(made: Roofline, need_tokens: int = 1) -> str:
+    """Advice for a model that does not fit, or not with `need_tokens` of cache: fewer bits, then more devices, then
+    none. Empty where it fits as it is."""
+    if made.kv_capacity_tokens >= need_tokens:
+        return ""
+    advice = []
+    smaller: tuple[Quantization, ...] = ("int8", "int4")
+    for quantization in smaller:
+        tried = Roofline.of(made.model, made.hardware, quantization, made.count, made.efficiency)
+        if tried.memory.weights < made.memory.weights and tried.kv_capacity_tokens >= need_tokens:
+            advice.append(f"{quantization} fits ({tried.memory.weights / GB:.1f} GB of weights)")
+            break
+    for count in (2, 4, 8, 16, 32):
+        if count > made.count:
+            tried = Roofline.of(made.model, made.hardware, made.quantization, count, made.efficiency)
+            if tried.kv_capacity_tokens >= need_tokens:
+                advice.append(f"{count} x {made.hardware.name} hold {made.quantization}")
+                break
+    return "; ".join(advice) or "no quantization and no number of devices up to 32 is enough"
 
 
 def _precision(quantization: Quantization, hardware: Hardware) -> Precision:

@@ -153,10 +153,10 @@ class Deployment:
     `unavailable` is a reason known at load (a missing key, an unset address): such a deployment is shown, never
     called, and costs nothing. `price` and `window` are None where nobody knows them. `price` is what one more request
     costs (routing), `full_price` what a token costs with everything shared out (bills); None where both are the same.
-    `speed` is a prior from the catalog. `tokenizer` names what counts
-    its tokens: `deployment:NAME` for the served model's own, `tiktoken:ENCODING`, or `bytes` where only the bound is
-    known. `ca_file` is a PEM file of the authorities to trust for an https address. `served_locally` is true for an
-    engine that the gateway starts itself.
+    `cost_basis` says in a sentence what both consist of. `speed` is a prior from the catalog. `tokenizer` names what
+    counts its tokens: `deployment:NAME` for the served model's own, `tiktoken:ENCODING`, or `bytes` where only the
+    bound is known. `ca_file` is a PEM file of the authorities to trust for an https address. `served_locally` is true
+    for an engine that the gateway starts itself.
     """
 
     name: str
@@ -168,6 +168,7 @@ class Deployment:
     api_base: str | None = None
     price: Price | None = None
     full_price: Price | None = None
+    cost_basis: str = ""
     speed: Speed | None = None
     window: int | None = None
     default_max_tokens: int = 1024
@@ -180,6 +181,11 @@ class Deployment:
     @property
     def served_locally(self) -> bool:
         return self.backend == "local" and not self.urls
+
+    @property
+    def bill(self) -> Price | None:
+        """What its tokens cost on a bill; None where nobody knows."""
+        return self.full_price or self.price
 
     def output_tokens(self, max_tokens: int | None) -> int:
         """Tokens to keep free for the answer: what the caller asks for, else the default but at most a quarter of the

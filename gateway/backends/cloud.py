@@ -282,7 +282,7 @@ class CloudAnswer:
         payload["model"] = payload.get("model") or self._deployment.model
         usage = sse.usage_of(payload)
         if usage is not None:
-            payload = sse.with_cost(payload, usage, self._deployment.price)
+            payload = sse.with_cost(payload, usage, self._deployment.bill)
         yield Chunk(orjson.dumps(payload), usage=usage, last=True)
 
     async def _stream(self) -> AsyncIterator[Chunk]:
@@ -292,7 +292,7 @@ class CloudAnswer:
                 payload = self._payload(chunk)
                 if stated := sse.usage_of(payload):
                     usage = stated
-                    tail = sse.event(sse.with_cost(payload, usage, self._deployment.price))
+                    tail = sse.event(sse.with_cost(payload, usage, self._deployment.bill))
                 elif payload["choices"]:
                     events += 1
                     finished = finished or self._finished(payload)

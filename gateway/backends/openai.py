@@ -64,7 +64,7 @@ class OpenAIBackend:
             raise UpstreamFailed("the deployment did not answer with a stream")
         if not call.chat.stream:
             return PlainAnswer(response, call.prompt_tokens)
-        return StreamedAnswer(response, call, self._deployment.price, asyncio.get_running_loop().time() + limits.total)
+        return StreamedAnswer(response, call, self._deployment.bill, asyncio.get_running_loop().time() + limits.total)
 
     async def close(self) -> None:
         await self._upstream.close()

@@ -39,13 +39,16 @@ def error_event(error: GatewayError) -> bytes:
 
 
 def usage_of(payload: dict[str, Any]) -> Usage | None:
-    """The usage that an answer or a chunk states, or None."""
+    """The usage that an answer or a chunk states, or None. No more of the prompt counts as cached
+    than there is."""
     usage = payload.get("usage")
     if not isinstance(usage, dict):
         return None
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
     if type(prompt) is int and type(completion) is int and 0 <= prompt < _ABSURD and 0 <= completion < _ABSURD:
-        return Usage(prompt, completion)
+        details = usage.get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+        return Usage(prompt, completion, min(cached, prompt) if type(cached) is int and cached > 0 else 0)
     return None
 
 

@@ -217,13 +217,14 @@ MODELS: Mapping[str, Architecture] = {
     name: architecture_of(config, name, f"config.json of {repository}, {_READ}")
     for name, (repository, config) in _ROWS.items()
 }
-REPOSITORIES: Mapping[str, str] = {repository.lower(): name for name, (repository, _) in _ROWS.items()}
+REPOSITORIES: Mapping[str, str] = {repository: name for name, (repository, _) in _ROWS.items()}
+_BY_REPOSITORY: Mapping[str, str] = {repository.lower(): name for repository, name in REPOSITORIES.items()}
 
 
 def architecture(name: str) -> Architecture:
     """The model of that catalog name or Hugging Face id. Raises UnknownArchitecture with the nearest names."""
     wanted = name.lower()
-    found = MODELS.get(wanted) or MODELS.get(REPOSITORIES.get(wanted, ""))
+    found = MODELS.get(wanted) or MODELS.get(_BY_REPOSITORY.get(wanted, ""))
     if found is not None:
         return found
     bare = wanted.rpartition("/")[2].removesuffix("-instruct").removesuffix("-chat")

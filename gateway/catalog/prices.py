@@ -1,7 +1,8 @@
 """Cloud models: price, window and capabilities.
 
-Owns the reading of litellm's price map and the row of the bundled model. Refuses guesses: what no source states is
-None or empty.
+Owns the reading of litellm's price map, rows of our own for what it lacks, and the row of the bundled model. Refuses
+guesses: what no source states is None or empty, and a price of 0 is no price, since a map says that of what it does
+not know.
 """
 
 from __future__ import annotations
@@ -22,13 +23,35 @@ _SUPPORTS: Mapping[str, Capability] = {
 }
 
 
+OWN_ROWS: Mapping[str, Mapping[str, Any]] = {
+    "anthropic/claude-3-sonnet-20240229": {
+        "input_cost_per_token": 3e-06,
+        "output_cost_per_token": 1.5e-05,
+        "max_input_tokens": 200_000,
+        "supports_function_calling": True,
+        "supports_vision": True,
+        "source": "https://www.anthropic.com/news/claude-3-family, 2024-03; retired by Anthropic on 2025-07-21",
+    },
+    "cohere/command": {
+        "input_cost_per_token": 1e-06,
+        "output_cost_per_token": 2e-06,
+        "max_input_tokens": 4096,
+        "source": "https://docs.cohere.com/docs/command-beta (4k window; deprecated 2025-09-15); price as litellm has "
+        "it for command-nightly, 2026-11",
+    },
+}
+"""In litellm's own form, for models that its map does not have under their provider."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is known of a model; `window` in tokens. None and the empty set mean that no source says."""
+    """What is known of a model; `window` in tokens. None and the empty set mean that no source says; `source` is where
+    the price is from."""
 
     price: Price | None = None
     window: int | None = None
     capabilities: frozenset[Capability] = frozenset()
+    source: str = ""
 
 
 UNKNOWN = ModelInfo()
@@ -53,17 +76,23 @@ def model_info(model: str, price_map: Mapping[str, Any]) -> ModelInfo:
     if row is None and bare and (candidate := price_map.get(bare)) is not None:
         owner = candidate.get("litellm_provider", "")
         row = candidate if owner == provider or owner.startswith(f"{provider}-") else None
-    return UNKNOWN if row is None else _of_row(row)
+    if row is None:
+        own = OWN_ROWS.get(model)
+        return UNKNOWN if own is None else _of_row(own, own["source"])
+    return _of_row(row, "litellm's price map")
 
 
-def _of_row(row: Mapping[str, Any]) -> ModelInfo:
+def _of_row(row: Mapping[str, Any], source: str) -> ModelInfo:
     costs: list[Any] = [row.get("input_cost_per_token"), row.get("output_cost_per_token")]
-    priced = all(isinstance(cost, int | float) and cost >= 0 for cost in costs)
+    cached = row.get("cache_read_input_token_cost")
+    priced = all(isinstance(cost, int | float) and cost >= 0 for cost in costs) and any(costs)
+    read = per_token_nusd(cached) if priced and isinstance(cached, int | float) and 0 <= cached < costs[0] else None
     window = row.get("max_input_tokens")
     return ModelInfo(
-        price=Price(*map(per_token_nusd, costs)) if priced else None,
+        price=Price(per_token_nusd(costs[0]), per_token_nusd(costs[1]), read) if priced else None,
         window=window if isinstance(window, int) and window > 0 else None,
         capabilities=frozenset(capability for key, capability in _SUPPORTS.items() if row.get(key) is True),
+        source=source if priced else "",
     )
 
 

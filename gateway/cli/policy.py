@@ -22,7 +22,7 @@ from gateway.policy import Policy
 from gateway.policyfile import PolicyErrors
 from gateway.routing import decide
 from gateway.tokens import count as count_tokens
-from gateway.types import Caller, DeploymentStatus, RequestFacts, Snapshot, usd
+from gateway.types import Caller, DeploymentStatus, Price, RequestFacts, Snapshot, usd
 from gateway.wire.chat import parse
 
 commands = typer.Typer(help="Check a policy, and see why a request goes where it goes.", no_args_is_help=True)
@@ -49,12 +49,14 @@ def check(
     policy = loaded(path, os.environ)
     console = Console(highlight=False)
     console.print(f"{policy.path}: ok (hash {policy.hash})", markup=False)
-    deployments = table("deployment", "zone", "window", "USD/M in, out", "model")
+    deployments = table("deployment", "zone", "window", "USD/M in, out", "on the bill", "model")
     for d in policy.deployments.values():
-        price = f"{d.price.input / 1000:g}, {d.price.output / 1000:g}" if d.price else "unknown"
         window = f"{d.window:,}" if d.window else "once it runs" if d.served_locally else "unknown"
-        deployments.add_row(d.name, d.zone, window, price, d.model)
+        deployments.add_row(d.name, d.zone, window, _per_million(d.price), _per_million(d.bill), d.model)
     console.print(deployments)
+    for d in policy.deployments.values():
+        if d.full_price is not None:
+            console.print(f"{d.name} costs {d.cost_basis}", markup=False)
     for d in policy.deployments.values():
         if d.unavailable is not None:
             console.print(f"{d.name} is unavailable: {d.unavailable}", markup=False)
@@ -62,6 +64,10 @@ def check(
     for rule in (*policy.rules, policy.default):
         rules.add_row(rule.name, f"{', '.join(rule.candidates)}, by {rule.order_by}")
     console.print(rules)
+
+
+def _per_million(price: Price | None) -> str:
+    return f"{price.input / 1000:.3g}, {price.output / 1000:.3g}" if price is not None else "unknown"
 
 
 @commands.command()
@@ -143,11 +149,11 @@ def _print_explanation(told: dict[str, Any]) -> None:
     for row in told["rules"]:
         rules.add_row(row["rule"], row["outcome"])
     console.print(rules)
-    chain = table("", "candidate", "zone", "cost, USD", "first token p95", "note")
+    chain = table("", "candidate", "zone", "cost, USD", "bill, USD", "first token p95", "note")
     for rank, row in enumerate(told["candidates"], 1):
-        cost = "unknown" if row["cost_usd"] is None else usd(round(row["cost_usd"] * 1e9))
+        cost, bill = ("unknown" if row[key] is None else usd(round(row[key] * 1e9)) for key in ("cost_usd", "bill_usd"))
         latency = "not measured" if row["first_token_p95_ms"] is None else f"{row['first_token_p95_ms']:.0f} ms"
-        chain.add_row(str(rank), row["deployment"], row["zone"], cost, latency, row["note"])
+        chain.add_row(str(rank), row["deployment"], row["zone"], cost, bill, latency, row["note"])
     if told["candidates"]:
         console.print(chain)
     rejected = table("rejected", "gate", "reason")

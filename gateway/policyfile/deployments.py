@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from gateway.catalog.prices import ModelInfo, local_model_info, model_info, per_token_nusd
+from gateway.catalog.prices import ModelInfo, local_model_info, model_info
 from gateway.policy import AUTO, DEFAULT_RULE
+from gateway.policyfile.costing import Costing, Served, costing
 from gateway.policyfile.shapes import (
     Checked,
-    CostShape,
     DeploymentShape,
     DeploymentsShape,
     Report,
@@ -25,7 +25,7 @@ from gateway.policyfile.shapes import (
     suggestion,
 )
 from gateway.policyfile.tree import Node
-from gateway.types import Capability, Deployment, Price, Timeouts
+from gateway.types import Capability, Deployment, Timeouts
 
 LOCAL_MODEL_VARIABLE = "HYBRIDGATE_LOCAL_MODEL"
 LOCAL = "local"
@@ -140,7 +140,7 @@ class _Reading:
         api_key = self._api_key()
         model = self._model()
         info = self._info(model)
-        price = self._price(info)
+        costing = self._costing(model, info)
         if not self.sound or shape.backend is None or shape.zone is None:
             return None
         relayed = shape.backend != "litellm"
@@ -152,7 +152,10 @@ class _Reading:
             urls=urls if relayed else (),
             api_key=api_key,
             api_base=None if relayed or not urls else urls[0],
-            price=price,
+            price=costing.price,
+            full_price=costing.full_price,
+            cost_basis=costing.basis,
+            speed=costing.speed,
             # A window that was written for another model says nothing about the one that replaces it.
             window=info.window if self.replaced or shape.context_window is None else shape.context_window,
             capabilities=info.capabilities if shape.capabilities is None else frozenset(shape.capabilities),
@@ -248,27 +251,28 @@ class _Reading:
             return ModelInfo(capabilities=ALL_CAPABILITIES)
         return local_model_info(model)
 
-    def _price(self, info: ModelInfo) -> Price | None:
-        """The price that the file states, else what is known; a litellm model without either is a problem, since its
-        price is real."""
+    def _costing(self, model: str, info: ModelInfo) -> Costing:
+        """What the file states, else what is known; a litellm model without either is a problem, since its price is
+        real."""
         if "cost" not in self.entry.node.keys:
             known = info.price is not None or "model" not in self.entry.node.keys or bool(self.unset)
             if self.shape.backend == "litellm" and not known:
                 hint = "state cost: {usd_per_million_tokens: {input: ..., output: ...}}"
                 likely = suggestion(self.shape.model or "", self.environment.price_map)
                 self._wrong(f"litellm's price map has no price for this model{likely}; {hint}", "model")
-            return info.price
-        return self._stated_price(self.shape.cost) if self.sound else None
-
-    def _stated_price(self, cost: CostShape | None) -> Price | None:
-        if cost is None or cost.usd_per_million_tokens is None:
-            self._wrong('"cost" must be {usd_per_million_tokens: {input: ..., output: ...}}', "cost")
-            return None
-        price = cost.usd_per_million_tokens
-        if price.input is None or price.output is None:
-            self._wrong('"cost.usd_per_million_tokens" must state input and output', "cost", "usd_per_million_tokens")
-            return None
-        return Price(per_token_nusd(price.input / 1e6), per_token_nusd(price.output / 1e6))
+            return Costing(info.price, basis=info.source)
+        if not self.sound:
+            return Costing()
+        node = self.entry.node.child("cost")
+        served = Served(
+            model=model,
+            quantization=self.shape.quantization or "none",
+            provider=self.shape.backend == "litellm",
+            known=info.price,
+            certain=not self.unset and not self.replaced,
+            replaced=self.replaced,
+        )
+        return costing(self.shape.cost, node.keys if node is not None else (), served, self._wrong)
 
     def _tokenizer(self) -> str:
         if self.shape.backend == "local":

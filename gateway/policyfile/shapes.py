@@ -22,6 +22,7 @@ from gateway.types import NUSD_PER_USD, BackendKind, Capability
 
 Report = Callable[[Problem], None]
 
+_YEARS = re.compile(r"([0-9]{1,2}(?:\.[0-9]+)?) ?y")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m)")
 _AMOUNT = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?) USD")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0}
@@ -68,6 +69,53 @@ def _dollars(value: Any) -> float:
     return float(value)
 
 
+def _number(value: Any, low: float, high: float, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ValueError(f"must be {what}")
+    return float(value)
+
+
+_LEAST = 1e-9  # a billionth of a dollar is the smallest amount, and no price of hardware is nothing
+
+
+def _positive_dollars(value: Any) -> float:
+    return _number(value, _LEAST, 1e12, "a number of US dollars above 0 without a unit, such as 2.50")
+
+
+def _rate(value: Any) -> float:
+    return _number(value, 1e-3, 1e9, "a number of tokens a second, such as 1500")
+
+
+def _volume(value: Any) -> float:
+    return _number(value, 1.0, 1e15, "a number of tokens a month, such as 50000000")
+
+
+def _share(value: Any) -> float:
+    return _number(value, 1e-4, 1.0, "a share above 0 and at most 1, such as 0.4")
+
+
+def _share_a_year(value: Any) -> float:
+    return _number(value, 0.0, 1.0, "a share of the purchase price a year from 0 to 1, such as 0.05")
+
+
+def _pue(value: Any) -> float:
+    return _number(value, 1.0, 5.0, "power of the site over power of its machines, 1 or more, such as 1.4")
+
+
+def _years(value: Any) -> float:
+    """Years of a span such as `3y`."""
+    found = _YEARS.fullmatch(value) if isinstance(value, str) else None
+    if found is None or float(found[1]) == 0:
+        raise ValueError("must be a number of years with its unit, such as 3y")
+    return float(found[1])
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= 1024:
+        raise ValueError("must be a whole number from 1 to 1024")
+    return value
+
+
 def _version(value: Any) -> int:
     if type(value) is not int or value != 1:
         raise ValueError("must be 1, the only version of the language so far")
@@ -91,6 +139,14 @@ Seconds = Annotated[float, BeforeValidator(_seconds)]
 Nusd = Annotated[int, BeforeValidator(_nusd)]
 Tokens = Annotated[int, BeforeValidator(_tokens)]
 Dollars = Annotated[float, BeforeValidator(_dollars)]
+PositiveDollars = Annotated[float, BeforeValidator(_positive_dollars)]
+Rate = Annotated[float, BeforeValidator(_rate)]
+Volume = Annotated[float, BeforeValidator(_volume)]
+Share = Annotated[float, BeforeValidator(_share)]
+ShareAYear = Annotated[float, BeforeValidator(_share_a_year)]
+Pue = Annotated[float, BeforeValidator(_pue)]
+Years = Annotated[float, BeforeValidator(_years)]
+Count = Annotated[int, BeforeValidator(_count)]
 Version = Annotated[int, BeforeValidator(_version)]
 Text = Annotated[str, Field(min_length=1), _matching(_PRINTABLE, "text in one line, without control characters")]
 Sentence = Annotated[str, Field(min_length=1)]
@@ -221,12 +277,38 @@ class DeploymentsShape(Shape):
 class TokenPriceShape(Shape):
     input: Dollars | None = None
     output: Dollars | None = None
+    cached_input: Dollars | None = None
+
+
+class TokenRateShape(Shape):
+    input: Rate | None = None
+    output: Rate | None = None
 
 
 class CostShape(Shape):
-    not_built = frozenset({"hardware", "usd_per_hour", "utilization"})
+    """Either a price by the token, or hardware; and what comes on top of both. See policyfile/costing.py."""
 
     usd_per_million_tokens: TokenPriceShape | None = None
+
+    hardware: Word | None = None
+    count: Count | None = None
+    usd_per_hour: PositiveDollars | None = None
+    spot: bool | None = None
+    capacity: Literal["fixed", "elastic"] | None = None
+    purchase_usd: PositiveDollars | None = None
+    amortised_over: Years | None = None
+    maintenance: ShareAYear | None = None
+    electricity_usd_per_kwh: PositiveDollars | None = None
+    pue: Pue | None = None
+    host_usd_per_hour: Dollars | None = None
+    storage_usd_per_month: Dollars | None = None
+    utilization: Share | None = None
+    tokens_per_s: TokenRateShape | None = None
+
+    load_balancer_usd_per_month: Dollars | None = None
+    monitoring_usd_per_month: Dollars | None = None
+    data_transfer_usd_per_gb: Dollars | None = None
+    tokens_per_month: Volume | None = None
 
 
 class TimeoutsShape(Shape):

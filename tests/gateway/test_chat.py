@@ -32,7 +32,7 @@ from gateway.facts import cost_cap_in, request_id_of
 from gateway.fleet import Fleet
 from gateway.labels import Scanner
 from gateway.policy import Policy
-from gateway.types import Permit, Timeouts
+from gateway.types import Permit, Price, Timeouts
 from tests.fakes import CARD, CLOUD, HOME, OTHER, STREAM, Clock, FakeBackend, Ids, Log, completion, deployment, policy
 
 
@@ -341,6 +341,21 @@ def test_a_cost_cap_counts_every_answer_that_is_asked_for() -> None:
     assert one.ask(headers={"x-hybridgate-max-cost-usd": "0.0001"}, max_tokens=500)[0].status == 200
     many = World()
     assert many.ask(headers={"x-hybridgate-max-cost-usd": "0.0001"}, max_tokens=500, n=100)[0].status == 402
+
+
+@pytest.mark.parametrize(("stream", "cost"), [(False, "0.012"), (True, "0.007")])
+def test_a_bill_is_fully_loaded_whatever_routing_compared(stream: bool, cost: str) -> None:
+    """The header, the record and the caller's cap know what the hours cost, idle ones included; the decision does
+    not."""
+    dear = replace(HOME, price=Price(1.0, 1.0), full_price=Price(1e6, 1e6))
+    world = World(policy([CLOUD, dear], order_by="marginal_cost"), home=FakeBackend([STREAM] if stream else []))
+    reply, _ = world.ask(stream=stream, max_tokens=2)
+    assert dict(reply.headers)[b"x-hybridgate-deployment"] == b"home"
+    (line,) = world.log.lines
+    assert line["cost_usd"] == cost
+    assert float(dict(reply.headers)[b"x-hybridgate-cost-usd"]) >= 0.001
+    capped, _ = World(policy([dear])).ask(headers={"x-hybridgate-max-cost-usd": "0.0001"}, max_tokens=2)
+    assert capped.status == 402
 
 
 def test_impatient_clients_do_not_hide_that_a_deployment_is_silent() -> None:

@@ -172,6 +172,24 @@ def test_a_usage_that_cannot_be_is_none(prompt: object, completion: object) -> N
     assert usage_of({"usage": {"prompt_tokens": prompt, "completion_tokens": completion}}) is None
 
 
+@pytest.mark.parametrize(
+    ("details", "cached"),
+    [
+        ({"cached_tokens": 4}, 4),
+        ({"cached_tokens": 400}, 9),
+        ({"cached_tokens": -1}, 0),
+        ({"cached_tokens": "4"}, 0),
+        ({"cached_tokens": True}, 0),
+        ({}, 0),
+        (None, 0),
+        ([], 0),
+    ],
+)
+def test_cached_prompt_tokens_are_read_and_are_never_more_than_the_prompt(details: object, cached: int) -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 1, "prompt_tokens_details": details}
+    assert usage_of({"usage": usage}) == Usage(9, 1, cached)
+
+
 @pytest.mark.parametrize("sent", [DONE, USAGE + DONE], ids=["nothing", "usage alone"])
 def test_a_stream_that_ends_without_an_answer_has_failed(sent: bytes) -> None:
     with pytest.raises(UpstreamFailed):
