@@ -32,6 +32,7 @@ from gateway.estimate import likely_bill
 from gateway.facts import Stated, facts_from, request_id_of
 from gateway.fleet import Fleet
 from gateway.labels import Scanner
+from gateway.masking import Masked, Masker
 from gateway.policy import Policy
 from gateway.routing import decide, next_attempt
 from gateway.telemetry import Record
@@ -74,10 +75,12 @@ class Serving:
     policy: Policy
     scanner: Scanner
     counters: Mapping[str, TokenCounter]
+    masker: Masker | None = field(init=False)
     slo_ranks: Mapping[str, int] = field(init=False)
     rule_headers: Mapping[str, bytes] = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "masker", Masker(self.scanner) if self.policy.masks else None)
         by_speed = sorted(self.policy.slo.values(), key=lambda slo: slo.first_token_p95_ms or inf)
         object.__setattr__(self, "slo_ranks", {slo.name: rank for rank, slo in enumerate(by_speed)})
         names = [rule.name for rule in self.policy.rules] + [self.policy.default.name, *self.policy.deployments]
@@ -139,19 +142,21 @@ class ChatPath:
         record.tenant, record.key = caller.tenant, caller.key_id
         chat = await self.parsed(body)
         record.stream = chat.stream
-        facts = await self.facts_of(serving, chat, len(body), caller, headers)
+        facts, masked = await self.facts_of(serving, chat, len(body), caller, headers)
         permit = policy.permit(facts)
         while True:
             decision = decide(policy, facts, self.fleet.snapshot(self.clock(), draw))
             record.decision = decision
             attempt = next_attempt(decision, record.failed)
             deployment = policy.deployments[attempt.deployment]
-            call = self._call(serving, decision, deployment, chat, facts, permit, record)
+            call = replace(self._call(serving, decision, deployment, chat, facts, permit, record), masked=masked)
             try:
                 answer, first = await self.open(deployment, permit, call)
             except Retryable as error:
                 record.failed.append(Outcome(attempt, error.message, isinstance(error, UpstreamTimeout)))
                 continue
+            if masked is not None and permit.passage(deployment.zone) == "masked":
+                record.masked = len(masked.mask)
             return self._respond(serving, record, started, attempt, deployment, facts, answer, first)
 
     def authenticate(self, headers: Mapping[str, str]) -> Caller:
@@ -165,9 +170,9 @@ class ChatPath:
 
     async def facts_of(
         self, serving: Serving, chat: ChatRequest, size: int, caller: Caller, headers: Mapping[str, str]
-    ) -> RequestFacts:
-        """What rules may look at; `size` is the body's, in bytes. Raises `BadRequest` for a header that means nothing
-        here, `UnknownModel`."""
+    ) -> tuple[RequestFacts, Masked | None]:
+        """What rules may look at, and the request's masked form where the policy allows one; `size` is the body's, in
+        bytes. Raises `BadRequest` for a header that means nothing here, `UnknownModel`."""
         stated = Stated.of(serving.policy, chat, headers)
         large = size > SCAN_IN_THREAD_ABOVE or (
             size > SCAN_IN_THREAD_ABOVE_UNICODE and not all(map(str.isascii, chat.texts))
@@ -175,13 +180,19 @@ class ChatPath:
         prompt = await asyncio.to_thread(count_tokens, chat) if size > PARSE_IN_THREAD_ABOVE else count_tokens(chat)
         scan = serving.scanner.scan
         kinds = await asyncio.to_thread(scan, chat.texts) if large else scan(chat.texts)
+        masker = serving.masker if kinds else None
+        masked = None
+        if masker is not None:
+            masked = await asyncio.to_thread(masker.masked, chat) if large else masker.masked(chat)
         deployments = serving.policy.deployments.values()
         open_counts = undecided(prompt, chat.max_tokens, deployments) & serving.counters.keys()
         if open_counts:
             counters = [(name, serving.counters[name].count) for name in sorted(open_counts)]
             exact = {n: await asyncio.to_thread(count, chat) if large else count(chat) for n, count in counters}
             prompt = replace(prompt, exact=exact)
-        return facts_from(serving.policy, chat, caller, headers, stated, kinds, prompt)
+        maskable = masked is not None
+        facts = facts_from(serving.policy, chat, caller, headers, stated, kinds, prompt, maskable=maskable)
+        return facts, masked
 
     def _call(
         self,
@@ -204,7 +215,7 @@ class ChatPath:
             request_id=record.request_id,
             prompt_tokens=facts.prompt.about(deployment.tokenizer),
             imposed_max_tokens=deployment.output_tokens(None) if unbounded else None,
-            priority=2 * slo_rank + (permit.zones is None),
+            priority=2 * slo_rank + (permit.zones is None or permit.masked_zones != frozenset()),
             first_token_by_ms=slo.first_token_p95_ms if slo is not None else None,
         )
 
@@ -261,6 +272,8 @@ class ChatPath:
             (b"x-hybridgate-attempts", b"%d" % attempt.number),
             (b"x-hybridgate-cache", b"off"),
         ]
+        if record.masked is not None:
+            headers.append((b"x-hybridgate-masked", b"%d" % record.masked))
         if cost is not None:
             headers.append((b"x-hybridgate-cost-usd", usd(cost).encode()))
         if answer.dropped:
@@ -294,7 +307,7 @@ class ChatPath:
         """The decision for a request and what it was made from, without calling anything."""
         serving = self.serving
         chat = await self.parsed(body)
-        facts = await self.facts_of(serving, chat, len(body), self.authenticate(headers), headers)
+        facts, _ = await self.facts_of(serving, chat, len(body), self.authenticate(headers), headers)
         snapshot = self.fleet.snapshot(self.clock(), draw_for(self.new_id()))
         return serving, facts, snapshot, decide(serving.policy, facts, snapshot)
 

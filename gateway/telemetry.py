@@ -34,6 +34,7 @@ class Record:
     deployment: str | None = None
     zone: str | None = None
     attempts: int = 0
+    masked: int | None = None  # values that the deployment got placeholders for; None where it got the request as it is
     failed: list[Outcome] = field(default_factory=list)
     usage: Usage | None = None
     cost_nusd: int | None = None
@@ -60,6 +61,8 @@ class Record:
             line["rejected"] = {rejection.deployment: rejection.gate for rejection in self.decision.rejections}
         if self.deployment is not None:
             line["deployment"], line["zone"], line["attempts"] = self.deployment, self.zone, self.attempts
+        if self.masked is not None:
+            line["masked"] = self.masked
         if self.failed:
             line["failed"] = {outcome.attempt.deployment: outcome.reason for outcome in self.failed}
         if self.usage is not None:

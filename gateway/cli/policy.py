@@ -18,6 +18,7 @@ from gateway.explain import explanation
 from gateway.facts import Stated, facts_from
 from gateway.labels import Scanner
 from gateway.loading import load_policy
+from gateway.masking import Masker
 from gateway.policy import Policy
 from gateway.policyfile import PolicyErrors
 from gateway.routing import decide
@@ -128,8 +129,10 @@ def _body(text: str, request: str, model: str, max_tokens: int | None) -> bytes:
 def _facts(policy: Policy, body: bytes, headers: Mapping[str, str]) -> RequestFacts:
     chat = parse(body)
     stated = Stated.of(policy, chat, headers)
-    kinds = Scanner(policy.kinds).scan(chat.texts)
-    return facts_from(policy, chat, Caller(), headers, stated, kinds, count_tokens(chat))
+    scanner = Scanner(policy.kinds)
+    kinds = scanner.scan(chat.texts)
+    maskable = policy.masks and bool(kinds) and Masker(scanner).masked(chat) is not None
+    return facts_from(policy, chat, Caller(), headers, stated, kinds, count_tokens(chat), maskable=maskable)
 
 
 def _fleet(policy: Policy, down: list[str]) -> Snapshot:

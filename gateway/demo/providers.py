@@ -25,7 +25,7 @@ import struct
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, cast
 
 import orjson
@@ -50,7 +50,8 @@ class Behaviour:
     """How one request is answered.
 
     `delay`: seconds before the headers. `chunk_delay`: seconds before each event of a stream. `chunks`: number of
-    pieces of the answer (None: as many as it has words). `status`, `message`, `code`: an error instead of an answer, in
+    pieces of the answer (None: as many as it has words). `echo`: the answer, or a tool call's text, is what the last
+    message says, so many characters a piece. `status`, `message`, `code`: an error instead of an answer, in
     the provider's format; `retry_after` becomes the header. `fault` strikes when `after` events have been sent; with
     `after` 0 before the headers. A plain answer has one event, so that 0 is the only useful `after` there. `reset`: the
     connection is reset; `cut`: it is closed as if the answer were complete (`after` 0: an empty body); `silence`:
@@ -61,6 +62,7 @@ class Behaviour:
     delay: float = 0.0
     chunk_delay: float = 0.0
     chunks: int | None = None
+    echo: int | None = None
     status: int | None = None
     message: str = "The fake provider was told to fail."
     code: str | None = None
@@ -249,7 +251,7 @@ class Performance:
         elif refusal := self._format.refusal(body):
             await self._whole(*refusal)
         else:
-            reply = reply_to(body, self._format.name, behaviour.chunks)
+            reply = reply_to(body, self._format.name, behaviour.chunks, behaviour.echo)
             stream = body.get("stream") is True
             parts = self._format.events(reply) if stream else [orjson.dumps(self._format.plain(reply))]
             await self._perform(parts, stream=stream)
@@ -300,7 +302,7 @@ class Performance:
         await self._send(start)
 
 
-def reply_to(body: Json, provider: str, chunks: int | None) -> Reply:
+def reply_to(body: Json, provider: str, chunks: int | None, echo: int | None = None) -> Reply:
     """The deterministic answer to a request: names the provider and the model, and says how much was asked. Honours
     `max_tokens`."""
     messages = [one for one in body.get("messages", []) if isinstance(one, dict)]
@@ -311,6 +313,10 @@ def reply_to(body: Json, provider: str, chunks: int | None) -> Reply:
     if chunks is not None:
         pieces = (pieces + [f" {number}" for number in range(chunks)])[:chunks]
     call = tool_call(body)
+    if echo is not None and messages:
+        said = text_of(messages[-1].get("content"))
+        pieces = [said[start : start + echo] for start in range(0, len(said), echo)]
+        call = call and replace(call, arguments=orjson.dumps({"text": said}).decode())
     limit = body.get("max_tokens") or body.get("max_completion_tokens")
     finish: Finish = "tool" if call else "stop"
     if isinstance(limit, int) and 0 < limit < len(pieces):
