@@ -1,0 +1,1 @@
+"""How well the detectors tell private data and secrets from what only looks like it. See tests/bench/README.md."""
