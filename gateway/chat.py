@@ -66,6 +66,8 @@ class Log(Protocol):
 
     def info(self, event: str, **fields: object) -> object: ...
 
+    def error(self, event: str, **fields: object) -> object: ...
+
 
 @dataclass(frozen=True)
 class Serving:
@@ -75,6 +77,7 @@ class Serving:
     policy: Policy
     scanner: Scanner
     counters: Mapping[str, TokenCounter]
+    backends: Backends
     masker: Masker | None = field(init=False)
     slo_ranks: Mapping[str, int] = field(init=False)
     rule_headers: Mapping[str, bytes] = field(init=False)
@@ -109,7 +112,6 @@ class ChatPath:
     changes."""
 
     serving: Serving
-    backends: Backends
     fleet: Fleet
     log: Log
     clock: Callable[[], float]
@@ -120,14 +122,22 @@ class ChatPath:
         decision_id = self.new_id()
         record = Record(self.request_id(headers, decision_id), decision_id)
         started = self.clock()
+        serving = self.serving
+        serving.backends.enter()
+        answering = False
         try:
-            return await self._complete(headers, body, record, started)
+            reply = await self._complete(serving, headers, body, record, started)
+            answering = True  # and when it is closed, it leaves
+            return reply
         except GatewayError as error:
             self._book(record, started, status_of(error), error.code)
             return self._refused(record, error)
         except asyncio.CancelledError:
             self._book(record, started, CLIENT_GONE, "client_gone")
             raise
+        finally:
+            if not answering:
+                serving.backends.leave()
 
     def request_id(self, headers: Mapping[str, str], decision_id: str) -> str:
         """The caller's id, or the decision's where there is none, where it is no plain token, or where it looks like
@@ -135,8 +145,9 @@ class ChatPath:
         given = request_id_of(headers, lambda: decision_id)
         return decision_id if given != decision_id and self.serving.scanner.scan((given,)) else given
 
-    async def _complete(self, headers: Mapping[str, str], body: bytes, record: Record, started: float) -> Reply:
-        serving = self.serving
+    async def _complete(
+        self, serving: Serving, headers: Mapping[str, str], body: bytes, record: Record, started: float
+    ) -> Reply:
         policy, draw = serving.policy, draw_for(record.decision_id)
         caller = self.authenticate(headers)
         record.tenant, record.key = caller.tenant, caller.key_id
@@ -151,7 +162,7 @@ class ChatPath:
             deployment = policy.deployments[attempt.deployment]
             call = replace(self._call(serving, decision, deployment, chat, facts, permit, record), masked=masked)
             try:
-                answer, first = await self.open(deployment, permit, call)
+                answer, first = await self.open(serving.backends, deployment, permit, call)
             except Retryable as error:
                 record.failed.append(Outcome(attempt, error.message, isinstance(error, UpstreamTimeout)))
                 continue
@@ -219,7 +230,9 @@ class ChatPath:
             first_token_by_ms=slo.first_token_p95_ms if slo is not None else None,
         )
 
-    async def open(self, deployment: Deployment, permit: Permit, call: Call) -> tuple[Answer, Chunk]:
+    async def open(
+        self, backends: Backends, deployment: Deployment, permit: Permit, call: Call
+    ) -> tuple[Answer, Chunk]:
         """Call the deployment and wait for the first token; until then a failure costs nothing but time. Raises what
         `Backends.open` does."""
         began = self.clock()
@@ -228,7 +241,7 @@ class ChatPath:
         answer: Answer | None = None
         try:
             async with asyncio.timeout(patience):
-                answer = await self.backends.open(deployment, permit, call)
+                answer = await backends.open(deployment, permit, call)
                 first = await anext(answer)
         except BaseException as error:
             failure = _failure(error)
@@ -260,7 +273,8 @@ class ChatPath:
         record.deployment, record.zone, record.attempts = deployment.name, deployment.zone, attempt.number
         if record.stream:
             record.first_token_ms = (self.clock() - started) * 1000
-        opened = OpenAnswer(self, record, started, deployment, facts.prompt.about(deployment.tokenizer), answer, first)
+        prompt_tokens = facts.prompt.about(deployment.tokenizer)
+        opened = OpenAnswer(self, serving.backends, record, started, deployment, prompt_tokens, answer, first)
         bill = deployment.bill
         cost = (
             bill.cost(first.usage) if bill is not None and first.usage is not None else likely_bill(deployment, facts)
@@ -313,11 +327,12 @@ class ChatPath:
 
 
 class OpenAnswer:
-    """An answer under way to a client. Owns the upstream connection. Invariant: it ends exactly once, with the usage
-    known by then."""
+    """An answer under way to a client. Owns the upstream connection, and leaves `backends` when that is closed.
+    Invariant: it ends exactly once, with the usage known by then."""
 
     __slots__ = (
         "_answer",
+        "_backends",
         "_deployment",
         "_first",
         "_open",
@@ -331,6 +346,7 @@ class OpenAnswer:
     def __init__(
         self,
         path: ChatPath,
+        backends: Backends,
         record: Record,
         started: float,
         deployment: Deployment,
@@ -339,6 +355,7 @@ class OpenAnswer:
         first: Chunk,
     ) -> None:
         self._path = path
+        self._backends: Backends | None = backends
         self._record = record
         self._started = started
         self._deployment = deployment
@@ -372,7 +389,12 @@ class OpenAnswer:
     async def close(self) -> None:
         """End the upstream's work. A client that left before the last chunk is booked with what it was sent."""
         self._end("client_gone", None)
-        await self._answer.close()
+        backends, self._backends = self._backends, None
+        try:
+            await self._answer.close()
+        finally:
+            if backends is not None:
+                backends.leave()
 
     def _end(self, outcome: str, error: GatewayError | None) -> None:
         if not self._open:

@@ -78,6 +78,7 @@ class _Known:
     down: str | None = None
     down_retry_after: float = 1.0
     in_flight: int = 0
+    former: int = 0  # of those in flight, at most this many went to what the name stood for before a reload
     failures: int = 0
     open_until: float | None = None
     open_reason: str = ""
@@ -98,6 +99,26 @@ class Fleet:
         self._changed: set[str] = set()
         self._circuits_open: set[str] = set()
 
+    def adopt(self, names: Iterable[str], changed: Iterable[str]) -> None:
+        """Know these deployments too. Of those that `changed` (they are something else under the old name) everything
+        is forgotten; requests still in flight to what they were before are not held against them."""
+        for name in changed:
+            former = self._known[name].in_flight
+            self._known[name] = _Known(in_flight=former, former=former)
+            self._circuits_open.discard(name)
+            self._changed.add(name)
+        for name in names:
+            if name not in self._known:
+                self._known[name] = _Known()
+                self._statuses[name] = DeploymentStatus()
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Know these no longer. Nothing is in flight to them."""
+        for name in names:
+            del self._known[name], self._statuses[name]
+            self._circuits_open.discard(name)
+            self._changed.discard(name)
+
     def snapshot(self, now: float, draw: float) -> Snapshot:
         """The fleet at `now`. Shares nothing that changes later."""
         if self._changed or self._circuits_open:
@@ -115,7 +136,7 @@ class Fleet:
     def set_up(self, name: str, now: float) -> None:
         """The deployment can be called again; what was measured before is forgotten."""
         old = self._known[name]
-        self._known[name] = _Known(in_flight=old.in_flight)
+        self._known[name] = _Known(in_flight=old.in_flight, former=old.former)
         self._circuits_open.discard(name)
         self._changed.add(name)
 
@@ -147,7 +168,11 @@ class Fleet:
         known = self._known[name]
         known.in_flight -= 1
         known.trial = False
-        if isinstance(error, Retryable | UpstreamCut):
+        former = known.former > 0 and error is not None
+        known.former = min(known.former - former, known.in_flight)
+        if former:
+            pass
+        elif isinstance(error, Retryable | UpstreamCut):
             self._failed(name, known, error, now)
         elif known.open_until is None or error is not None:
             known.failures = 0

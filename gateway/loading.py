@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,51 @@ import orjson
 
 from gateway.labels import KINDS
 from gateway.policy import Policy
-from gateway.policyfile import MAX_BYTES, compile_policy
+from gateway.policyfile import MAX_BYTES, PolicyErrors, Problem, compile_policy
+
+FileState = tuple[int, ...] | None
 
 PRICE_MAP = "model_prices_and_context_window_backup.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What became of reading a policy: the policy, or all that is wrong. `states` are the files that were read, each as
+    it was just before."""
+
+    policy: Policy | None
+    problems: tuple[Problem, ...]
+    states: Mapping[str, FileState]
 
 
 def load_policy(path: str | os.PathLike[str], environ: Mapping[str, str]) -> Policy:
     """The policy at `path`. Raises PolicyErrors, also where a file cannot be read."""
     return compile_policy(os.fspath(path), read=read_text, env=environ, price_map=litellm_price_map(), detectors=KINDS)
+
+
+def read_policy(path: str, environ: Mapping[str, str]) -> Loaded:
+    """The policy at `path` or what is wrong with it, and the files that say so."""
+    states: dict[str, FileState] = {}
+
+    def read(file: str) -> str:
+        states[file] = state_of(file)
+        return read_text(file)
+
+    try:
+        policy = compile_policy(path, read=read, env=environ, price_map=litellm_price_map(), detectors=KINDS)
+    except PolicyErrors as error:
+        return Loaded(None, error.problems, states)
+    return Loaded(policy, (), states)
+
+
+def state_of(file: str) -> FileState:
+    """What tells one content of a file from another without reading it, symbolic links followed; None where there is no
+    file."""
+    try:
+        state = Path(file).stat()
+    except OSError:
+        return None
+    return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 def read_text(path: str) -> str:

@@ -96,6 +96,9 @@ class Log:
     def info(self, event: str, **fields: object) -> None:
         self.lines.append({"event": event, **fields})
 
+    def error(self, event: str, **fields: object) -> None:
+        self.lines.append({"event": event, "level": "error", **fields})
+
 
 @dataclass
 class Ids:

@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import uvicorn
 from openai import AsyncOpenAI
 
-from gateway.app import Gateway, build
-from gateway.demo.providers import embedded
+from gateway.app import build
+from gateway.embedded import embedded
 from gateway.http1 import Http1
+from gateway.loading import read_policy
 from gateway.policy import Policy
+from gateway.reload import Reloader
+from gateway.running import Gateway
 from gateway.settings import Settings
 from tests.fakes import Log
 
@@ -31,6 +35,12 @@ class Running:
     told: list[str]
     http: httpx.AsyncClient
     openai: AsyncOpenAI
+
+    async def until(self, condition: Callable[[], bool], patience: float = 10.0) -> None:
+        """Wait for something that happens in the server."""
+        async with asyncio.timeout(patience):
+            while not condition():  # noqa: ASYNC110 - without an event
+                await asyncio.sleep(0.005)
 
     async def ready(self, *deployments: str, patience: float = 60.0) -> None:
         """Wait until these deployments can be called."""
@@ -60,3 +70,21 @@ async def running(policy: Policy, settings: Settings | None = None) -> AsyncIter
             AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, http_client=direct) as openai,
         ):
             yield Running(url, gateway, log, told, http, openai)
+
+
+@asynccontextmanager
+async def running_from(
+    path: Path, environ: Mapping[str, str] | None = None, settings: Settings | None = None
+) -> AsyncIterator[tuple[Running, Reloader]]:
+    """Serve the policy at `path` and follow its files."""
+    environ = environ or {}
+    loaded = read_policy(str(path), environ)
+    assert loaded.policy is not None, loaded.problems
+    async with running(loaded.policy, settings) as gateway:
+        reloader = Reloader(loaded.policy, loaded.states, environ, gateway.gateway)
+        watching = asyncio.create_task(reloader.watch())
+        try:
+            yield gateway, reloader
+        finally:
+            reloader.stop()
+            await watching

@@ -23,11 +23,17 @@ _SCAN_IN_THREAD_ABOVE = 4 * 1024
 
 
 class Backends:
-    """All backends by deployment name. Invariant: no call leaves for a zone that the request's permit does not allow,
-    and none as it is for a zone that it allows only masked."""
+    """The backends of one policy by deployment name. Invariant: no call leaves for a zone that the request's permit
+    does not allow, and none as it is for a zone that it allows only masked.
+
+    Each request `enter`s before it may call and `leave`s once after, so that what a policy that was replaced has open
+    is closed when it is `unused`, not before.
+    """
 
     def __init__(self, backends: Mapping[str, Backend]) -> None:
         self._backends = dict(backends)
+        self._requests = 0
+        self._unused = asyncio.Event()
 
     async def open(self, deployment: Deployment, permit: Permit, call: Call) -> Answer:
         """Call the deployment. Raises `EgressDenied` before anything is sent, else what the backend raises."""
@@ -42,9 +48,21 @@ class Backends:
         answer = await backend.open(replace(call, chat=masked.chat, masked=None, request_id=request_id))
         return UnmaskedAnswer(answer, masked.mask, stream=call.chat.stream, json_content=call.chat.schema)
 
-    async def close(self) -> None:
-        """Close every backend's connections."""
-        await asyncio.gather(*(backend.close() for backend in self._backends.values()))
+    def enter(self) -> None:
+        """One more request may call."""
+        self._requests += 1
+
+    def leave(self) -> None:
+        """One request less."""
+        self._requests -= 1
+        if not self._requests:
+            self._unused.set()
+
+    async def unused(self) -> None:
+        """Wait until no request is left. Once no new ones `enter`, it stays so."""
+        while self._requests:
+            self._unused.clear()
+            await self._unused.wait()
 
 
 async def _looked_through(deployment: Deployment, permit: Permit, call: Call) -> Masked:

@@ -7,15 +7,16 @@ import gc
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import fields, replace
-from math import ceil
 from typing import Annotated, Any, BinaryIO
 
 import typer
 from rich.console import Console
 
 from gateway.cli import policy as policy_commands
-from gateway.cli.terminal import default_policy, fail, loaded
+from gateway.cli.terminal import default_policy, fail, loaded_files
+from gateway.loading import FileState
 from gateway.policy import Policy
 from gateway.settings import PREFIX, Settings, SettingsError, settings_from
 
@@ -69,11 +70,11 @@ def serve(
     environ = dict(os.environ)
     if settings.local_model:
         environ[f"{PREFIX}LOCAL_MODEL"] = settings.local_model
-    loaded_policy = loaded(settings.policy or default_policy(os.environ), environ)
+    loaded_policy, states = loaded_files(settings.policy or default_policy(os.environ), environ)
     listener = bound(settings)
     try:
         with open_log_file(settings.log) as stream:
-            run(settings, loaded_policy, listener, stream)
+            run(settings, loaded_policy, states, environ, listener, stream)
     finally:
         listener.close()
 
@@ -112,13 +113,18 @@ def bound(settings: Settings) -> socket.socket:
     return listener
 
 
-def run(settings: Settings, policy: Policy, listener: socket.socket, log_stream: BinaryIO) -> None:
+def run(
+    settings: Settings,
+    policy: Policy,
+    states: Mapping[str, FileState],
+    environ: Mapping[str, str],
+    listener: socket.socket,
+    log_stream: BinaryIO,
+) -> None:
     """Serve until a signal. The server's modules are imported here, so that `policy check` starts at once."""
-    import uvicorn  # noqa: PLC0415
-    import uvloop  # noqa: PLC0415
-
     from gateway.app import build  # noqa: PLC0415
-    from gateway.http1 import Http1  # noqa: PLC0415
+    from gateway.reload import Reloader  # noqa: PLC0415
+    from gateway.server import serve_until_stopped  # noqa: PLC0415
     from gateway.telemetry import open_log  # noqa: PLC0415
 
     terminal = Console(stderr=True, highlight=False)
@@ -128,7 +134,7 @@ def run(settings: Settings, policy: Policy, listener: socket.socket, log_stream:
 
     gc.set_threshold(*GC_THRESHOLDS)
     try:
-        app, _ = build(settings, policy, open_log(log_stream, tell), tell)
+        app, gateway = build(settings, policy, open_log(log_stream, tell), tell)
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
         fail(f"cannot start ({what}{error.strerror or error}): a writable TMPDIR and readable ca_files are needed")
@@ -136,17 +142,8 @@ def run(settings: Settings, policy: Policy, listener: socket.socket, log_stream:
     tell(f"hybridgate: http://{host}:{port}/v1, policy {policy.path} ({policy.hash})")
     for deployment in policy.deployments.values():
         tell(f"  {deployment.name}: {deployment.model} in {deployment.zone}{_state(deployment.unavailable)}")
-    config = uvicorn.Config(
-        app,
-        http=Http1,
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=ceil(settings.drain_seconds),
-    )
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(uvicorn.Server(config).serve(sockets=[listener]))
+    reloader = Reloader(policy, states, environ, gateway)
+    serve_until_stopped(app, listener, reloader, settings.drain_seconds)
 
 
 def _state(unavailable: str | None) -> str:

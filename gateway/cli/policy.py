@@ -129,7 +129,7 @@ def _body(text: str, request: str, model: str, max_tokens: int | None) -> bytes:
 def _facts(policy: Policy, body: bytes, headers: Mapping[str, str]) -> RequestFacts:
     chat = parse(body)
     stated = Stated.of(policy, chat, headers)
-    scanner = Scanner(policy.kinds)
+    scanner = Scanner(policy.kinds, policy.patterns)
     kinds = scanner.scan(chat.texts)
     maskable = policy.masks and bool(kinds) and Masker(scanner).masked(chat) is not None
     return facts_from(policy, chat, Caller(), headers, stated, kinds, count_tokens(chat), maskable=maskable)

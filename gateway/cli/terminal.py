@@ -14,9 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.loading import load_policy
+from gateway.loading import FileState, read_policy
 from gateway.policy import Policy
-from gateway.policyfile import PolicyErrors
 from gateway.settings import PREFIX
 
 PolicyPath = Annotated[
@@ -42,14 +41,19 @@ def default_policy(environ: Mapping[str, str]) -> str:
 
 def loaded(path: str, environ: Mapping[str, str]) -> Policy:
     """The policy, or every error in it on the terminal and exit status 1."""
-    try:
-        return load_policy(path, environ)
-    except PolicyErrors as error:
-        for problem in error.problems:
-            sys.stderr.write(f"{problem}\n")
-        count = len(error.problems)
-        sys.stderr.write(f"{count} error{'s' if count != 1 else ''}; the policy was not loaded\n")
-        raise typer.Exit(1) from None
+    return loaded_files(path, environ)[0]
+
+
+def loaded_files(path: str, environ: Mapping[str, str]) -> tuple[Policy, Mapping[str, FileState]]:
+    """The same, with the files that it was read from."""
+    result = read_policy(path, environ)
+    if result.policy is not None:
+        return result.policy, result.states
+    for problem in result.problems:
+        sys.stderr.write(f"{problem}\n")
+    count = len(result.problems)
+    sys.stderr.write(f"{count} error{'s' if count != 1 else ''}; the policy was not loaded\n")
+    raise typer.Exit(1)
 
 
 def table(*columns: str) -> Table:

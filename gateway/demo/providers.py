@@ -23,8 +23,8 @@ import asyncio
 import socket
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, cast
 
@@ -40,6 +40,7 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.demo.formats import FORMATS, Finish, Format, Json, Reply, text_of, tool_call
+from gateway.embedded import embedded
 
 TRANSPORT = "hybridgate.transport"  # ASGI extension: the connection, so that it can be reset
 Fault = Literal["reset", "cut", "silence", "malformed", "content_type"]
@@ -342,39 +343,6 @@ class ResettableProtocol(HttpToolsProtocol):
         super().on_message_begin()
         extensions = cast(dict[str, dict[object, object]], {TRANSPORT: self.transport})
         self.scope["extensions"] = extensions
-
-
-class EmbeddedServer(uvicorn.Server):
-    """A uvicorn server inside another program, which keeps its own signal handling."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = asyncio.Event()
-        self.stopping = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready.set()
-
-    async def main_loop(self) -> None:
-        await self.stopping.wait()  # uvicorn's own loop looks ten times a second
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@asynccontextmanager
-async def embedded(config: uvicorn.Config, listener: socket.socket) -> AsyncIterator[EmbeddedServer]:
-    """A server on a socket, in the running loop, from its start until the block ends."""
-    server = EmbeddedServer(config)
-    task = asyncio.create_task(server.serve([listener]))
-    try:
-        await server.ready.wait()
-        yield server
-    finally:
-        server.stopping.set()
-        await task
 
 
 @asynccontextmanager

@@ -28,10 +28,12 @@ from rich.table import Table
 from rich.text import Text
 from starlette.types import ASGIApp
 
-from gateway.app import Gateway, build
-from gateway.demo.providers import Behaviour, FakeProviders, embedded, serving
+from gateway.app import build
+from gateway.demo.providers import Behaviour, FakeProviders, serving
+from gateway.embedded import embedded
 from gateway.http1 import Http1
 from gateway.loading import load_policy
+from gateway.running import Gateway
 from gateway.settings import Settings
 
 POLICY = Path(__file__).parent / "policy" / "demo.yaml"
@@ -104,6 +106,9 @@ class Records:
                 f"{key}={fields[key]}" for key in ("status", "rule", "deployment", "zone", "cost_usd") if key in fields
             )
             self._console.print(" ".join(told), markup=False)
+
+    def error(self, event: str, **fields: object) -> None:
+        """The tour changes no policy."""
 
 
 async def tour(*, stay: bool, port: int, console: Console | None = None) -> int:

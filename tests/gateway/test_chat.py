@@ -43,8 +43,9 @@ class World:
         p = p or policy(order_by="listed")
         self.backends = {name: backends.get(name, FakeBackend()) for name in p.deployments}
         self.fleet, self.log = Fleet(p.deployments), Log()
-        serving = Serving(p, Scanner(p.kinds), {})
-        self.path = ChatPath(serving, Backends(self.backends), self.fleet, self.log, Clock(), Ids())
+        self.door = Backends(self.backends)
+        serving = Serving(p, Scanner(p.kinds), {}, self.door)
+        self.path = ChatPath(serving, self.fleet, self.log, Clock(), Ids())
 
     async def reply(self, text: str = "hi", headers: dict[str, str] | None = None, **body: Any) -> Reply:
         document = {"messages": [{"role": "user", "content": text}], **body}

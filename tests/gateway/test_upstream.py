@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from gateway.app import authorities_of
+from gateway.backends.build import authorities_of
 from gateway.backends.upstream import FOREIGN, AiohttpUpstream, translated
 from gateway.errors import ConnectFailed, Retryable, UpstreamFailed, UpstreamTimeout
 from gateway.types import Deployment

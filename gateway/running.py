@@ -1,0 +1,300 @@
+"""The running gateway: what a policy needs besides itself (backends, engines, detectors, token counters), from start to
+stop and from one policy to the next.
+
+Owns their lives. `adopt` makes what is new, swaps `ChatPath.serving` whole, and closes what is no longer named when the
+last request that may call it has ended. Refuses to read policy files (reload.py does) and to answer requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import shutil
+import ssl
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+
+from gateway.backends import Backends
+from gateway.backends.base import Backend
+from gateway.backends.build import authorities_of, backend_of
+from gateway.backends.cloud import CloudLibrary
+from gateway.chat import ChatPath, Log, Serving
+from gateway.encodings import load_encoding
+from gateway.engines import Engine
+from gateway.fleet import Fleet
+from gateway.labels import Scanner
+from gateway.policy import Policy
+from gateway.policyfile import Problem
+from gateway.settings import Settings
+from gateway.supervisor import EngineSpec, Supervisor
+from gateway.tokens import TiktokenCounter, TokenCounter
+from gateway.types import Deployment
+
+Tell = Callable[[str], None]
+
+# The detectors' automaton is built as text passes through it; this is passed through before the first request is.
+_PROSE = (
+    "In 2026, e-mail a-b.c@example to +1 (555) 010-0199; def f(x: int) -> str: return f'{x:>10}' # 0xFF, {[~^|]}\n" * 20
+)
+
+
+def new_id() -> str:
+    """16 hexadecimal digits of the operating system's chance."""
+    return os.urandom(8).hex()
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyState:
+    """Which policy is in use since when (`loaded_at`), and what is wrong with its files as they stand now: nothing
+    where they are what is in use. `loads` and `refusals` count since start."""
+
+    path: str
+    hash: str
+    loaded_at: datetime
+    problems: tuple[Problem, ...] = ()
+    loads: int = 1
+    refusals: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What a policy needs that takes too long for the event loop, or reads files."""
+
+    scanner: Scanner
+    authorities: Mapping[str, ssl.SSLContext | None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Generation:
+    """What the requests of one policy may call. Backends and engines are shared with other generations where the
+    deployment is the same; each is closed with the last generation that holds it."""
+
+    deployments: Mapping[str, Deployment]
+    opened: Mapping[str, Backend]
+    engines: Mapping[str, Engine]
+    backends: Backends = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "backends", Backends(self.opened))
+
+
+class Gateway:
+    """The running gateway. Invariant: what is started is stopped, engines, connections and the sockets' folder alike,
+    and nothing that a request in flight may call is closed before it has ended."""
+
+    def __init__(self, settings: Settings, policy: Policy, log: Log, tell: Tell) -> None:
+        """Raises OSError where the temporary folder cannot be made or a `ca_file` cannot be read."""
+        self._settings = settings
+        self._log = log
+        self._tell = tell
+        self._folder = Path(tempfile.mkdtemp(prefix="hybridgate-"))
+        self._sockets = count()
+        self._library = CloudLibrary()
+        self._last_engines: dict[str, Engine] = {}
+        self._background: set[asyncio.Task[None]] = set()  # may be cancelled
+        self._closing: set[asyncio.Task[None]] = set()  # must be awaited
+        self._warm_lock = asyncio.Lock()
+        self.fleet = Fleet(policy.deployments)
+        prepared = _prepare(policy, None)
+        self._generation = self._generation_of(policy, prepared, [])
+        self._live = [self._generation]
+        serving = Serving(policy, prepared.scanner, {}, self._generation.backends)
+        self.path = ChatPath(serving, self.fleet, log, time.monotonic, new_id)
+        self.policy_state = PolicyState(policy.path, policy.hash, datetime.now(UTC))
+
+    @property
+    def supervisors(self) -> Mapping[str, Supervisor]:
+        """Of the engines in use, by deployment."""
+        return {name: engine.supervisor for name, engine in self._generation.engines.items()}
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _: object) -> AsyncIterator[None]:
+        """Start engines and warm what is slow the first time; stop all of it in the end."""
+        _spawn(self._background, self._start_up())
+        for engine in self._generation.engines.values():
+            engine.start()
+        try:
+            yield
+        finally:
+            for task in self._background:
+                task.cancel()
+            await asyncio.gather(*self._background, return_exceptions=True)
+            await asyncio.gather(self._close(self._live), *self._closing)
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    # From one policy to the next.
+
+    async def adopt(self, policy: Policy) -> None:
+        """Serve by this policy from now on; requests in flight end under theirs. Raises OSError where a `ca_file`
+        cannot be read, and then nothing has changed."""
+        prepared = await asyncio.to_thread(_prepare, policy, self.path.serving)
+        before = self._generation
+        generation = self._generation_of(policy, prepared, self._live)
+        self._live.append(generation)
+        self._generation = generation
+        known = before.deployments
+        self.fleet.adopt(policy.deployments, [n for n, d in policy.deployments.items() if _moved(known.get(n), d)])
+        counters = {n: c for n, c in self.path.serving.counters.items() if not n.startswith("deployment:")}
+        self.path.serving = Serving(policy, prepared.scanner, counters, generation.backends)
+        for name, engine in generation.engines.items():
+            if before.engines.get(name) is engine:
+                self._apply(engine)
+            else:
+                self._engine_changed(engine)
+                engine.start()
+        state = self.policy_state
+        self.policy_state = PolicyState(
+            policy.path, policy.hash, datetime.now(UTC), loads=state.loads + 1, refusals=state.refusals
+        )
+        self._log.info("policy", state="loaded", path=policy.path, policy=policy.hash, previous=state.hash)
+        self._tell(f"{policy.path} is loaded: {policy.hash} instead of {state.hash}")
+        _spawn(self._background, self._warm())
+        _spawn(self._background, self._end(before))
+
+    def refuse(self, problems: tuple[Problem, ...]) -> None:
+        """Go on as before: the files as they stand now cannot be used, for these reasons."""
+        state = self.policy_state
+        self.policy_state = replace(state, problems=problems, refusals=state.refusals + 1)
+        for p in problems:
+            place = {"file": p.file, "line": p.line, "column": p.column}
+            self._log.error("policy", state="invalid", policy=state.hash, message=p.message, **place)
+            self._tell(str(p))
+        self._tell(f"{state.path} is not loaded; the policy {state.hash} stays in use")
+
+    def keep(self) -> None:
+        """Go on as before: the files say what is in use already."""
+        state = self.policy_state
+        self.policy_state = replace(state, problems=(), loads=state.loads + 1)
+        self._log.info("policy", state="unchanged", path=state.path, policy=state.hash)
+
+    def _generation_of(self, policy: Policy, prepared: _Prepared, live: list[_Generation]) -> _Generation:
+        """What the policy calls: from the live generations what is the same there, else new."""
+        reachable = [d for d in policy.deployments.values() if d.unavailable is None]
+        engines = {d.name: self._engine_of(d, live) for d in reachable if d.served_locally}
+        opened: dict[str, Backend] = {}
+        for deployment in reachable:
+            name, engine = deployment.name, engines.get(deployment.name)
+            same = next(
+                (
+                    generation.opened[name]
+                    for generation in reversed(live)
+                    if generation.deployments.get(name) == deployment and generation.engines.get(name) is engine
+                ),
+                None,
+            )
+            uds = engine.supervisor.spec.uds if engine is not None else None
+            opened[name] = same or backend_of(deployment, uds, prepared.authorities[name], self._library)
+        return _Generation(policy.deployments, opened, engines)
+
+    def _engine_of(self, deployment: Deployment, live: list[_Generation]) -> Engine:
+        name = deployment.name
+        uds = str(self._folder / f"{next(self._sockets)}.sock")
+        spec = EngineSpec(name, deployment.model, uds, self._settings.engine_start_seconds)
+        for generation in reversed(live):
+            engine = generation.engines.get(name)
+            if engine is not None and engine.serves(spec):
+                self._last_engines[name] = engine
+                return engine
+        engine = Engine(spec, self._last_engines.get(name), self._engine_changed, self._engine_said)
+        self._last_engines[name] = engine
+        return engine
+
+    async def _end(self, generation: _Generation) -> None:
+        await generation.backends.unused()
+        _spawn(self._closing, self._close([generation]))
+
+    async def _close(self, ended: list[_Generation]) -> None:
+        """Close what only these generations hold."""
+        live = [generation for generation in self._live if generation not in ended]
+        held = {id(o) for generation in live for o in (*generation.opened.values(), *generation.engines.values())}
+        engines = {id(e): e for generation in ended for e in generation.engines.values() if id(e) not in held}
+        opened = {id(b): b for generation in ended for b in generation.opened.values() if id(b) not in held}
+        names = {name for generation in ended for name in generation.deployments}
+        self._live = live
+        if live:
+            self.fleet.forget(names.difference(*(generation.deployments for generation in live)))
+        await asyncio.gather(*(engine.stop() for engine in engines.values()))
+        await asyncio.gather(*(backend.close() for backend in opened.values()))
+
+    # What is slow the first time.
+
+    async def _start_up(self) -> None:
+        await self._warm()
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays: a later collection need not look at it again
+
+    async def _warm(self) -> None:
+        async with self._warm_lock:
+            deployments = [d for d in self.path.serving.policy.deployments.values() if d.unavailable is None]
+            encodings = {d.tokenizer for d in deployments if d.tokenizer.startswith("tiktoken:")}
+            for name in sorted(encodings - self.path.serving.counters.keys()):
+                counter = TiktokenCounter(await asyncio.to_thread(load_encoding, name.removeprefix("tiktoken:")))
+                self._with_counter(name, counter)
+            if any(d.backend == "litellm" for d in deployments):
+                await self._library.start()
+
+    def _with_counter(self, name: str, counter: TokenCounter) -> None:
+        serving = self.path.serving
+        self.path.serving = replace(serving, counters={**serving.counters, name: counter})
+
+    # What the engines report.
+
+    def _engine_changed(self, engine: Engine) -> None:
+        name = engine.name
+        if self._generation.engines.get(name) is not engine:
+            return  # a former policy's
+        self._apply(engine)
+        if engine.down is not None:
+            self.fleet.set_down(name, engine.down.reason, time.monotonic(), engine.down.retry_after)
+            self._log.info("engine", deployment=name, state="down", reason=engine.down.reason)
+        elif engine.known is not None:
+            deployment, window = self.path.serving.policy.deployments[name], engine.known.window
+            self.fleet.set_up(name, time.monotonic())
+            self._log.info("engine", deployment=name, state="up", context_window=window)
+            self._tell(f"{name}: {deployment.model} is ready (window {window} tokens)")
+
+    def _apply(self, engine: Engine) -> None:
+        """Let an engine's own window and tokenizer count, once it has said what they are."""
+        if engine.known is None:
+            return
+        serving = self.path.serving
+        deployment = replace(serving.policy.deployments[engine.name], window=engine.known.window)
+        self.path.serving = replace(serving, policy=serving.policy.with_deployment(deployment))
+        self._with_counter(deployment.tokenizer, engine.known.counter)
+
+    def _engine_said(self, name: str, line: str) -> None:
+        self._tell(f"{name}: {line}")
+
+
+def _spawn(tasks: set[asyncio.Task[None]], work: Coroutine[None, None, None]) -> None:
+    task = asyncio.create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+
+
+def _prepare(policy: Policy, before: Serving | None) -> _Prepared:
+    """For a thread. What is served `before` lends its scanner where that finds the same. Raises OSError."""
+    authorities = {d.name: authorities_of(d) for d in policy.deployments.values() if d.unavailable is None}
+    if before is not None and (before.policy.kinds, before.policy.patterns) == (policy.kinds, policy.patterns):
+        return _Prepared(before.scanner, authorities)
+    scanner = Scanner(policy.kinds, policy.patterns)
+    scanner.scan([_PROSE])
+    return _Prepared(scanner, authorities)
+
+
+def _moved(before: Deployment | None, after: Deployment) -> bool:
+    """Whether a name stands for something else than before, so that what was measured says nothing of it."""
+    if before is None:
+        return False
+    return _target(before) != _target(after)
+
+
+def _target(d: Deployment) -> tuple[object, ...]:
+    return (d.backend, d.model, d.zone, d.urls, d.api_key, d.api_base, d.ca_file, d.unavailable)
