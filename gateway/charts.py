@@ -13,6 +13,13 @@ from typing import Any, Literal
 
 SUFFIXES = (".svg", ".png")
 
+# Colours that stay apart in print and for most eyes: Okabe and Ito (2008), then darker ones.
+_COLOURS = (
+    *("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#b8a900", "#000000"),
+    *("#5d3a9b", "#994f00", "#005f3c", "#7f0000", "#1a85ff", "#666666"),
+)
+_LEGEND_INSIDE = 6  # entries that leave room for the picture
+
 
 class NoPicture(Exception):
     """A picture that cannot be drawn, in a sentence with the fix."""
@@ -66,6 +73,7 @@ def draw(charts: Sequence[Chart], path: str | Path, title: str = "") -> None:
 
 
 def _fill(axes: Any, chart: Chart) -> None:
+    axes.set_prop_cycle(color=_COLOURS)
     axes.set_title(chart.title, fontsize=11)
     axes.set_xlabel(chart.x)
     axes.set_ylabel(chart.y)
@@ -78,18 +86,21 @@ def _fill(axes: Any, chart: Chart) -> None:
     if chart.ticks:
         axes.set_xticks(range(len(chart.ticks)), chart.ticks, rotation=30, ha="right")
     axes.grid(visible=True, alpha=0.3)
-    if any(series.label for series in chart.series):
+    labels = sum(1 for series in chart.series if series.label)
+    if labels > _LEGEND_INSIDE:
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    elif labels:
         axes.legend(fontsize=8)
 
 
 def _add(axes: Any, series: Series) -> None:
     match series.style:
         case "line":
-            axes.plot(series.xs, series.ys, label=series.label)
+            axes.plot(series.xs, series.ys, label=series.label, linewidth=2)
         case "dashed":
             axes.plot(series.xs, series.ys, label=series.label, linestyle="--", linewidth=1)
         case "points":
-            axes.plot(series.xs, series.ys, label=series.label, linestyle="", marker="o")
+            axes.plot(series.xs, series.ys, label=series.label, linestyle="", marker="o", zorder=3)
             for name, x, y in zip(series.names, series.xs, series.ys, strict=False):
                 axes.annotate(name, (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8)
         case "bars":

@@ -27,6 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from gateway.catalog.hardware import Hardware
 from gateway.roofline import PRIOR_PROMPT, Roofline
 from gateway.types import NUSD_PER_USD, Price
 
@@ -104,6 +105,58 @@ class Owned:
 
     def _energy(self, watts: float) -> float:
         return watts / 1000 * self.pue * self.usd_per_kwh
+
+
+def rented(
+    device: Hardware | None,
+    count: int,
+    usd_per_hour: float | None = None,
+    *,
+    spot: bool = False,
+    host_usd_per_hour: float = 0.0,
+    capacity: Capacity = "elastic",
+) -> Rented | None:
+    """`count` devices by the hour, each at the stated rate or the catalog's; None where neither says one."""
+    rate, source = usd_per_hour, "stated"
+    if rate is None and device is not None:
+        rate = device.spot_usd_per_hour if spot else device.usd_per_hour
+        source = f"catalog's {'spot' if spot else 'on-demand'} rate, {device.name}"
+    return None if rate is None else Rented(count * rate, host_usd_per_hour, capacity, source + _of_them(count))
+
+
+def owned(
+    device: Hardware,
+    count: int,
+    purchase_usd: float | None = None,
+    *,
+    years: float = YEARS,
+    maintenance: float = MAINTENANCE,
+    host_usd_per_hour: float = 0.0,
+    usd_per_kwh: float = ELECTRICITY_USD_PER_KWH,
+    pue: float = PUE,
+) -> Owned | None:
+    """`count` devices that were bought, each at the stated price or the catalog's with its share of the machine; None
+    where neither says one."""
+    bought, source = purchase_usd, "stated"
+    if bought is None and device.purchase_usd is not None:
+        bought, source = device.purchase_usd + device.host_usd, f"catalog's purchase price, {device.name}"
+    if bought is None:
+        return None
+    return Owned(
+        purchase_usd=count * bought,
+        idle_w=count * (device.idle_w + device.host_w),
+        busy_w=count * (device.power_w - device.idle_w),
+        years=years,
+        maintenance=maintenance,
+        host_usd_per_hour=host_usd_per_hour,
+        usd_per_kwh=usd_per_kwh,
+        pue=pue,
+        source=source + _of_them(count),
+    )
+
+
+def _of_them(count: int) -> str:
+    return f", {count} of them" if count > 1 else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ https://www.databricks.com/blog/llm-inference-performance-engineering-best-pract
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import floor
+from dataclasses import dataclass, replace
+from math import floor, inf
 from typing import Literal, get_args
 
 from gateway.catalog.hardware import GB, Hardware, Kind, Precision
@@ -181,6 +181,20 @@ class Roofline:
             flops_per_s=devices * hardware.compute[precision] * reached.compute,
             bytes_per_s=devices * hardware.bandwidth * bandwidth,
         )
+
+    def measured(self, prefill_tokens_per_s: float, decode_tokens_per_s: float, batch: int = 1) -> Roofline:
+        """With the efficiency that was measured on an idle engine: prompt tokens a second at PRIOR_PROMPT tokens, and
+        answer tokens a second of `batch` sequences of that length. What launching costs is within both."""
+        flat = replace(self, efficiency=replace(self.efficiency, layer_s=0.0))
+        prefill = replace(flat, bytes_per_s=inf).prefill_s(PRIOR_PROMPT) * self.flops_per_s  # operations
+        decode = replace(flat, flops_per_s=inf).decode_step_s(batch, batch * PRIOR_PROMPT) * self.bytes_per_s  # bytes
+        flops_per_s = prefill * prefill_tokens_per_s / PRIOR_PROMPT
+        bytes_per_s = decode * decode_tokens_per_s / batch
+        compute = self.efficiency.compute * flops_per_s / self.flops_per_s
+        bandwidth = self.efficiency.bandwidth * bytes_per_s / self.bytes_per_s
+        source = f"measured: {compute:.0%} of peak compute in prefill, {bandwidth:.0%} of peak bandwidth in decode"
+        reached = replace(flat.efficiency, compute=compute, bandwidth=bandwidth, source=source)
+        return replace(self, efficiency=reached, flops_per_s=flops_per_s, bytes_per_s=bytes_per_s)
 
     @property
     def fits(self) -> bool:

@@ -123,6 +123,45 @@ def _counted(config: Mapping[str, Any], family: str, name: str, source: str) -> 
     )
 
 
+def stated(
+    name: str,
+    parameters: int,
+    layers: int,
+    hidden: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    vocab: int,
+    window: int,
+) -> Architecture:
+    """A dense model whose numbers somebody states: what is not in the embeddings or attention is the MLP's. Raises
+    UnknownArchitecture where too few parameters are left for that."""
+    linear = parameters - 2 * vocab * hidden
+    attention = 2 * hidden * (heads + kv_heads) * head_dim
+    if linear <= layers * attention:
+        raise UnknownArchitecture(
+            f"{name}: {parameters:,} parameters are too few for {layers} layers of this attention and a vocabulary of "
+            f"{vocab:,}: check --parameters, --layers, --hidden and --vocab"
+        )
+    return Architecture(
+        name=name,
+        parameters=parameters,
+        active_parameters=parameters,
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab=vocab,
+        window=window,
+        intermediate=max(1, (linear // layers - attention) // (3 * hidden)),
+        linear=linear,
+        active_linear=linear,
+        tied=False,
+        source="stated",
+    )
+
+
 _MIXTURES = frozenset({"mixtral", "qwen3_moe"})
 
 

@@ -43,6 +43,22 @@ OWN_ROWS: Mapping[str, Mapping[str, Any]] = {
 """In litellm's own form, for models that its map does not have under their provider."""
 
 
+COMPARED: Mapping[str, str] = {
+    "gpt-4": "openai/gpt-4",
+    "gpt-3.5-turbo": "openai/gpt-3.5-turbo",
+    "claude-3-sonnet": "anthropic/claude-3-sonnet-20240229",
+    "command": "cohere/command",
+    "gpt-5.4": "openai/gpt-5.4",
+    "gpt-5.4-mini": "openai/gpt-5.4-mini",
+    "gpt-4o-mini": "openai/gpt-4o-mini",
+    "claude-sonnet-4-6": "anthropic/claude-sonnet-4-6",
+    "claude-haiku-4-5": "anthropic/claude-haiku-4-5",
+    "command-a": "cohere_chat/command-a-03-2025",
+    "mistral-small": "mistral/mistral-small-latest",
+}
+"""Cloud models that a plan is compared with unless told otherwise: those that policies started with, and successors."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What is known of a model; `window` in tokens. None and the empty set mean that no source says; `source` is where

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from gateway.cli import policy as policy_commands
+from gateway.cli.plan import plan
 from gateway.cli.terminal import default_policy, fail, loaded_files
 from gateway.loading import FileState
 from gateway.policy import Policy
@@ -27,6 +28,7 @@ main = typer.Typer(
     pretty_exceptions_enable=False,
 )
 main.add_typer(policy_commands.commands, name="policy")
+main.command()(plan)
 
 _BACKLOG = 2048  # connections that wait to be accepted
 

@@ -24,6 +24,8 @@ from gateway.costs import (
     Running,
     Surcharge,
     Throughput,
+    owned,
+    rented,
 )
 from gateway.policyfile.shapes import CostShape, TokenPriceShape, suggestion
 from gateway.roofline import DoesNotRun, Quantization, Roofline, what_would_fit
@@ -190,55 +192,51 @@ class _OnHardware:
 
     def _held(self, device: Hardware | None) -> Rented | Owned | None:
         """How the hardware is held and what that costs; reports what contradicts itself."""
-        rented = [key for key in _RENTED if key in self.keys]
-        owned = [key for key in _OWNED if key in self.keys]
-        if rented and owned:
-            self._unknown(f'"cost.{owned[0]}" is for hardware that was bought, "cost.{rented[0]}" for rented', owned[0])
+        by_hour = [key for key in _RENTED if key in self.keys]
+        bought = [key for key in _OWNED if key in self.keys]
+        if by_hour and bought:
+            self._unknown(
+                f'"cost.{bought[0]}" is for hardware that was bought, "cost.{by_hour[0]}" for rented', bought[0]
+            )
             return None
-        return self._owned(device) if owned else self._rented(device)
+        return self._owned(device) if bought else self._rented(device)
 
     def _rented(self, device: Hardware | None) -> Rented | None:
         cost = self.cost
-        rate, source = cost.usd_per_hour, "stated"
-        if rate is not None and cost.spot is not None:
+        if cost.usd_per_hour is not None and cost.spot is not None:
             self._unknown('"cost.spot" chooses the catalog\'s rate, and has no use beside "cost.usd_per_hour"', "spot")
             return None
-        if rate is None and device is not None:
-            rate = device.spot_usd_per_hour if cost.spot else device.usd_per_hour
-            source = f"catalog's {'spot' if cost.spot else 'on-demand'} rate, {device.name}"
-        if rate is None:
-            of = f"the catalog has no {'spot' if cost.spot else 'hourly'} rate for {device.name}" if device else ""
-            self._unknown(f'"cost.usd_per_hour" is missing{": " + of if of else ""}', key=False)
-            return None
-        return Rented(
-            self.count * rate,
-            cost.host_usd_per_hour or 0.0,
-            cost.capacity or "elastic",
-            source + (f", {self.count} of them" if self.count > 1 else ""),
+        held = rented(
+            device,
+            self.count,
+            cost.usd_per_hour,
+            spot=bool(cost.spot),
+            host_usd_per_hour=cost.host_usd_per_hour or 0.0,
+            capacity=cost.capacity or "elastic",
         )
+        if held is None:
+            of = f": the catalog has no {'spot' if cost.spot else 'hourly'} rate for {device.name}" if device else ""
+            self._unknown(f'"cost.usd_per_hour" is missing{of}', key=False)
+        return held
 
     def _owned(self, device: Hardware | None) -> Owned | None:
         cost = self.cost
         if device is None:
             self._unknown('"cost.hardware" is missing: the power of what was bought follows from it', key=False)
             return None
-        bought, source = cost.purchase_usd, "stated"
-        if bought is None and device.purchase_usd is not None:
-            bought, source = device.purchase_usd + device.host_usd, f"catalog's purchase price, {device.name}"
-        if bought is None:
-            self._unknown(f'"cost.purchase_usd" is missing: {device.name} is only rented', key=False)
-            return None
-        return Owned(
-            purchase_usd=self.count * bought,
-            idle_w=self.count * (device.idle_w + device.host_w),
-            busy_w=self.count * (device.power_w - device.idle_w),
+        held = owned(
+            device,
+            self.count,
+            cost.purchase_usd,
             years=cost.amortised_over or YEARS,
             maintenance=MAINTENANCE if cost.maintenance is None else cost.maintenance,
             host_usd_per_hour=cost.host_usd_per_hour or 0.0,
             usd_per_kwh=cost.electricity_usd_per_kwh or ELECTRICITY_USD_PER_KWH,
             pue=cost.pue or PUE,
-            source=source + (f", {self.count} of them" if self.count > 1 else ""),
         )
+        if held is None:
+            self._unknown(f'"cost.purchase_usd" is missing: {device.name} is only rented', key=False)
+        return held
 
     def _roofline(self, device: Hardware | None) -> Roofline | None:
         """What the catalog expects of the model there; None where it does not know the model."""
