@@ -12,6 +12,7 @@ import orjson
 import typer
 from rich.console import Console
 
+from gateway.cli import testing
 from gateway.cli.terminal import PolicyPath, default_policy, fail, loaded, table
 from gateway.errors import GatewayError
 from gateway.explain import explanation
@@ -27,6 +28,7 @@ from gateway.types import Caller, DeploymentStatus, Price, RequestFacts, Snapsho
 from gateway.wire.chat import parse
 
 commands = typer.Typer(help="Check a policy, and see why a request goes where it goes.", no_args_is_help=True)
+commands.command()(testing.test)
 
 
 @commands.command()
