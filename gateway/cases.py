@@ -32,7 +32,8 @@ from gateway.policyfile.shapes import (
 )
 from gateway.policyfile.shapes import subject_of as subject_of
 from gateway.policyfile.tree import Place, Problem, parse
-from gateway.routing import decide, refusal
+from gateway.refusal import refusal
+from gateway.routing import decide
 from gateway.types import UNSCANNABLE, Decision, Deployment, Gate, RequestFacts, usd
 from gateway.written import RequestShape, StateShape, asked, facts_of, in_state, laid_over, snapshot_of
 
