@@ -32,6 +32,8 @@ from gateway.wire.chat import DECODINGS, SCHEMA_KEYS, SCHEMA_WORDS, number_text,
 # Bounds on the work for one request; above them it stays home.
 MOST_SPANS = 2_000
 MOST_OCCURRENCES = 50_000
+_LONGEST_CALLING_CODE = 3
+_WITH_CALLING_CODE = 10  # digits
 _MOST_GLUED = 256  # characters that belong to what was found and are not in its span
 
 _NEVER = frozenset({"private_key"})  # a detector finds the head, and where the rest ends nobody knows
@@ -43,11 +45,13 @@ _NOT_IN_A_NAME = re.compile(r"[^A-Z0-9]+")
 _PLACEHOLDER = re.compile(r"\[[A-Z0-9_]+\]")
 _JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?')
 # A number that people write in several ways: seven digits and more, with or without what separates them.
-_DIGITS = re.compile(r"[0-9](?:[ \t\r\n.\-()/]{0,3}[0-9]){6,}")
+_DIGITS = (re.compile(r"[0-9](?:[ \t\r\n.\-()/]{0,3}[0-9]){6,}"), re.compile(r"[0-9](?:[ .\-/]?[0-9]){6,}"))
 _GAP = rb"[ \t\r\n.\-()/]{0,3}"
 # What of a span is the secret itself, apart from the words that gave it away: it may stand elsewhere without them.
 _TOKEN = re.compile(r"[^\s\"'`<>,;:=()\[\]{}]*[0-9][^\s\"'`<>,;:=()\[\]{}]*")
 _SHORTEST_TOKEN = 8
+_ENDS_OF_WORDS = re.compile(r"[\s\"'`=:]+")
+_SHORTEST_SECRET = 6
 _IN_A_SECRET = re.compile(r"[^\s\"'`<>,;)\]}]")
 _BEFORE_A_PHONE = re.compile(r"[^0-9+(@]*(?=[0-9+(])")
 
@@ -161,10 +165,20 @@ class Masker:
         for start, end, kind in (*_merged(places), *places):
             value = joined[start:end]
             values.setdefault(value, kind)
-            for token in _TOKEN.findall(value):
-                if len(token) >= _SHORTEST_TOKEN:
-                    values.setdefault(token, kind)
+            for token in _tokens(value, kind):
+                values.setdefault(token, kind)
         return _Values(values)
+
+
+def _tokens(value: str, kind: str) -> Iterator[str]:
+    """What of a value gives it away without the words around it."""
+    for token in _TOKEN.findall(value):
+        if len(token) >= _SHORTEST_TOKEN:
+            yield token
+    if kind in _SECRETS:
+        last = _ENDS_OF_WORDS.split(value)[-1]
+        if len(last) >= _SHORTEST_SECRET:
+            yield last
 
 
 def _place(texts: str, starts: Sequence[int], span: Span) -> tuple[int, int, str]:
@@ -179,6 +193,9 @@ def _place(texts: str, starts: Sequence[int], span: Span) -> tuple[int, int, str
     first, last = max(starts[text - 1], start - _MOST_GLUED), min(starts[text] - 1, end + _MOST_GLUED)
     if end >= starts[text]:
         raise _CannotMask
+    if kind == "email" and '"' in texts[start:end]:  # "jane doe"@example.org
+        opening = texts.rfind('"', first, start)
+        start = start if opening < 0 else opening
     if _glued(texts[start], kind):
         while start > first and _glued(texts[start - 1], kind):
             start -= 1
@@ -210,8 +227,7 @@ class _Values:
         for value, kind in kinds.items():
             read = folded(value)
             patterns.add(re2.escape(encode(read)))
-            for number in _DIGITS.findall(read):
-                digits = re.sub(r"[^0-9]", "", number)
+            for digits in _numbers(read, kind):
                 patterns.add(_GAP.join(digit.encode() for digit in digits))
                 self.kinds.setdefault(digits, kind)
         options = re2.Options()
@@ -237,7 +253,7 @@ class _Values:
         while match is not None:
             start, end = match.span()
             kind = self._kind(aligned.text[start:end].decode())
-            found.append((aligned.starts[start], aligned.ends[end - 1], kind))
+            found.append((*_whole(text, aligned.starts[start], aligned.ends[end - 1]), kind))
             if len(found) > MOST_OCCURRENCES:
                 raise _CannotMask
             match = self._pattern.search(aligned.text, start + 1)  # another may begin within this one and go further
@@ -245,6 +261,30 @@ class _Values:
 
     def _kind(self, text: str) -> str:
         return self._by_spelling.get(_spelling(text)) or next(iter(self.kinds.values()))
+
+
+def _numbers(text: str, kind: str) -> Iterator[str]:
+    """The digits of the numbers in what was found; two that stand together also by themselves, and a phone number also
+    without its country's code."""
+    for pattern in _DIGITS:
+        for number in pattern.findall(text):
+            digits = re.sub(r"[^0-9]", "", number)
+            yield digits
+            if kind == "phone" and len(digits) >= _WITH_CALLING_CODE:
+                yield digits[_LONGEST_CALLING_CODE:]
+
+
+def _whole(text: str, start: int, end: int) -> tuple[int, int]:
+    """The place with the ASCII letters and digits that go on at either end: half a number tells too much."""
+    while start and _is_ascii_word(text[start - 1 : start + 1]):
+        start -= 1
+    while _is_ascii_word(text[end - 1 : end + 1]) and end < len(text):
+        end += 1
+    return start, end
+
+
+def _is_ascii_word(pair: str) -> bool:
+    return pair.isascii() and pair.isalnum()
 
 
 def _spelling(text: str) -> str:
