@@ -160,9 +160,8 @@ class Masker:
         if not spans or len(spans) > MOST_SPANS:
             raise _CannotMask
         starts = list(accumulate((len(text) + 1 for text in texts), initial=0))
-        places = [_place(joined, starts, span) for span in spans]
         values: dict[str, str] = {}
-        for start, end, kind in (*_merged(places), *places):
+        for start, end, kind in (_place(joined, starts, span) for span in spans):
             value = joined[start:end]
             values.setdefault(value, kind)
             for token in _tokens(value, kind):

@@ -26,6 +26,7 @@ class Spotter:
         ("phone", re.compile(r"(?i)phone[\":,\s]+(?:is )?[0-9][0-9 \n\-]{5,}[0-9]")),
         ("staff.id", re.compile(r"\*[^*]+\*")),
         ("private_key", re.compile(r"-----BEGIN KEY-----")),
+        ("badge", re.compile(r"4711")),
     )
 
     def __init__(self, blind: str = "") -> None:
@@ -44,6 +45,7 @@ class Spotter:
 
 
 MAIL = "jane.doe@example.org"
+FOUR_DEEP = orjson.dumps([orjson.dumps([orjson.dumps([r'["jane.doe\u0040example.org"]']).decode()]).decode()]).decode()
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": f"Write to {MAIL}."}]}
 
 
@@ -73,6 +75,8 @@ def said(content: Any) -> Any:
         ("phone 15551234567, so 555 123-4567, not 555 123-4568", "phone [PHONE_1], so [PHONE_2], not 555 123-4568"),
         ("phone 1234567, order A91234567B", "phone [PHONE_1], order [PHONE_2]"),
         (f"ask *Ann*, {MAIL}", "ask [STAFF_ID_1], [EMAIL_1]"),
+        ("*Bob*, *Ann*Bob*", "[STAFF_ID_1], [STAFF_ID_2]"),
+        ("Zoë4711ß 47110", "[BADGE_1] [BADGE_2]"),
         ("*Ann* or ANN, *ANN*", "[STAFF_ID_1] or ANN, [STAFF_ID_2]"),
         (f'{{"to": "{MAIL}", "n": 12345678901234567890123}}', '{"to": "[EMAIL_1]", "n": 12345678901234567890123}'),
         ('{"phone": 5551234567}', '{"phone": "[PHONE_1]"}'),
@@ -127,6 +131,8 @@ def test_every_string_of_the_body_is_masked() -> None:
         ([{"content": "my phone 555 1234567", "data": [5551234567.0]}], "the same number in such a field"),
         ([{"content": f"{MAIL} -----BEGIN KEY-----\nabc"}], "only its head is found"),
         ([{"content": f"{MAIL} and jane.doe\\u0040example.org"}], "an escape in prose"),
+        ([{"content": "phone 655123456 or 6\\u003551234 56"}], "the same, found only with the word before it"),
+        ([{"content": FOUR_DEEP, "x": MAIL}], "nested deeper than is looked into"),
         ([{"content": f"{MAIL}", "image_url": {"url": "x"}}], None),
         ([{"content": [{"type": "image_url", "image_url": {"url": MAIL}}]}], "not only text"),
         ([{"content": f"{MAIL} " * (MOST_SPANS + 1)}], "too many"),
