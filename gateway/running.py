@@ -196,7 +196,7 @@ class Gateway:
     def _engine_of(self, deployment: Deployment, live: list[_Generation]) -> Engine:
         name = deployment.name
         uds = str(self._folder / f"{next(self._sockets)}.sock")
-        spec = EngineSpec(name, deployment.model, uds, self._settings.engine_start_seconds)
+        spec = EngineSpec(name, deployment.model, uds, self._settings.engine_start_seconds, deployment.quantization)
         for generation in reversed(live):
             engine = generation.engines.get(name)
             if engine is not None and engine.serves(spec):

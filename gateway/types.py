@@ -163,8 +163,8 @@ class Deployment:
     costs (routing), `full_price` what a token costs with everything shared out (bills); None where both are the same.
     `cost_basis` says in a sentence what both consist of. `speed` is a prior from the catalog. `tokenizer` names what
     counts its tokens: `deployment:NAME` for the served model's own, `tiktoken:ENCODING`, or `bytes` where only the
-    bound is known. `ca_file` is a PEM file of the authorities to trust for an https address. `served_locally` is true
-    for an engine that the gateway starts itself.
+    bound is known. `ca_file` is a PEM file of the authorities to trust for an https address. `quantization` is how an
+    engine of ours stores its weights. `served_locally` is true for an engine that the gateway starts itself.
     """
 
     name: str
@@ -184,6 +184,7 @@ class Deployment:
     tokenizer: str = "bytes"
     timeouts: Timeouts = Timeouts()
     ca_file: str | None = None
+    quantization: str = "none"
     unavailable: str | None = None
 
     @property

@@ -330,7 +330,7 @@ class DeploymentShape(Shape):
     context_window: Tokens | None = None
     default_max_tokens: Tokens | None = None
     capabilities: list[Capability] | None = None
-    quantization: str | None = None
+    quantization: Literal["none", "fp16", "bf16", "int8", "int4"] | None = None
     tokenizer: Literal["o200k_base", "cl100k_base", "bytes"] | None = None
     cost: CostShape | None = None
     timeouts: TimeoutsShape | None = None
