@@ -102,14 +102,18 @@ class RequestFacts:
 @dataclass(frozen=True, slots=True)
 class Price:
     """What tokens cost, nano-dollars each. `cached_input` is for the part of a prompt that the deployment had cached;
-    None where that costs as much as the rest."""
+    None where that costs as much as the rest. `beyond` is (n, price): where a prompt has more than n tokens, all tokens
+    of the request cost that price."""
 
     input: float
     output: float
     cached_input: float | None = None
+    beyond: tuple[int, Price] | None = None
 
     def cost(self, usage: Usage) -> int:
         """Nano-dollars, rounded up so that a sum never falls short."""
+        if self.beyond is not None and usage.prompt_tokens > self.beyond[0]:
+            return self.beyond[1].cost(usage)
         total = usage.prompt_tokens * self.input + usage.completion_tokens * self.output
         if usage.cached_tokens and self.cached_input is not None:
             total -= usage.cached_tokens * (self.input - self.cached_input)
@@ -117,6 +121,8 @@ class Price:
 
     def of(self, prompt_tokens: int, output_tokens: int) -> int:
         """Nano-dollars where nothing was cached."""
+        if self.beyond is not None and prompt_tokens > self.beyond[0]:
+            return self.beyond[1].of(prompt_tokens, output_tokens)
         return ceil(prompt_tokens * self.input + output_tokens * self.output)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 
@@ -50,3 +51,14 @@ def test_of_two_gateways_on_one_port_the_second_is_told_before_anything_slow_sta
         with socket.create_connection(first.getsockname()[:2], timeout=5):
             pass  # it waits for the server to begin
     assert "choose another with --port" in capsys.readouterr().err
+
+
+def test_a_checked_policy_says_what_its_deployments_cost() -> None:
+    """What one more request costs, what the bill says, and what both consist of; in the table and as JSON."""
+    said = CliRunner().invoke(main, ["policy", "check", "policies/default.yaml"]).stdout
+    assert "local costs 0.06 USD an hour (stated); one more token: its busy seconds" in said.replace("\n", " ")
+    told = json.loads(CliRunner().invoke(main, ["policy", "check", "policies/default.yaml", "--json"]).stdout)
+    local, cloud = told["deployments"]["local"], told["deployments"]["gpt-4o-mini"]
+    assert 0 < local["usd_per_million_tokens"]["output"] < local["bill_usd_per_million_tokens"]["output"]
+    assert cloud["usd_per_million_tokens"] == cloud["bill_usd_per_million_tokens"] == {"input": 0.15, "output": 0.6}
+    assert told["deployments"]["on-prem-large"]["unavailable"] == "ON_PREM_URL and ON_PREM_MODEL are not set"

@@ -95,10 +95,8 @@ def test_a_token_leaves_as_much_cache_as_transformers_keeps() -> None:
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
 def test_quantized_weights_take_as_much_as_bitsandbytes_makes_of_them(quantization: Quantization) -> None:
     """To the byte under int8; under NF4 within the padding of the last block of scales."""
-    asked = {
-        "int8": {"load_in_8bit": True},
-        "int4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
-    }[quantization]
+    nf4: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    asked: dict[str, Any] = nf4 if quantization == "int4" else {"load_in_8bit": True}
     model = transformers.AutoModelForCausalLM.from_pretrained(
         DEMO, dtype=torch.bfloat16, quantization_config=transformers.BitsAndBytesConfig(**asked)
     )
@@ -110,4 +108,4 @@ def _bytes_with_scales(parameter: Any) -> int:
     """A weight's bytes with the scales that bitsandbytes keeps beside it."""
     state, rows = getattr(parameter, "quant_state", None), getattr(parameter, "SCB", None)
     scales = [rows] if rows is not None else [] if state is None else [state.absmax, state.state2.absmax]
-    return int(parameter.nbytes) + sum(scale.nbytes for scale in scales)
+    return int(parameter.nbytes) + sum(int(scale.nbytes) for scale in scales)
