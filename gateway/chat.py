@@ -34,7 +34,7 @@ from gateway.labels import Scanner
 from gateway.masking import Masked, Masker
 from gateway.policy import Policy
 from gateway.routing import decide, next_attempt
-from gateway.telemetry import Record
+from gateway.telemetry import FleetRecord, Record
 from gateway.tokens import TokenCounter, undecided
 from gateway.tokens import count as count_tokens
 from gateway.types import (
@@ -111,7 +111,9 @@ class ChatPath:
     fleet: Fleet
     log: Log
     clock: Callable[[], float]
+    wall: Callable[[], float]
     new_id: Callable[[], str]
+    _fleet_record: FleetRecord = field(default_factory=FleetRecord)
 
     async def complete(self, headers: Mapping[str, str], body: bytes) -> Reply:
         """The answer to one request: a completion, a stream, or an error that says why not."""
@@ -153,9 +155,11 @@ class ChatPath:
         permit = policy.permit(facts)
         while True:
             now = self.clock()
-            decision = decide(policy, facts, self.fleet.snapshot(now, draw))
+            snapshot = self.fleet.snapshot(now, draw, self.wall())
+            decision = decide(policy, facts, snapshot)
             if record.decision is None:
                 self.fleet.decided(decision, now)
+                record.facts, record.snapshot = facts, snapshot
             record.decision = decision
             attempt = next_attempt(decision, record.failed)
             deployment = policy.deployments[attempt.deployment]
@@ -325,14 +329,14 @@ class ChatPath:
     def _book(self, record: Record, started: float, status: int, outcome: str) -> None:
         record.status, record.outcome = status, outcome
         record.total_ms = (self.clock() - started) * 1000
-        self.log.info("request", **record.fields())
+        self.log.info("request", **record.fields(self._fleet_record))
 
     async def route(self, headers: Mapping[str, str], body: bytes) -> tuple[Serving, RequestFacts, Snapshot, Decision]:
         """The decision for a request and what it was made from, without calling anything."""
         serving = self.serving
         chat = await self.parsed(body)
         facts, _ = await self.facts_of(serving, chat, len(body), self.authenticate(headers), headers)
-        snapshot = self.fleet.snapshot(self.clock(), draw_for(self.new_id()))
+        snapshot = self.fleet.snapshot(self.clock(), draw_for(self.new_id()), self.wall())
         return serving, facts, snapshot, decide(serving.policy, facts, snapshot)
 
 

@@ -106,7 +106,7 @@ class Gateway:
         self._generation = self._generation_of(policy, prepared, [])
         self._live = [self._generation]
         serving = Serving(policy, prepared.scanner, {}, self._generation.backends)
-        self.path = ChatPath(serving, self.fleet, log, time.monotonic, new_id)
+        self.path = ChatPath(serving, self.fleet, log, time.monotonic, time.time, new_id)
         self.policy_state = PolicyState(policy.path, policy.hash, datetime.now(UTC))
 
     @property

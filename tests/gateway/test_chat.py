@@ -32,7 +32,9 @@ from gateway.facts import cost_cap_in, request_id_of
 from gateway.fleet import Fleet
 from gateway.labels import Scanner
 from gateway.policy import Policy
-from gateway.types import Permit, Price, Timeouts
+from gateway.record import recorded
+from gateway.routing import decide
+from gateway.types import Permit, Price, Timeouts, usd
 from tests.fakes import CARD, CLOUD, HOME, OTHER, STREAM, Clock, FakeBackend, Ids, Log, completion, deployment, policy
 
 
@@ -45,7 +47,7 @@ class World:
         self.fleet, self.log = Fleet(p.deployments), Log()
         self.door = Backends(self.backends)
         serving = Serving(p, Scanner(p.kinds), {}, self.door)
-        self.path = ChatPath(serving, self.fleet, self.log, Clock(), Ids())
+        self.path = ChatPath(serving, self.fleet, self.log, Clock(), Clock(), Ids())
 
     async def reply(self, text: str = "hi", headers: dict[str, str] | None = None, **body: Any) -> Reply:
         document = {"messages": [{"role": "user", "content": text}], **body}
@@ -91,6 +93,22 @@ def test_a_stream_takes_the_same_path_and_is_booked_with_its_usage() -> None:
     (line,) = world.log.lines
     assert (line["outcome"], line["prompt_tokens"], line["completion_tokens"]) == ("ok", 5, 2)
     assert world.in_flight() == 0
+
+
+def test_a_record_holds_enough_to_decide_again() -> None:
+    world = World(policy(order_by="first_token"), home=FakeBackend([UpstreamFailed("x")]))
+    for number in range(3):
+        world.ask(CARD if number else "hi", headers={"x-hybridgate-slo": "fast"}, stream=number != 1, max_tokens=9)
+    policy_ = world.path.serving.policy
+    lines = [orjson.loads(orjson.dumps(line)) for line in world.log.lines]
+    for line in lines:
+        record = recorded(line)
+        assert record is not None
+        again = decide(policy_, record.facts, record.snapshot_of(policy_.deployments))
+        assert tuple(c.deployment for c in again.candidates) == record.candidates
+        assert (again.rule, again.slo, again.labels) == (record.rule, "fast", record.facts.labels)
+        (answered,) = [c for c in again.candidates if c.deployment == record.deployment]
+        assert line["predicted"]["cost_usd"] == usd(answered.cost_nusd or 0)
 
 
 @pytest.mark.parametrize(
