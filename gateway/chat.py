@@ -58,6 +58,7 @@ CLIENT_GONE = 499  # nginx's status for a client that closed the request; only e
 PARSE_IN_THREAD_ABOVE = 256 * 1024
 SCAN_IN_THREAD_ABOVE = 64 * 1024
 SCAN_IN_THREAD_ABOVE_UNICODE = 4 * 1024
+MASK_IN_THREAD_ABOVE = 4 * 1024
 
 
 class Log(Protocol):
@@ -197,7 +198,8 @@ class ChatPath:
         masker = serving.masker if kinds else None
         masked = None
         if masker is not None:
-            masked = await asyncio.to_thread(masker.masked, chat) if large else masker.masked(chat)
+            beside = size > MASK_IN_THREAD_ABOVE
+            masked = await asyncio.to_thread(masker.masked, chat) if beside else masker.masked(chat)
         deployments = serving.policy.deployments.values()
         open_counts = undecided(prompt, chat.max_tokens, deployments) & serving.counters.keys()
         if open_counts:

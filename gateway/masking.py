@@ -32,6 +32,8 @@ from gateway.wire.chat import DECODINGS, SCHEMA_KEYS, SCHEMA_WORDS, number_text,
 # Bounds on the work for one request; above them it stays home.
 MOST_SPANS = 2_000
 MOST_OCCURRENCES = 50_000
+MOST_OF_ONE = 2_048  # characters of one value
+MOST_OF_ALL = 256 * 1024
 _LONGEST_CALLING_CODE = 3
 _WITH_CALLING_CODE = 10  # digits
 _MOST_GLUED = 256  # characters that belong to what was found and are not in its span
@@ -161,8 +163,12 @@ class Masker:
             raise _CannotMask
         starts = list(accumulate((len(text) + 1 for text in texts), initial=0))
         values: dict[str, str] = {}
+        length = 0
         for start, end, kind in (_place(joined, starts, span) for span in spans):
             value = joined[start:end]
+            length += len(value)
+            if len(value) > MOST_OF_ONE or length > MOST_OF_ALL:
+                raise _CannotMask
             values.setdefault(value, kind)
             for token in _tokens(value, kind):
                 values.setdefault(token, kind)
@@ -246,17 +252,19 @@ class _Values:
     def intervals(self, text: str) -> list[tuple[int, int, str]]:
         """Where the values occur, as (start, end, kind) in characters; those that overlap as one. Raises `_CannotMask`
         where there are too many."""
+        if self._pattern.search(encode(folded(text))) is None:  # where things stand takes longer to find out
+            return []
         aligned = Aligned.of(text)
         found: list[tuple[int, int, str]] = []
         match = self._pattern.search(aligned.text)
         while match is not None:
             start, end = match.span()
             kind = self._kind(aligned.text[start:end].decode())
-            found.append((*_whole(text, aligned.starts[start], aligned.ends[end - 1]), kind))
+            found.append((aligned.starts[start], aligned.ends[end - 1], kind))
             if len(found) > MOST_OCCURRENCES:
                 raise _CannotMask
             match = self._pattern.search(aligned.text, start + 1)  # another may begin within this one and go further
-        return list(_merged(found))
+        return list(_whole(text, _merged(found)))
 
     def _kind(self, text: str) -> str:
         return self._by_spelling.get(_spelling(text)) or next(iter(self.kinds.values()))
@@ -273,16 +281,31 @@ def _numbers(text: str, kind: str) -> Iterator[str]:
                 yield digits[_LONGEST_CALLING_CODE:]
 
 
-def _whole(text: str, start: int, end: int) -> tuple[int, int]:
-    """The place with the ASCII letters and digits that go on at either end: half a number tells too much."""
-    while start and _is_ascii_word(text[start - 1 : start + 1]):
-        start -= 1
-    while _is_ascii_word(text[end - 1 : end + 1]) and end < len(text):
-        end += 1
-    return start, end
+def _whole(text: str, intervals: Iterable[tuple[int, int, str]]) -> Iterator[tuple[int, int, str]]:
+    """The intervals with the ASCII letters and digits that go on at either end: half a number tells too much. Those
+    that come to touch become one. `intervals` are in order and apart; no character is looked at twice."""
+    pending: tuple[int, int, str] | None = None
+    for start, end, kind in intervals:
+        if pending is not None and end <= pending[1]:
+            continue
+        first = pending[1] if pending is not None else 0
+        while start > first and _goes_on(text, start):
+            start -= 1
+        while end < len(text) and _goes_on(text, end):
+            end += 1
+        if pending is not None and start <= first and _goes_on(text, first):
+            pending = (pending[0], end, pending[2])
+            continue
+        if pending is not None:
+            yield pending
+        pending = (start, end, kind)
+    if pending is not None:
+        yield pending
 
 
-def _is_ascii_word(pair: str) -> bool:
+def _goes_on(text: str, at: int) -> bool:
+    """Whether an ASCII word has no end between this character and the one before."""
+    pair = text[at - 1 : at + 1]
     return pair.isascii() and pair.isalnum()
 
 
