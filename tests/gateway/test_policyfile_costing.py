@@ -8,7 +8,7 @@ from gateway.catalog.hardware import HARDWARE
 from gateway.catalog.models import architecture
 from gateway.costs import Owned, Rented, Running, Throughput
 from gateway.policyfile import compile_policy
-from gateway.roofline import Roofline
+from gateway.roofline import Quantization, Roofline
 from gateway.types import Deployment, Price
 
 MAP = {"gpt-4o-mini": {"input_cost_per_token": 1.5e-07, "output_cost_per_token": 6e-07, "litellm_provider": "openai"}}
@@ -102,6 +102,18 @@ def test_around_a_provider_its_price_stays_the_maps() -> None:
 def test_a_stated_price_may_have_one_for_cached_prompts() -> None:
     made = deployment(CLOUD % "{usd_per_million_tokens: {input: 0.1, output: 0.4, cached_input: 0.025}}")
     assert (made.price, made.full_price, made.cost_basis) == (Price(100.0, 400.0, 25.0), None, "as stated")
+
+
+@pytest.mark.parametrize("quantization", ["none", "fp16", "bf16", "int8", "int4"])
+def test_the_cost_follows_the_quantization(quantization: str) -> None:
+    """Of each that a deployment may state."""
+    made = deployment(
+        f"{{backend: local, zone: z, model: llama-3.1-8b, quantization: {quantization}, cost: {{hardware: a100-80gb}}}}"
+    )
+    widths: dict[str, Quantization] = {"none": "bf16", "fp16": "fp16", "bf16": "bf16", "int8": "int8", "int4": "int4"}
+    made_of = Roofline.of(architecture("llama-3.1-8b"), HARDWARE["a100-80gb"], widths[quantization])
+    expected = Throughput.of(made_of)
+    assert made.bill == Running(Rented(3.43), expected).full_price()
 
 
 LOCAL = "{backend: local, zone: z, model: demo, cost: {hardware: cpu-host, usd_per_hour: 0.06, %s}}"
