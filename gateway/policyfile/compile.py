@@ -61,11 +61,11 @@ class _Compilation:
         root = self._tree(self.path, Place(self.path))
         if root is None:
             raise self._errors()
-        content = [root.plain()]
+        content = [root.plain]
         file = check(PolicyShape, root, "", self.problems.append)
         self.problems += file.missing("version", "deployments", "default")
         tree = self._deployments_tree(file)
-        content.append(tree.plain() if tree else None)
+        content.append(tree.plain if tree else None)
         existing = declared(tree, self.env, self.price_map, self.problems.append) if tree else None
         compiled = self._compiled(root, existing)
         if self.problems or compiled is None:

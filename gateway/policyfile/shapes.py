@@ -371,7 +371,7 @@ def check(shape: type[S], node: Node, subject: str, report: Report, at: Place | 
     prefix = f"{subject}: " if subject else ""
     while True:
         try:
-            return Checked(subject, node, at, shape.model_validate(node.plain()), intact)
+            return Checked(subject, node, at, shape.model_validate(node.plain), intact)
         except ValidationError as found:
             errors = sorted(found.errors(include_url=False), key=lambda error: _sortable(error["loc"]))
         intact = False
