@@ -114,6 +114,7 @@ class ChatPath:
     clock: Callable[[], float]
     wall: Callable[[], float]
     new_id: Callable[[], str]
+    observe: Callable[[Record], None]
     _fleet_record: FleetRecord = field(default_factory=FleetRecord)
 
     async def complete(self, headers: Mapping[str, str], body: bytes) -> Reply:
@@ -332,6 +333,7 @@ class ChatPath:
         record.status, record.outcome = status, outcome
         record.total_ms = (self.clock() - started) * 1000
         self.log.info("request", **record.fields(self._fleet_record))
+        self.observe(record)
 
     async def route(self, headers: Mapping[str, str], body: bytes) -> tuple[Serving, RequestFacts, Snapshot, Decision]:
         """The decision for a request and what it was made from, without calling anything."""
@@ -419,8 +421,10 @@ class OpenAnswer:
         record, path = self._record, self._path
         if record.usage is None:
             record.usage = Usage(self._flight.prompt_tokens, self._tokens)
-        if self._deployment.bill is not None:
-            record.cost_nusd = self._deployment.bill.cost(record.usage)
+        deployment = self._deployment
+        if deployment.price is not None and deployment.bill is not None:
+            record.cost_nusd = deployment.bill.cost(record.usage)
+            record.marginal_nusd = deployment.price.cost(record.usage)
         path.fleet.ended(self._flight, error, path.clock(), record.usage if outcome == "ok" else None)
         path._book(record, self._started, CLIENT_GONE if outcome == "client_gone" else 200, outcome)
 

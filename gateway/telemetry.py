@@ -64,6 +64,7 @@ class Record:
     failed: list[Outcome] = field(default_factory=list)
     usage: Usage | None = None
     cost_nusd: int | None = None
+    marginal_nusd: int | None = None  # what rules compare; the cost is what is billed
     first_token_ms: float | None = None
     total_ms: float = 0.0
 

@@ -47,7 +47,7 @@ class World:
         self.fleet, self.log = Fleet(p.deployments), Log()
         self.door = Backends(self.backends)
         serving = Serving(p, Scanner(p.kinds), {}, self.door)
-        self.path = ChatPath(serving, self.fleet, self.log, Clock(), Clock(), Ids())
+        self.path = ChatPath(serving, self.fleet, self.log, Clock(), Clock(), Ids(), lambda _: None)
 
     async def reply(self, text: str = "hi", headers: dict[str, str] | None = None, **body: Any) -> Reply:
         document = {"messages": [{"role": "user", "content": text}], **body}

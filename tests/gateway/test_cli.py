@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gateway.cli import bound, main
+from gateway.cli import bound, bound_admin, main
+from gateway.metrics import table
 from gateway.settings import Settings
 
 
@@ -20,7 +21,8 @@ from gateway.settings import Settings
         (["serve", "--drain-seconds", "nan"], "HYBRIDGATE_DRAIN_SECONDS must be"),
         (["serve", "--engine-start-seconds", "inf"], "HYBRIDGATE_ENGINE_START_SECONDS must be"),
         (["serve", "--host", "0.0.0.0"], "use --host 127.0.0.1"),
-        (["serve", "--port", "0", "--log", "/nonexistent/log"], "choose another with --log"),
+        (["serve", "--port", "0", "--admin-port", "-1", "--log", "/nonexistent/log"], "choose another with --log"),
+        (["serve", "--port", "0", "--admin-host", "nowhere.invalid"], "check --admin-host"),
         (["policy", "explain", "--request", "/tmp/[/nope]"], "cannot read /tmp/[/nope]"),
         (["policy", "explain", "--slo", "[/x]"], "names no class of this policy"),
         (["policy", "explain", "--down", "[bold]x"], "no such deployment: [bold]x"),
@@ -40,6 +42,16 @@ def test_a_mistake_is_one_line_with_its_fix(arguments: list[str], said: str) -> 
 def test_a_policy_that_is_not_there_is_a_problem_with_its_place(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["policy", "check", str(tmp_path / "none.yaml")])
     assert result.exit_code == 1 and "none.yaml: the file cannot be read" in result.stderr
+
+
+def test_a_metrics_port_in_use_is_told_with_the_ways_out(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(Exception, match="2"):
+        bound_admin(Settings(admin_port=taken.getsockname()[1]))
+    assert "choose another with --admin-port, or none with --admin-port -1" in capsys.readouterr().err
+
+
+def test_the_metrics_are_listed_as_they_are_documented() -> None:
+    assert CliRunner().invoke(main, ["metrics"]).stdout == table() + "\n"
 
 
 def test_of_two_gateways_on_one_port_the_second_is_told_before_anything_slow_starts(
