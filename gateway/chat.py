@@ -35,7 +35,7 @@ from gateway.masking import Masked, Masker
 from gateway.policy import Policy
 from gateway.routing import decide, next_attempt
 from gateway.telemetry import FleetRecord, Record
-from gateway.tokens import TokenCounter, undecided
+from gateway.tokens import TokenCounter, near, undecided
 from gateway.tokens import count as count_tokens
 from gateway.types import (
     Attempt,
@@ -201,8 +201,11 @@ class ChatPath:
         if masker is not None:
             beside = size > MASK_IN_THREAD_ABOVE
             masked = await asyncio.to_thread(masker.masked, chat) if beside else masker.masked(chat)
-        deployments = serving.policy.deployments.values()
-        open_counts = undecided(prompt, chat.max_tokens, deployments) & serving.counters.keys()
+        policy = serving.policy
+        open_counts = undecided(prompt, chat.max_tokens, policy.deployments.values())
+        if policy.thresholds:
+            open_counts |= near(prompt, ((policy.deployments[name].tokenizer, n) for name, n in policy.thresholds))
+        open_counts &= serving.counters.keys()
         if open_counts:
             counters = [(name, serving.counters[name].count) for name in sorted(open_counts)]
             exact = {n: await asyncio.to_thread(count, chat) if large else count(chat) for n, count in counters}

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from gateway.backends import Backends
 from gateway.backends.base import Call, Chunk
 from gateway.chat import ChatPath, Reply, Serving, draw_for
+from gateway.conditions import Range
+from gateway.encodings import load_encoding
 from gateway.errors import (
     BadRequest,
     ConnectFailed,
@@ -31,9 +33,10 @@ from gateway.errors import (
 from gateway.facts import cost_cap_in, request_id_of
 from gateway.fleet import Fleet
 from gateway.labels import Scanner
-from gateway.policy import Policy
+from gateway.policy import Match, Policy, Rule
 from gateway.record import recorded
 from gateway.routing import decide
+from gateway.tokens import TiktokenCounter
 from gateway.types import Permit, Price, Timeouts, usd
 from tests.fakes import CARD, CLOUD, HOME, OTHER, STREAM, Clock, FakeBackend, Ids, Log, completion, deployment, policy
 
@@ -398,3 +401,18 @@ def test_impatient_clients_do_not_hide_that_a_deployment_is_silent() -> None:
 
     asyncio.run(run())
     assert world.fleet.snapshot(0.0, 0.0).deployments["home"].circuit == "open" and world.in_flight() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"), [("four bytes word. " * 5, "short"), ("a, b, c; " * 10, "long"), ("a " * 900, "long")]
+)
+def test_a_rules_number_of_tokens_is_compared_with_an_exact_count_where_it_is_near(text: str, rule: str) -> None:
+    """By its bytes the second prompt has 34 tokens; it has 68."""
+    long = Rule("long", Match(prompt_tokens=Range(50), counted_by="home"), ("home",))
+    short = Rule("short", Match(prompt_tokens=Range(below=50), counted_by="home"), ("home",))
+    home = deployment("home", zone="on_premises", tokenizer="tiktoken:o200k_base", window=100_000)
+    world = World(policy((home,), rules=(long, short)))
+    counter = TiktokenCounter(load_encoding("o200k_base"))
+    world.path.serving = replace(world.path.serving, counters={"tiktoken:o200k_base": counter})
+    world.ask(text)
+    assert world.log.lines[0]["rule"] == rule
