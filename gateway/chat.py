@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Protocol
 from urllib.parse import quote
 
@@ -29,13 +30,13 @@ from gateway.errors import (
 )
 from gateway.estimate import likely_bill
 from gateway.facts import Stated, facts_from, request_id_of
-from gateway.fleet import Fleet, Flight
+from gateway.fleet import Fleet
 from gateway.labels import Scanner
 from gateway.masking import Masked, Masker
 from gateway.policy import Policy
 from gateway.routing import decide, next_attempt
-from gateway.telemetry import FleetRecord, Record
-from gateway.tokens import TokenCounter, near, undecided
+from gateway.telemetry import Record
+from gateway.tokens import TokenCounter, undecided
 from gateway.tokens import count as count_tokens
 from gateway.types import (
     Attempt,
@@ -58,7 +59,6 @@ CLIENT_GONE = 499  # nginx's status for a client that closed the request; only e
 PARSE_IN_THREAD_ABOVE = 256 * 1024
 SCAN_IN_THREAD_ABOVE = 64 * 1024
 SCAN_IN_THREAD_ABOVE_UNICODE = 4 * 1024
-MASK_IN_THREAD_ABOVE = 4 * 1024
 
 
 class Log(Protocol):
@@ -79,10 +79,13 @@ class Serving:
     counters: Mapping[str, TokenCounter]
     backends: Backends
     masker: Masker | None = field(init=False)
+    slo_ranks: Mapping[str, int] = field(init=False)
     rule_headers: Mapping[str, bytes] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "masker", Masker(self.scanner) if self.policy.masks else None)
+        by_speed = sorted(self.policy.slo.values(), key=lambda slo: slo.first_token_p95_ms or inf)
+        object.__setattr__(self, "slo_ranks", {slo.name: rank for rank, slo in enumerate(by_speed)})
         names = [rule.name for rule in self.policy.rules] + [self.policy.default.name, *self.policy.deployments]
         object.__setattr__(self, "rule_headers", {name: _header(name) for name in names})
 
@@ -112,10 +115,7 @@ class ChatPath:
     fleet: Fleet
     log: Log
     clock: Callable[[], float]
-    wall: Callable[[], float]
     new_id: Callable[[], str]
-    observe: Callable[[Record], None]
-    _fleet_record: FleetRecord = field(default_factory=FleetRecord)
 
     async def complete(self, headers: Mapping[str, str], body: bytes) -> Reply:
         """The answer to one request: a completion, a stream, or an error that says why not."""
@@ -156,24 +156,19 @@ class ChatPath:
         facts, masked = await self.facts_of(serving, chat, len(body), caller, headers)
         permit = policy.permit(facts)
         while True:
-            now = self.clock()
-            snapshot = self.fleet.snapshot(now, draw, self.wall())
-            decision = decide(policy, facts, snapshot)
-            if record.decision is None:
-                self.fleet.decided(decision, now)
-                record.facts, record.snapshot = facts, snapshot
+            decision = decide(policy, facts, self.fleet.snapshot(self.clock(), draw))
             record.decision = decision
             attempt = next_attempt(decision, record.failed)
             deployment = policy.deployments[attempt.deployment]
-            call = self._call(decision, deployment, chat, facts, record, masked, (now - started) * 1000)
+            call = replace(self._call(serving, decision, deployment, chat, facts, permit, record), masked=masked)
             try:
-                flight, answer, first = await self.open(serving.backends, deployment, permit, call, facts)
+                answer, first = await self.open(serving.backends, deployment, permit, call)
             except Retryable as error:
                 record.failed.append(Outcome(attempt, error.message, isinstance(error, UpstreamTimeout)))
                 continue
             if masked is not None and permit.passage(deployment.zone) == "masked":
                 record.masked = len(masked.mask)
-            return self._respond(serving, record, started, attempt, deployment, facts, flight, answer, first)
+            return self._respond(serving, record, started, attempt, deployment, facts, answer, first)
 
     def authenticate(self, headers: Mapping[str, str]) -> Caller:
         """Who asks. Without keys everyone who can reach the socket is one anonymous caller, which is why the server
@@ -199,85 +194,70 @@ class ChatPath:
         masker = serving.masker if kinds else None
         masked = None
         if masker is not None:
-            beside = size > MASK_IN_THREAD_ABOVE
-            masked = await asyncio.to_thread(masker.masked, chat) if beside else masker.masked(chat)
-        policy = serving.policy
-        open_counts = undecided(prompt, chat.max_tokens, policy.deployments.values())
-        if policy.thresholds:
-            open_counts |= near(prompt, ((policy.deployments[name].tokenizer, n) for name, n in policy.thresholds))
-        open_counts &= serving.counters.keys()
+            masked = await asyncio.to_thread(masker.masked, chat) if large else masker.masked(chat)
+        deployments = serving.policy.deployments.values()
+        open_counts = undecided(prompt, chat.max_tokens, deployments) & serving.counters.keys()
         if open_counts:
             counters = [(name, serving.counters[name].count) for name in sorted(open_counts)]
             exact = {n: await asyncio.to_thread(count, chat) if large else count(chat) for n, count in counters}
             prompt = replace(prompt, exact=exact)
         maskable = masked is not None
-        likely = self.fleet.likely_output(caller.tenant, caller.key_id, chat.model)
-        facts = facts_from(
-            serving.policy, chat, caller, headers, stated, kinds, prompt, maskable=maskable, likely_output=likely
-        )
+        facts = facts_from(serving.policy, chat, caller, headers, stated, kinds, prompt, maskable=maskable)
         return facts, masked
 
     def _call(
         self,
+        serving: Serving,
         decision: Decision,
         deployment: Deployment,
         chat: ChatRequest,
         facts: RequestFacts,
+        permit: Permit,
         record: Record,
-        masked: Masked | None,
-        passed_ms: float,
     ) -> Call:
         """What the attempt carries beyond the body. A deadline is only sent while another candidate could still meet
         it."""
         unbounded = facts.max_cost_nusd is not None and chat.max_tokens is None
         others = len(decision.candidates) > 1 + len(record.failed)
-        by = decision.first_token_by_ms
+        slo = serving.policy.slo[facts.slo] if facts.slo is not None and others else None
+        slo_rank = serving.slo_ranks[facts.slo] if facts.slo is not None else len(serving.slo_ranks)
         return Call(
             chat=chat,
             request_id=record.request_id,
             prompt_tokens=facts.prompt.about(deployment.tokenizer),
             imposed_max_tokens=deployment.output_tokens(None) if unbounded else None,
-            priority=decision.priority,
-            first_token_by_ms=max(1.0, by - passed_ms) if by is not None and others else None,
-            masked=masked,
-            timeouts=deployment.timeouts.replaced(decision.timeouts),
+            priority=2 * slo_rank + (permit.zones is None or permit.masked_zones != frozenset()),
+            first_token_by_ms=slo.first_token_p95_ms if slo is not None else None,
         )
 
     async def open(
-        self, backends: Backends, deployment: Deployment, permit: Permit, call: Call, facts: RequestFacts
-    ) -> tuple[Flight, Answer, Chunk]:
+        self, backends: Backends, deployment: Deployment, permit: Permit, call: Call
+    ) -> tuple[Answer, Chunk]:
         """Call the deployment and wait for the first token; until then a failure costs nothing but time. Raises what
         `Backends.open` does."""
-        fleet, stream = self.fleet, call.chat.stream
-        flight = fleet.started(
-            deployment.name,
-            self.clock(),
-            call.prompt_tokens,
-            priority=call.priority,
-            stream=stream,
-            asker=(facts.tenant, facts.key_id, facts.model),
-            answers=facts.n,
-        )
-        limits = call.timeouts or deployment.timeouts
+        began = self.clock()
+        self.fleet.started(deployment.name, began)
+        patience = deployment.timeouts.first_token if call.chat.stream else deployment.timeouts.total
         answer: Answer | None = None
         try:
-            async with asyncio.timeout(limits.first_token if stream else limits.total):
+            async with asyncio.timeout(patience):
                 answer = await backends.open(deployment, permit, call)
                 first = await anext(answer)
         except BaseException as error:
             failure = _failure(error)
             if failure is None:
-                fleet.abandoned(flight)
+                self.fleet.abandoned(deployment.name)
             else:
-                fleet.ended(flight, failure, self.clock())
+                self.fleet.ended(deployment.name, failure, self.clock())
             if answer is not None:
                 await answer.close()
             if failure is None:
                 raise
             raise failure from None
-        if stream:
-            fleet.first_token(flight, self.clock())
-        return flight, answer, first
+        if call.chat.stream:
+            now = self.clock()
+            self.fleet.first_token(deployment.name, (now - began) * 1000, now)
+        return answer, first
 
     def _respond(
         self,
@@ -287,14 +267,14 @@ class ChatPath:
         attempt: Attempt,
         deployment: Deployment,
         facts: RequestFacts,
-        flight: Flight,
         answer: Answer,
         first: Chunk,
     ) -> Reply:
         record.deployment, record.zone, record.attempts = deployment.name, deployment.zone, attempt.number
         if record.stream:
             record.first_token_ms = (self.clock() - started) * 1000
-        opened = OpenAnswer(self, serving.backends, record, started, deployment, flight, answer, first)
+        prompt_tokens = facts.prompt.about(deployment.tokenizer)
+        opened = OpenAnswer(self, serving.backends, record, started, deployment, prompt_tokens, answer, first)
         bill = deployment.bill
         cost = (
             bill.cost(first.usage) if bill is not None and first.usage is not None else likely_bill(deployment, facts)
@@ -335,15 +315,14 @@ class ChatPath:
     def _book(self, record: Record, started: float, status: int, outcome: str) -> None:
         record.status, record.outcome = status, outcome
         record.total_ms = (self.clock() - started) * 1000
-        self.log.info("request", **record.fields(self._fleet_record))
-        self.observe(record)
+        self.log.info("request", **record.fields())
 
     async def route(self, headers: Mapping[str, str], body: bytes) -> tuple[Serving, RequestFacts, Snapshot, Decision]:
         """The decision for a request and what it was made from, without calling anything."""
         serving = self.serving
         chat = await self.parsed(body)
         facts, _ = await self.facts_of(serving, chat, len(body), self.authenticate(headers), headers)
-        snapshot = self.fleet.snapshot(self.clock(), draw_for(self.new_id()), self.wall())
+        snapshot = self.fleet.snapshot(self.clock(), draw_for(self.new_id()))
         return serving, facts, snapshot, decide(serving.policy, facts, snapshot)
 
 
@@ -356,9 +335,9 @@ class OpenAnswer:
         "_backends",
         "_deployment",
         "_first",
-        "_flight",
         "_open",
         "_path",
+        "_prompt_tokens",
         "_record",
         "_started",
         "_tokens",
@@ -371,7 +350,7 @@ class OpenAnswer:
         record: Record,
         started: float,
         deployment: Deployment,
-        flight: Flight,
+        prompt_tokens: int,
         answer: Answer,
         first: Chunk,
     ) -> None:
@@ -380,7 +359,7 @@ class OpenAnswer:
         self._record = record
         self._started = started
         self._deployment = deployment
-        self._flight = flight
+        self._prompt_tokens = prompt_tokens
         self._answer = answer
         self._first: Chunk | None = first
         self._tokens = 0
@@ -423,12 +402,10 @@ class OpenAnswer:
         self._open = False
         record, path = self._record, self._path
         if record.usage is None:
-            record.usage = Usage(self._flight.prompt_tokens, self._tokens)
-        deployment = self._deployment
-        if deployment.price is not None and deployment.bill is not None:
-            record.cost_nusd = deployment.bill.cost(record.usage)
-            record.marginal_nusd = deployment.price.cost(record.usage)
-        path.fleet.ended(self._flight, error, path.clock(), record.usage if outcome == "ok" else None)
+            record.usage = Usage(self._prompt_tokens, self._tokens)
+        if self._deployment.bill is not None:
+            record.cost_nusd = self._deployment.bill.cost(record.usage)
+        path.fleet.ended(self._deployment.name, error, path.clock())
         path._book(record, self._started, CLIENT_GONE if outcome == "client_gone" else 200, outcome)
 
 

@@ -10,10 +10,12 @@ import ssl
 
 import certifi
 
+from gateway.backends.aiohttp_client import AiohttpUpstream, proxy_for
 from gateway.backends.base import Backend
 from gateway.backends.cloud import CloudBackend, CloudLibrary
+from gateway.backends.http1_client import Http1Upstream
 from gateway.backends.openai import OpenAIBackend
-from gateway.backends.upstream import AiohttpUpstream
+from gateway.backends.upstream import Upstream
 from gateway.types import ON_PREMISES, Deployment
 
 
@@ -24,21 +26,30 @@ def backend_of(
     `authorities`: what `authorities_of` found."""
     if deployment.backend == "litellm":
         return CloudBackend(deployment, library)
-    connect = deployment.timeouts.connect
     if uds is not None:
-        return OpenAIBackend(deployment, AiohttpUpstream("http://engine/v1", connect=connect, uds=uds))
+        connect = deployment.timeouts.connect
+        return OpenAIBackend(deployment, Http1Upstream("http://engine/v1", connect=connect, uds=uds))
+    return OpenAIBackend(deployment, upstream_of(deployment, authorities))
+
+
+def upstream_of(deployment: Deployment, authorities: ssl.SSLContext | None) -> Upstream:
+    """The client for a deployment's address: by way of the environment's proxy where it names one now, but never on
+    premises."""
+    connect = deployment.timeouts.connect
     url = deployment.urls[0] if deployment.urls else "http://unconfigured.invalid"
-    trust_env = deployment.zone != ON_PREMISES
-    return OpenAIBackend(
-        deployment, AiohttpUpstream(url, connect=connect, trust_env=trust_env, authorities=authorities)
-    )
+    proxy = proxy_for(url) if deployment.zone != ON_PREMISES else None
+    if proxy is not None:
+        return AiohttpUpstream(url, connect=connect, proxy=proxy, authorities=authorities)
+    return Http1Upstream(url, connect=connect, authorities=authorities)
 
 
 def authorities_of(deployment: Deployment) -> ssl.SSLContext | None:
-    """Whom to trust for an https address; on premises that is never what the environment says. None where there is
-    nothing to say: no https, or the system's. Reads files: raises OSError where the deployment's cannot be read."""
+    """Whom to trust for an https address: the system and what the environment adds, but on premises never what the
+    environment says. None where there is no such address. Reads files: raises OSError where the deployment's cannot
+    be read."""
     if deployment.backend == "litellm" or not any(url.startswith("https:") for url in deployment.urls):
         return None
-    if deployment.ca_file is not None:
-        return ssl.create_default_context(cafile=deployment.ca_file)
-    return ssl.create_default_context(cafile=certifi.where()) if deployment.zone == ON_PREMISES else None
+    file = deployment.ca_file or (certifi.where() if deployment.zone == ON_PREMISES else None)
+    context = ssl.create_default_context(cafile=file)
+    context.set_alpn_protocols(["http/1.1"])
+    return context

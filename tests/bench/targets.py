@@ -75,14 +75,10 @@ def write_policy(directory: Path, upstream: str) -> Path:
 
 
 def _hybridgate(work: Path, upstream: str, port: int) -> tuple[Launch, Address]:
-    program = Path(sys.executable).with_name("hybridgate")
-    if not program.exists():
-        raise BenchError(f"{program} does not exist; install the project (make run does)")
     policy = write_policy(work / "hybridgate", upstream)
     environment = {"HYBRIDGATE_HOST": "127.0.0.1", "HYBRIDGATE_PORT": str(port), "HYBRIDGATE_POLICY": str(policy)}
     environment["HOME"] = str(policy.parent)
-    environment["HYBRIDGATE_ADMIN_PORT"] = "-1"
-    return Launch((str(program), "serve"), environment), Address(port)
+    return Launch(_python("gateway.cli", "serve"), environment), Address(port)  # this checkout's, installed or not
 
 
 _Prepare = Callable[[Path, str, int], tuple[Launch, Address]]
