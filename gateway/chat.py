@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from math import inf
 from typing import Protocol
 from urllib.parse import quote
 
@@ -30,13 +29,13 @@ from gateway.errors import (
 )
 from gateway.estimate import likely_bill
 from gateway.facts import Stated, facts_from, request_id_of
-from gateway.fleet import Fleet
+from gateway.fleet import Fleet, Flight
 from gateway.labels import Scanner
 from gateway.masking import Masked, Masker
 from gateway.policy import Policy
 from gateway.routing import decide, next_attempt
-from gateway.telemetry import Record
-from gateway.tokens import TokenCounter, undecided
+from gateway.telemetry import FleetRecord, Record
+from gateway.tokens import TokenCounter, near, undecided
 from gateway.tokens import count as count_tokens
 from gateway.types import (
     Attempt,
@@ -59,6 +58,7 @@ CLIENT_GONE = 499  # nginx's status for a client that closed the request; only e
 PARSE_IN_THREAD_ABOVE = 256 * 1024
 SCAN_IN_THREAD_ABOVE = 64 * 1024
 SCAN_IN_THREAD_ABOVE_UNICODE = 4 * 1024
+MASK_IN_THREAD_ABOVE = 4 * 1024
 
 
 class Log(Protocol):
@@ -79,13 +79,10 @@ class Serving:
     counters: Mapping[str, TokenCounter]
     backends: Backends
     masker: Masker | None = field(init=False)
-    slo_ranks: Mapping[str, int] = field(init=False)
     rule_headers: Mapping[str, bytes] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "masker", Masker(self.scanner) if self.policy.masks else None)
-        by_speed = sorted(self.policy.slo.values(), key=lambda slo: slo.first_token_p95_ms or inf)
-        object.__setattr__(self, "slo_ranks", {slo.name: rank for rank, slo in enumerate(by_speed)})
         names = [rule.name for rule in self.policy.rules] + [self.policy.default.name, *self.policy.deployments]
         object.__setattr__(self, "rule_headers", {name: _header(name) for name in names})
 
@@ -115,7 +112,10 @@ class ChatPath:
     fleet: Fleet
     log: Log
     clock: Callable[[], float]
+    wall: Callable[[], float]
     new_id: Callable[[], str]
+    observe: Callable[[Record], None]
+    _fleet_record: FleetRecord = field(default_factory=FleetRecord)
 
     async def complete(self, headers: Mapping[str, str], body: bytes) -> Reply:
         """The answer to one request: a completion, a stream, or an error that says why not."""
@@ -156,19 +156,24 @@ class ChatPath:
         facts, masked = await self.facts_of(serving, chat, len(body), caller, headers)
         permit = policy.permit(facts)
         while True:
-            decision = decide(policy, facts, self.fleet.snapshot(self.clock(), draw))
+            now = self.clock()
+            snapshot = self.fleet.snapshot(now, draw, self.wall())
+            decision = decide(policy, facts, snapshot)
+            if record.decision is None:
+                self.fleet.decided(decision, now)
+                record.facts, record.snapshot = facts, snapshot
             record.decision = decision
             attempt = next_attempt(decision, record.failed)
             deployment = policy.deployments[attempt.deployment]
-            call = replace(self._call(serving, decision, deployment, chat, facts, permit, record), masked=masked)
+            call = self._call(decision, deployment, chat, facts, record, masked, (now - started) * 1000)
             try:
-                answer, first = await self.open(serving.backends, deployment, permit, call)
+                flight, answer, first = await self.open(serving.backends, deployment, permit, call, facts)
             except Retryable as error:
                 record.failed.append(Outcome(attempt, error.message, isinstance(error, UpstreamTimeout)))
                 continue
             if masked is not None and permit.passage(deployment.zone) == "masked":
                 record.masked = len(masked.mask)
-            return self._respond(serving, record, started, attempt, deployment, facts, answer, first)
+            return self._respond(serving, record, started, attempt, deployment, facts, flight, answer, first)
 
     def authenticate(self, headers: Mapping[str, str]) -> Caller:
         """Who asks. Without keys everyone who can reach the socket is one anonymous caller, which is why the server
@@ -194,70 +199,85 @@ class ChatPath:
         masker = serving.masker if kinds else None
         masked = None
         if masker is not None:
-            masked = await asyncio.to_thread(masker.masked, chat) if large else masker.masked(chat)
-        deployments = serving.policy.deployments.values()
-        open_counts = undecided(prompt, chat.max_tokens, deployments) & serving.counters.keys()
+            beside = size > MASK_IN_THREAD_ABOVE
+            masked = await asyncio.to_thread(masker.masked, chat) if beside else masker.masked(chat)
+        policy = serving.policy
+        open_counts = undecided(prompt, chat.max_tokens, policy.deployments.values())
+        if policy.thresholds:
+            open_counts |= near(prompt, ((policy.deployments[name].tokenizer, n) for name, n in policy.thresholds))
+        open_counts &= serving.counters.keys()
         if open_counts:
             counters = [(name, serving.counters[name].count) for name in sorted(open_counts)]
             exact = {n: await asyncio.to_thread(count, chat) if large else count(chat) for n, count in counters}
             prompt = replace(prompt, exact=exact)
         maskable = masked is not None
-        facts = facts_from(serving.policy, chat, caller, headers, stated, kinds, prompt, maskable=maskable)
+        likely = self.fleet.likely_output(caller.tenant, caller.key_id, chat.model)
+        facts = facts_from(
+            serving.policy, chat, caller, headers, stated, kinds, prompt, maskable=maskable, likely_output=likely
+        )
         return facts, masked
 
     def _call(
         self,
-        serving: Serving,
         decision: Decision,
         deployment: Deployment,
         chat: ChatRequest,
         facts: RequestFacts,
-        permit: Permit,
         record: Record,
+        masked: Masked | None,
+        passed_ms: float,
     ) -> Call:
         """What the attempt carries beyond the body. A deadline is only sent while another candidate could still meet
         it."""
         unbounded = facts.max_cost_nusd is not None and chat.max_tokens is None
         others = len(decision.candidates) > 1 + len(record.failed)
-        slo = serving.policy.slo[facts.slo] if facts.slo is not None and others else None
-        slo_rank = serving.slo_ranks[facts.slo] if facts.slo is not None else len(serving.slo_ranks)
+        by = decision.first_token_by_ms
         return Call(
             chat=chat,
             request_id=record.request_id,
             prompt_tokens=facts.prompt.about(deployment.tokenizer),
             imposed_max_tokens=deployment.output_tokens(None) if unbounded else None,
-            priority=2 * slo_rank + (permit.zones is None or permit.masked_zones != frozenset()),
-            first_token_by_ms=slo.first_token_p95_ms if slo is not None else None,
+            priority=decision.priority,
+            first_token_by_ms=max(1.0, by - passed_ms) if by is not None and others else None,
+            masked=masked,
+            timeouts=deployment.timeouts.replaced(decision.timeouts),
         )
 
     async def open(
-        self, backends: Backends, deployment: Deployment, permit: Permit, call: Call
-    ) -> tuple[Answer, Chunk]:
+        self, backends: Backends, deployment: Deployment, permit: Permit, call: Call, facts: RequestFacts
+    ) -> tuple[Flight, Answer, Chunk]:
         """Call the deployment and wait for the first token; until then a failure costs nothing but time. Raises what
         `Backends.open` does."""
-        began = self.clock()
-        self.fleet.started(deployment.name, began)
-        patience = deployment.timeouts.first_token if call.chat.stream else deployment.timeouts.total
+        fleet, stream = self.fleet, call.chat.stream
+        flight = fleet.started(
+            deployment.name,
+            self.clock(),
+            call.prompt_tokens,
+            priority=call.priority,
+            stream=stream,
+            asker=(facts.tenant, facts.key_id, facts.model),
+            answers=facts.n,
+        )
+        limits = call.timeouts or deployment.timeouts
         answer: Answer | None = None
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(limits.first_token if stream else limits.total):
                 answer = await backends.open(deployment, permit, call)
                 first = await anext(answer)
         except BaseException as error:
             failure = _failure(error)
             if failure is None:
-                self.fleet.abandoned(deployment.name)
+                fleet.abandoned(flight)
             else:
-                self.fleet.ended(deployment.name, failure, self.clock())
+                fleet.ended(flight, failure, self.clock())
             if answer is not None:
                 await answer.close()
             if failure is None:
                 raise
             raise failure from None
-        if call.chat.stream:
-            now = self.clock()
-            self.fleet.first_token(deployment.name, (now - began) * 1000, now)
-        return answer, first
+        if stream:
+            fleet.first_token(flight, self.clock())
+        return flight, answer, first
 
     def _respond(
         self,
@@ -267,14 +287,14 @@ class ChatPath:
         attempt: Attempt,
         deployment: Deployment,
         facts: RequestFacts,
+        flight: Flight,
         answer: Answer,
         first: Chunk,
     ) -> Reply:
         record.deployment, record.zone, record.attempts = deployment.name, deployment.zone, attempt.number
         if record.stream:
             record.first_token_ms = (self.clock() - started) * 1000
-        prompt_tokens = facts.prompt.about(deployment.tokenizer)
-        opened = OpenAnswer(self, serving.backends, record, started, deployment, prompt_tokens, answer, first)
+        opened = OpenAnswer(self, serving.backends, record, started, deployment, flight, answer, first)
         bill = deployment.bill
         cost = (
             bill.cost(first.usage) if bill is not None and first.usage is not None else likely_bill(deployment, facts)
@@ -315,14 +335,15 @@ class ChatPath:
     def _book(self, record: Record, started: float, status: int, outcome: str) -> None:
         record.status, record.outcome = status, outcome
         record.total_ms = (self.clock() - started) * 1000
-        self.log.info("request", **record.fields())
+        self.log.info("request", **record.fields(self._fleet_record))
+        self.observe(record)
 
     async def route(self, headers: Mapping[str, str], body: bytes) -> tuple[Serving, RequestFacts, Snapshot, Decision]:
         """The decision for a request and what it was made from, without calling anything."""
         serving = self.serving
         chat = await self.parsed(body)
         facts, _ = await self.facts_of(serving, chat, len(body), self.authenticate(headers), headers)
-        snapshot = self.fleet.snapshot(self.clock(), draw_for(self.new_id()))
+        snapshot = self.fleet.snapshot(self.clock(), draw_for(self.new_id()), self.wall())
         return serving, facts, snapshot, decide(serving.policy, facts, snapshot)
 
 
@@ -335,9 +356,9 @@ class OpenAnswer:
         "_backends",
         "_deployment",
         "_first",
+        "_flight",
         "_open",
         "_path",
-        "_prompt_tokens",
         "_record",
         "_started",
         "_tokens",
@@ -350,7 +371,7 @@ class OpenAnswer:
         record: Record,
         started: float,
         deployment: Deployment,
-        prompt_tokens: int,
+        flight: Flight,
         answer: Answer,
         first: Chunk,
     ) -> None:
@@ -359,7 +380,7 @@ class OpenAnswer:
         self._record = record
         self._started = started
         self._deployment = deployment
-        self._prompt_tokens = prompt_tokens
+        self._flight = flight
         self._answer = answer
         self._first: Chunk | None = first
         self._tokens = 0
@@ -402,10 +423,12 @@ class OpenAnswer:
         self._open = False
         record, path = self._record, self._path
         if record.usage is None:
-            record.usage = Usage(self._prompt_tokens, self._tokens)
-        if self._deployment.bill is not None:
-            record.cost_nusd = self._deployment.bill.cost(record.usage)
-        path.fleet.ended(self._deployment.name, error, path.clock())
+            record.usage = Usage(self._flight.prompt_tokens, self._tokens)
+        deployment = self._deployment
+        if deployment.price is not None and deployment.bill is not None:
+            record.cost_nusd = deployment.bill.cost(record.usage)
+            record.marginal_nusd = deployment.price.cost(record.usage)
+        path.fleet.ended(self._flight, error, path.clock(), record.usage if outcome == "ok" else None)
         path._book(record, self._started, CLIENT_GONE if outcome == "client_gone" else 200, outcome)
 
 

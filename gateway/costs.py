@@ -252,7 +252,10 @@ class Surcharge:
 
 def _raised(base: Price, by_input: float, by_output: float) -> Price:
     cached = None if base.cached_input is None else base.cached_input + by_input
-    return Price(base.input + by_input, base.output + by_output, cached)
+    beyond = None
+    if base.beyond is not None:
+        beyond = (base.beyond[0], _raised(base.beyond[1], by_input, by_output))
+    return Price(base.input + by_input, base.output + by_output, cached, beyond)
 
 
 def _nusd(usd: float) -> float:

@@ -1,32 +1,52 @@
 """What a deployment would cost and how fast it would answer. Pure.
 
-Cost is prompt tokens x input price + output tokens x output price, in nano-dollars. For ranking the price is
-the marginal one and the prompt is the estimate; for a cap, which must hold, the price is the bill's, the prompt is the
-bound, and the output is the most that the deployment may write. A request for
-several answers pays its prompt once and each answer.
+Cost is prompt tokens x input price + output tokens x output price, in nano-dollars. For ranking the price is the
+marginal one, the prompt is the estimate and the output the likely one; for a cap, which must hold, the price is the
+bill's, the prompt is the bound, and the output is the most that the deployment may write. A request for several answers
+pays its prompt once and each answer.
+
+Latencies are 95th percentiles in milliseconds. An engine that says what waits is forecast from that; another is taken
+to be as it was measured of late with prompts of that size; one that was not measured, as the catalog has it.
 """
 
 from __future__ import annotations
 
-from gateway.types import Deployment, DeploymentStatus, RequestFacts, Usage
+from collections.abc import Sequence
+from math import inf
+
+from gateway.types import (
+    FORECAST_SIZES_MS,
+    PROMPT_SIZES,
+    Backlog,
+    Candidate,
+    Deployment,
+    DeploymentStatus,
+    RequestFacts,
+)
+
+# Where nothing was compared yet: a forecast that is off by a half is what a reading of a quarter of a second ago gives.
+FIRST_MARGIN = 1.5
+
+
+def likely_output(deployment: Deployment, facts: RequestFacts) -> int:
+    """Tokens that all answers together will probably have: as this caller's had of late, at most what it asks for."""
+    most = deployment.output_tokens(facts.max_tokens)
+    one = most if facts.likely_output is None else min(facts.likely_output, most)
+    return facts.n * one
 
 
 def likely_cost(deployment: Deployment, facts: RequestFacts) -> int | None:
     """Nano-dollars that one more request like this will probably cost there; None where the price is not known."""
-    if deployment.price is None:
-        return None
-    return deployment.price.cost(
-        Usage(facts.prompt.about(deployment.tokenizer), facts.n * deployment.output_tokens(facts.max_tokens))
-    )
+    return None if deployment.price is None else deployment.price.of(*_likely(deployment, facts))
 
 
 def likely_bill(deployment: Deployment, facts: RequestFacts) -> int | None:
     """Nano-dollars that a bill will probably show for the request; None where the price is not known."""
-    if deployment.bill is None:
-        return None
-    return deployment.bill.cost(
-        Usage(facts.prompt.about(deployment.tokenizer), facts.n * deployment.output_tokens(facts.max_tokens))
-    )
+    return None if deployment.bill is None else deployment.bill.of(*_likely(deployment, facts))
+
+
+def _likely(deployment: Deployment, facts: RequestFacts) -> tuple[int, int]:
+    return facts.prompt.about(deployment.tokenizer), likely_output(deployment, facts)
 
 
 def most_cost(deployment: Deployment, facts: RequestFacts) -> int | None:
@@ -34,11 +54,102 @@ def most_cost(deployment: Deployment, facts: RequestFacts) -> int | None:
     is not known."""
     if deployment.bill is None:
         return None
-    return deployment.bill.cost(
-        Usage(facts.prompt.at_most(deployment.tokenizer), facts.n * deployment.output_tokens(facts.max_tokens))
-    )
+    prompt = facts.prompt.at_most(deployment.tokenizer)
+    return deployment.bill.of(prompt, facts.n * deployment.output_tokens(facts.max_tokens))
 
 
-def first_token_ms(status: DeploymentStatus) -> float | None:
-    """The 95th percentile of the time to the first token, milliseconds, as measured of late; None until it has been."""
-    return status.first_token_p95_ms
+def first_token_ms(
+    deployment: Deployment, status: DeploymentStatus, prompt_tokens: int, priority: int, now: float
+) -> float | None:
+    """The 95th percentile of the time to the first token of a prompt sent now; None where nobody knows."""
+    backlog = status.backlog
+    if backlog is not None and now <= backlog.good_until:
+        forecast = forecast_ms(backlog, prompt_tokens, priority, now)
+        return forecast * (backlog.margins[size_of_forecast(forecast)] if backlog.margins else FIRST_MARGIN)
+    if status.first_token_p95_ms_by_size:
+        return status.first_token_p95_ms_by_size[size_of_prompt(prompt_tokens)]
+    if status.first_token_p95_ms is not None:
+        return status.first_token_p95_ms
+    speed = deployment.speed
+    if speed is None:
+        return None
+    return 1000 * prompt_tokens / speed.prefill_tokens_per_s + speed.ms_per_output_token
+
+
+def per_token_ms(deployment: Deployment, status: DeploymentStatus, now: float) -> float | None:
+    """The 95th percentile of the time of a token after the first; None where nobody knows."""
+    if status.per_token_p95_ms is not None:
+        return status.per_token_p95_ms
+    backlog = status.backlog
+    if backlog is not None and now <= backlog.good_until:
+        return backlog.step_s * 1000
+    return deployment.speed.ms_per_output_token if deployment.speed is not None else None
+
+
+def forecast_ms(backlog: Backlog, prompt_tokens: int, priority: int, now: float) -> float:
+    """Milliseconds until the first token of a prompt that an engine gets now: the prompts that go before it and itself
+    at the measured rate, plus one step; longer where it must wait for blocks or a place to become free.
+
+    The engine reckons alike (local_engine/scheduler.py); waiting for blocks comes on top: those that the prompts before
+    it and itself need beyond the free ones, at the rate at which running sequences give theirs back.
+    """
+    rate = backlog.prefill_tokens_per_s
+    passed = now - backlog.at
+    share = backlog.share_ahead(priority)
+    ahead = max(0.0, backlog.tokens - passed * rate) * share
+    wait = ahead / rate
+    missing = (backlog.tokens * share + prompt_tokens) / backlog.block_size - backlog.free_blocks
+    if missing > 0:
+        wait = max(wait, _until_free(missing, backlog.used_blocks, backlog.hold_s) - passed)
+    missing = backlog.sequences * share + 1 - backlog.free_places
+    if missing > 0:
+        wait = max(wait, _until_free(missing, backlog.running, backlog.hold_s) - passed)
+    return 1000 * (wait + prompt_tokens / rate + backlog.step_s)
+
+
+def _until_free(missing: float, used: float, hold_s: float) -> float:
+    """Seconds until so many are free of those in use, each of which is held for `hold_s` in the mean."""
+    return missing * hold_s / used if used > 0 else 0.0
+
+
+def size_of_prompt(tokens: float) -> int:
+    """Which of the sizes of prompts it is; see `PROMPT_SIZES`."""
+    return _size(tokens, PROMPT_SIZES)
+
+
+def size_of_forecast(milliseconds: float) -> int:
+    """Which of the sizes of forecasts it is; see `FORECAST_SIZES_MS`."""
+    return _size(milliseconds, FORECAST_SIZES_MS)
+
+
+def _size(value: float, ends: tuple[float, ...]) -> int:
+    for index, end in enumerate(ends):
+        if value <= end:
+            return index
+    return len(ends)
+
+
+def engine_seconds(backlog: Backlog, prompt_tokens: int, output_tokens: int) -> float:
+    """Seconds of the whole engine that a request takes: its prompt at the prefill rate, and its output at the rate of
+    all sequences together, which is its share of the steps that it is part of."""
+    decode = backlog.decode_tokens_per_s
+    return prompt_tokens / backlog.prefill_tokens_per_s + (output_tokens / decode if decode else 0.0)
+
+
+def congestion_nusd(status: DeploymentStatus, engine_s: float) -> int:
+    """What the queue that a request adds costs the others: its engine-seconds at the price of one, which is what the
+    work that finds no room because of it would have saved (see demand.py)."""
+    return round(status.engine_second_nusd * engine_s)
+
+
+def saved_per_engine_second(candidate: Candidate, candidates: Sequence[Candidate]) -> float | None:
+    """Nano-dollars that an engine saves in each second that it works on a request: what the cheapest other candidate
+    takes, less what this one costs. Infinite where no other would do as well: there is none, or only this one meets
+    what the rule requires. None where a price is not known."""
+    if not candidate.engine_s or candidate.cost_nusd is None:
+        return None
+    others = [other for other in candidates if other is not candidate and (other.meets or not candidate.meets)]
+    if not others:
+        return inf
+    prices = [other.price_nusd for other in others if other.price_nusd is not None]
+    return (min(prices) - candidate.cost_nusd) / candidate.engine_s if prices else None

@@ -10,7 +10,7 @@ from typing import Any
 
 from gateway.estimate import likely_bill
 from gateway.policy import AUTO, Policy
-from gateway.routing import refusal
+from gateway.refusal import refusal
 from gateway.types import Decision, RequestFacts, Snapshot, usd
 
 

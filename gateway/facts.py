@@ -50,9 +50,10 @@ def facts_from(
     prompt: TokenCount,
     *,
     maskable: bool = False,
+    likely_output: int | None = None,
 ) -> RequestFacts:
     """All facts of a request, from what its texts were found to hold (`kinds`, `unscannable` among them), whether that
-    can be masked, and how long its prompt is."""
+    can be masked, how long its prompt is, and how long this caller's answers were of late."""
     nothing: frozenset[str] = frozenset()
     masked = policy.labels_of(nothing, headers, caller.tags, unscannable=False) if maskable else None
     return RequestFacts(
@@ -73,6 +74,8 @@ def facts_from(
         max_cost_nusd=stated.max_cost_nusd,
         deployments=caller.deployments,
         headers=policy.headers_of(headers),
+        key_id=caller.key_id,
+        likely_output=likely_output,
     )
 
 

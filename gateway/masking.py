@@ -32,6 +32,10 @@ from gateway.wire.chat import DECODINGS, SCHEMA_KEYS, SCHEMA_WORDS, number_text,
 # Bounds on the work for one request; above them it stays home.
 MOST_SPANS = 2_000
 MOST_OCCURRENCES = 50_000
+MOST_OF_ONE = 2_048  # characters of one value
+MOST_OF_ALL = 256 * 1024
+_LONGEST_CALLING_CODE = 3
+_WITH_CALLING_CODE = 10  # digits
 _MOST_GLUED = 256  # characters that belong to what was found and are not in its span
 
 _NEVER = frozenset({"private_key"})  # a detector finds the head, and where the rest ends nobody knows
@@ -43,11 +47,13 @@ _NOT_IN_A_NAME = re.compile(r"[^A-Z0-9]+")
 _PLACEHOLDER = re.compile(r"\[[A-Z0-9_]+\]")
 _JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?')
 # A number that people write in several ways: seven digits and more, with or without what separates them.
-_DIGITS = re.compile(r"[0-9](?:[ \t\r\n.\-()/]{0,3}[0-9]){6,}")
+_DIGITS = (re.compile(r"[0-9](?:[ \t\r\n.\-()/]{0,3}[0-9]){6,}"), re.compile(r"[0-9](?:[ .\-/]?[0-9]){6,}"))
 _GAP = rb"[ \t\r\n.\-()/]{0,3}"
 # What of a span is the secret itself, apart from the words that gave it away: it may stand elsewhere without them.
 _TOKEN = re.compile(r"[^\s\"'`<>,;:=()\[\]{}]*[0-9][^\s\"'`<>,;:=()\[\]{}]*")
 _SHORTEST_TOKEN = 8
+_ENDS_OF_WORDS = re.compile(r"[\s\"'`=:]+")
+_SHORTEST_SECRET = 6
 _IN_A_SECRET = re.compile(r"[^\s\"'`<>,;)\]}]")
 _BEFORE_A_PHONE = re.compile(r"[^0-9+(@]*(?=[0-9+(])")
 
@@ -156,15 +162,28 @@ class Masker:
         if not spans or len(spans) > MOST_SPANS:
             raise _CannotMask
         starts = list(accumulate((len(text) + 1 for text in texts), initial=0))
-        places = [_place(joined, starts, span) for span in spans]
         values: dict[str, str] = {}
-        for start, end, kind in (*_merged(places), *places):
+        length = 0
+        for start, end, kind in (_place(joined, starts, span) for span in spans):
             value = joined[start:end]
+            length += len(value)
+            if len(value) > MOST_OF_ONE or length > MOST_OF_ALL:
+                raise _CannotMask
             values.setdefault(value, kind)
-            for token in _TOKEN.findall(value):
-                if len(token) >= _SHORTEST_TOKEN:
-                    values.setdefault(token, kind)
+            for token in _tokens(value, kind):
+                values.setdefault(token, kind)
         return _Values(values)
+
+
+def _tokens(value: str, kind: str) -> Iterator[str]:
+    """What of a value gives it away without the words around it."""
+    for token in _TOKEN.findall(value):
+        if len(token) >= _SHORTEST_TOKEN:
+            yield token
+    if kind in _SECRETS:
+        last = _ENDS_OF_WORDS.split(value)[-1]
+        if len(last) >= _SHORTEST_SECRET:
+            yield last
 
 
 def _place(texts: str, starts: Sequence[int], span: Span) -> tuple[int, int, str]:
@@ -179,6 +198,9 @@ def _place(texts: str, starts: Sequence[int], span: Span) -> tuple[int, int, str
     first, last = max(starts[text - 1], start - _MOST_GLUED), min(starts[text] - 1, end + _MOST_GLUED)
     if end >= starts[text]:
         raise _CannotMask
+    if kind == "email" and '"' in texts[start:end]:  # "jane doe"@example.org
+        opening = texts.rfind('"', first, start)
+        start = start if opening < 0 else opening
     if _glued(texts[start], kind):
         while start > first and _glued(texts[start - 1], kind):
             start -= 1
@@ -210,8 +232,7 @@ class _Values:
         for value, kind in kinds.items():
             read = folded(value)
             patterns.add(re2.escape(encode(read)))
-            for number in _DIGITS.findall(read):
-                digits = re.sub(r"[^0-9]", "", number)
+            for digits in _numbers(read, kind):
                 patterns.add(_GAP.join(digit.encode() for digit in digits))
                 self.kinds.setdefault(digits, kind)
         options = re2.Options()
@@ -231,6 +252,8 @@ class _Values:
     def intervals(self, text: str) -> list[tuple[int, int, str]]:
         """Where the values occur, as (start, end, kind) in characters; those that overlap as one. Raises `_CannotMask`
         where there are too many."""
+        if self._pattern.search(encode(folded(text))) is None:  # where things stand takes longer to find out
+            return []
         aligned = Aligned.of(text)
         found: list[tuple[int, int, str]] = []
         match = self._pattern.search(aligned.text)
@@ -241,10 +264,49 @@ class _Values:
             if len(found) > MOST_OCCURRENCES:
                 raise _CannotMask
             match = self._pattern.search(aligned.text, start + 1)  # another may begin within this one and go further
-        return list(_merged(found))
+        return list(_whole(text, _merged(found)))
 
     def _kind(self, text: str) -> str:
         return self._by_spelling.get(_spelling(text)) or next(iter(self.kinds.values()))
+
+
+def _numbers(text: str, kind: str) -> Iterator[str]:
+    """The digits of the numbers in what was found; two that stand together also by themselves, and a phone number also
+    without its country's code."""
+    for pattern in _DIGITS:
+        for number in pattern.findall(text):
+            digits = re.sub(r"[^0-9]", "", number)
+            yield digits
+            if kind == "phone" and len(digits) >= _WITH_CALLING_CODE:
+                yield digits[_LONGEST_CALLING_CODE:]
+
+
+def _whole(text: str, intervals: Iterable[tuple[int, int, str]]) -> Iterator[tuple[int, int, str]]:
+    """The intervals with the ASCII letters and digits that go on at either end: half a number tells too much. Those
+    that come to touch become one. `intervals` are in order and apart; no character is looked at twice."""
+    pending: tuple[int, int, str] | None = None
+    for start, end, kind in intervals:
+        if pending is not None and end <= pending[1]:
+            continue
+        first = pending[1] if pending is not None else 0
+        while start > first and _goes_on(text, start):
+            start -= 1
+        while end < len(text) and _goes_on(text, end):
+            end += 1
+        if pending is not None and start <= first and _goes_on(text, first):
+            pending = (pending[0], end, pending[2])
+            continue
+        if pending is not None:
+            yield pending
+        pending = (start, end, kind)
+    if pending is not None:
+        yield pending
+
+
+def _goes_on(text: str, at: int) -> bool:
+    """Whether an ASCII word has no end between this character and the one before."""
+    pair = text[at - 1 : at + 1]
+    return pair.isascii() and pair.isalnum()
 
 
 def _spelling(text: str) -> str:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from math import inf
 from types import MappingProxyType
 from typing import Literal
 
 from gateway.conditions import Deployments
 from gateway.conditions import Match as Match
-from gateway.types import UNSCANNABLE, Deployment, Permit, RequestFacts, Timeouts
+from gateway.types import UNSCANNABLE, Deployment, Permit, RequestFacts
 
 DATA_CLASS_HEADER = "x-data-class"
 DEFAULT_RULE = "default"
@@ -143,10 +144,6 @@ class Rule:
     slo: str | None = None
     timeouts: Mapping[str, float] = field(default_factory=dict)
 
-    def timeouts_of(self, deployment: Deployment) -> Timeouts:
-        """How long an attempt on the deployment may take under this rule."""
-        return replace(deployment.timeouts, **self.timeouts) if self.timeouts else deployment.timeouts
-
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -171,6 +168,7 @@ class Policy:
     patterns: Mapping[str, str] = field(default_factory=dict)
     asked_headers: Mapping[str, frozenset[str]] = field(init=False, repr=False, compare=False)
     thresholds: frozenset[tuple[str, int]] = field(init=False, repr=False, compare=False)
+    slo_ranks: Mapping[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         asked: dict[str, frozenset[str]] = {}
@@ -183,6 +181,14 @@ class Policy:
                 thresholds |= {(part.counted_by, int(side)) for side in sides if side is not None}
         object.__setattr__(self, "asked_headers", asked)
         object.__setattr__(self, "thresholds", frozenset(thresholds))
+        by_speed = sorted(self.slo.values(), key=lambda slo: slo.first_token_p95_ms or inf)
+        object.__setattr__(self, "slo_ranks", {slo.name: rank for rank, slo in enumerate(by_speed)})
+
+    def priority(self, slo: str | None, permit: Permit) -> int:
+        """For engines that order their work, the lowest first: the latency class, the strictest before others and none
+        last; then what must stay home before what could go elsewhere."""
+        rank = len(self.slo_ranks) if slo is None else self.slo_ranks[slo]
+        return 2 * rank + (permit.zones is None or permit.masked_zones != frozenset())
 
     @property
     def kinds(self) -> frozenset[str]:

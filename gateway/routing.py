@@ -1,38 +1,37 @@
 """The decision: which deployments may answer a request, in which order, and why the others may not. Pure.
 
-Owns the order of the gates (caller, zone, capability, window, availability, cost cap), the ranking by `require` and
-`order_by`, the failover chain, and what an empty chain means for the caller. Refuses clocks, chance and sockets: they
-come in with the snapshot.
+Owns which rule decides, the ranking by `require`, `weights` and `order_by`, and the failover chain. The gates are in
+gates.py, predictions in estimate.py, what an empty chain means for the caller in refusal.py. Refuses clocks, chance and
+sockets: they come in with the snapshot.
 
-The server, `policy explain` and the tests call the same `decide`.
+The server, `policy explain`, `replay`, `simulate` and the tests call the same `decide`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from math import inf
 
-from gateway.errors import (
-    BadRequest,
-    ContextLengthExceeded,
-    CostCapExceeded,
-    DeadlineExceeded,
-    Forbidden,
-    GatewayError,
-    NoCandidate,
-    ProtectedRefused,
-    UnknownModel,
+from gateway.errors import UnknownModel
+from gateway.estimate import (
+    congestion_nusd,
+    engine_seconds,
+    first_token_ms,
+    likely_output,
+    per_token_ms,
 )
-from gateway.estimate import first_token_ms, likely_cost, most_cost
-from gateway.policy import AUTO, Policy, Rule
+from gateway.gates import gate, static_gate
+from gateway.policy import AUTO, Policy, Require, Rule, Slo
+from gateway.refusal import refusal
 from gateway.types import (
+    NUSD_PER_USD,
     Attempt,
     Candidate,
-    Capability,
     Decision,
     Deployment,
-    Gate,
+    DeploymentStatus,
     Outcome,
     Permit,
     Rejection,
@@ -41,18 +40,8 @@ from gateway.types import (
     usd,
 )
 
-# Which gate a deployment failed says how far it came; the one that came furthest says what the caller is told (the
-# statuses' order in reverse).
-_GATES: tuple[Gate, ...] = (
-    "unconfigured",
-    "caller",
-    "zone",
-    "capability",
-    "window",
-    "cost_cap",
-    "require",
-    "available",
-)
+# What is asked of a time: whose it is, who asks, and milliseconds at the 95th percentile.
+_Asked = tuple[str, str, float]
 
 
 def decide(policy: Policy, facts: RequestFacts, snapshot: Snapshot) -> Decision:
@@ -62,8 +51,7 @@ def decide(policy: Policy, facts: RequestFacts, snapshot: Snapshot) -> Decision:
     for rule in matching_rules(policy, facts, snapshot):
         if rule.protected == "skip" and not any(permit.passage(policy.deployments[n].zone) for n in rule.candidates):
             continue
-        candidates, rejections = _weigh(policy, rule, facts, permit, snapshot)
-        return Decision(rule.name, rule.because, candidates, rejections, facts.labels, policy.hash)
+        return _weigh(policy, rule, facts, permit, snapshot)
     return Decision("default", "every rule was skipped", (), (), facts.labels, policy.hash)
 
 
@@ -93,63 +81,18 @@ def matching_rules(policy: Policy, facts: RequestFacts, snapshot: Snapshot) -> I
     yield policy.default
 
 
-def static_gate(deployment: Deployment, facts: RequestFacts, permit: Permit) -> Rejection | None:
-    """The first gate that removes the deployment whatever the time and the fleet's state, or None."""
-    name = deployment.name
-    if facts.deployments is not None and name not in facts.deployments:
-        return Rejection(name, "caller", "this key may not use it")
-    if permit.passage(deployment.zone) is None:
-        return Rejection(name, "zone", f"zone {deployment.zone} is outside of what {permit.because} permits")
-    if facts.tools or facts.images or facts.schema:
-        for capability in _needed(facts):
-            if capability not in deployment.capabilities:
-                return Rejection(name, "capability", f"does not support {capability}")
-    if not deployment.fits(facts.prompt, facts.max_tokens):
-        prompt = facts.prompt.at_most(deployment.tokenizer)
-        output = deployment.output_tokens(facts.max_tokens)
-        reason = f"{prompt} prompt and {output} output tokens do not fit its window of {deployment.window}"
-        return Rejection(name, "window", reason)
-    return None
-
-
-def _needed(facts: RequestFacts) -> Iterator[Capability]:
-    if facts.tools:
-        yield "tools"
-    if facts.images:
-        yield "images"
-    if facts.schema:
-        yield "schema"
-
-
-def _gate(deployment: Deployment, facts: RequestFacts, permit: Permit, snapshot: Snapshot) -> Rejection | None:
-    rejection = static_gate(deployment, facts, permit)
-    if rejection is not None:
-        return rejection
-    if deployment.unavailable is not None:
-        return Rejection(deployment.name, "unconfigured", deployment.unavailable)
-    status = snapshot.deployments[deployment.name]
-    if status.down is not None:
-        return Rejection(deployment.name, "available", status.down, status.retry_after)
-    if facts.max_cost_nusd is not None:
-        cost = most_cost(deployment, facts)
-        if cost is None or cost > facts.max_cost_nusd:
-            most = "an unknown amount" if cost is None else f"up to {usd(cost)} USD"
-            return Rejection(
-                deployment.name, "cost_cap", f"may cost {most}, above the cap of {usd(facts.max_cost_nusd)} USD"
-            )
-    return None
-
-
-def _weigh(
-    policy: Policy, rule: Rule, facts: RequestFacts, permit: Permit, snapshot: Snapshot
-) -> tuple[tuple[Candidate, ...], tuple[Rejection, ...]]:
+def _weigh(policy: Policy, rule: Rule, facts: RequestFacts, permit: Permit, snapshot: Snapshot) -> Decision:
     candidates: list[Candidate] = []
     rejections: list[Rejection] = []
+    slo = facts.slo or rule.slo
+    priority = policy.priority(slo, permit)
+    slo_class = policy.slo[slo] if slo is not None else None
+    asked = _asked(rule.require, slo_class)
     for name in rule.candidates:
-        deployment = policy.deployments[name]
-        rejection = _gate(deployment, facts, permit, snapshot)
+        deployment, status = policy.deployments[name], snapshot.deployments[name]
+        rejection = gate(deployment, facts, permit, status)
         if rejection is None:
-            candidate = _predicted(policy, rule, deployment, facts, snapshot)
+            candidate = _predicted(deployment, status, facts, priority, snapshot.now, rule, asked)
             candidates.append(candidate if permit.allows(deployment.zone) else _masked(candidate))
         else:
             rejections.append(rejection)
@@ -160,30 +103,88 @@ def _weigh(
     if rule.require is not None and rule.otherwise == "reject":
         rejections += [Rejection(c.deployment, "require", c.note) for c in candidates if not c.meets]
         candidates = [candidate for candidate in candidates if candidate.meets]
-    return _ranked(candidates, rule), tuple(rejections)
+    return Decision(
+        rule.name,
+        rule.because,
+        _ranked(candidates, rule, facts, snapshot.draw),
+        tuple(rejections),
+        facts.labels,
+        policy.hash,
+        slo,
+        rule.timeouts,
+        priority,
+        _first_token_by_ms(rule.require, slo_class),
+    )
+
+
+def _asked(require: Require | None, slo: Slo | None) -> list[_Asked]:
+    """The times that a rule requires: those of the class where it is to be met, and the rule's own."""
+    if require is None:
+        return []
+    asked: list[tuple[str, str, float | None]] = []
+    if slo is not None and require.slo_met:
+        asked += [
+            ("first token", slo.name, slo.first_token_p95_ms),
+            ("whole answer", slo.name, slo.total_p95_ms),
+            ("each token", slo.name, slo.per_token_p95_ms),
+        ]
+    asked += [
+        ("first token", "the rule", require.first_token_at_most_ms),
+        ("whole answer", "the rule", require.total_at_most_ms),
+        ("each token", "the rule", require.per_token_at_most_ms),
+    ]
+    return [(what, who, limit) for what, who, limit in asked if limit is not None]
+
+
+def _first_token_by_ms(require: Require | None, slo: Slo | None) -> float | None:
+    by = [slo.first_token_p95_ms if slo is not None else None]
+    by.append(require.first_token_at_most_ms if require is not None else None)
+    return min((limit for limit in by if limit is not None), default=None)
 
 
 def _predicted(
-    policy: Policy, rule: Rule, deployment: Deployment, facts: RequestFacts, snapshot: Snapshot
+    deployment: Deployment,
+    status: DeploymentStatus,
+    facts: RequestFacts,
+    priority: int,
+    now: float,
+    rule: Rule,
+    asked: list[_Asked],
 ) -> Candidate:
-    cost = likely_cost(deployment, facts)
-    latency = first_token_ms(snapshot.deployments[deployment.name])
-    if rule.require is None:
-        return Candidate(deployment.name, cost, latency, meets=True)
+    prompt = facts.prompt.about(deployment.tokenizer)
+    output = likely_output(deployment, facts)
+    cost = None if deployment.price is None else deployment.price.of(prompt, output)
+    first = first_token_ms(deployment, status, prompt, priority, now)
+    each = per_token_ms(deployment, status, now)
+    total = None if first is None or each is None else first + each * max(0, output // facts.n - 1)
+    engine_s, congestion = None, 0
+    if status.backlog is not None:
+        engine_s = engine_seconds(status.backlog, prompt, output)
+        congestion = congestion_nusd(status, engine_s)
+    note = ""
+    if rule.require is not None:
+        predicted = {"first token": first, "whole answer": total, "each token": each}
+        note = _unmet(rule, rule.require, asked, cost, predicted)
+    return Candidate(deployment.name, cost, first, not note, note, congestion, total, each, engine_s)
+
+
+def _unmet(
+    rule: Rule, require: Require, asked: list[_Asked], cost: int | None, predicted: Mapping[str, float | None]
+) -> str:
+    """What of the rule's requirement is predicted not to be met; empty where all is."""
     unmet = []
-    cap = rule.require.cost_at_most_nusd
+    cap = require.cost_at_most_nusd
     if cap is not None and (cost > cap if cost is not None else rule.unknown == "ineligible"):
         unmet.append(f"cost {'unknown' if cost is None else usd(cost) + ' USD'}, required at most {usd(cap)} USD")
-    slo = policy.slo[facts.slo] if rule.require.slo_met and facts.slo is not None else None
-    limit = slo.first_token_p95_ms if slo is not None else None
-    if (
-        slo is not None
-        and limit is not None
-        and (latency > limit if latency is not None else rule.unknown == "ineligible")
-    ):
-        measured = "not measured" if latency is None else f"{latency:.0f} ms"
-        unmet.append(f"first token p95 {measured}, {slo.name} requires {limit:g} ms")
-    return Candidate(deployment.name, cost, latency, not unmet, "; ".join(unmet))
+    for what, who, limit in asked:
+        told = predicted[what]
+        if told > limit if told is not None else rule.unknown == "ineligible":
+            unmet.append(f"{what} p95 {_ms(told)}, {who} requires {limit:g} ms")
+    return "; ".join(unmet)
+
+
+def _ms(predicted: float | None) -> str:
+    return "not measured" if predicted is None else f"{predicted:.0f} ms"
 
 
 def _masked(candidate: Candidate) -> Candidate:
@@ -191,23 +192,60 @@ def _masked(candidate: Candidate) -> Candidate:
     return replace(candidate, note="; ".join(filter(None, ("masked", candidate.note))))
 
 
-def _ranked(candidates: list[Candidate], rule: Rule) -> tuple[Candidate, ...]:
+def _ranked(candidates: list[Candidate], rule: Rule, facts: RequestFacts, draw: float) -> tuple[Candidate, ...]:
     """Those that meet the rule's requirement first, in its order; the rest as `otherwise` says. Ties keep the listed
-    order."""
+    order. Where the rule has weights, the one that is drawn goes before all, if it meets the requirement."""
     if len(candidates) < 2:
         return tuple(candidates)
+    drawn = _drawn(rule, facts, draw) if rule.weights else None
     otherwise = "marginal_cost" if rule.otherwise == "cheapest" else "first_token"
-
-    def key(item: tuple[int, Candidate]) -> tuple[bool, float, int]:
-        index, candidate = item
-        order = rule.order_by if candidate.meets else otherwise
-        if order == "listed":
-            value: float | None = 0.0
+    keys = []
+    for index, candidate in enumerate(candidates):
+        if candidate.deployment == drawn and candidate.meets:
+            keys.append((False, -inf, index))
         else:
-            value = candidate.cost_nusd if order == "marginal_cost" else candidate.first_token_ms
-        return (not candidate.meets, inf if value is None else value, index)
+            order = rule.order_by if candidate.meets else otherwise
+            keys.append((not candidate.meets, _value(candidate, order, rule), index))
+    return tuple(candidates[index] for _, _, index in sorted(keys))
 
-    return tuple(candidate for _, candidate in sorted(enumerate(candidates), key=key))
+
+def _value(candidate: Candidate, order: str, rule: Rule) -> float:
+    """What a candidate is ordered by, the least first: nano-dollars, milliseconds, or their weighted sum in dollars
+    and seconds. What is not known comes last."""
+    if order == "listed":
+        return 0.0
+    value: float | None
+    if order == "weighted":
+        value = sum(_term(candidate, term) * weight for term, weight in rule.order_weights.items() if weight)
+    elif order == "marginal_cost":
+        value = candidate.price_nusd
+    else:
+        value = candidate.first_token_ms if order == "first_token" else candidate.total_ms
+    return inf if value is None else value
+
+
+def _term(candidate: Candidate, term: str) -> float:
+    """One term of a weighted order, in dollars or seconds."""
+    if term == "marginal_cost":
+        return inf if candidate.price_nusd is None else candidate.price_nusd / NUSD_PER_USD
+    milliseconds = candidate.first_token_ms if term == "first_token" else candidate.total_ms
+    return inf if milliseconds is None else milliseconds / 1000
+
+
+def _drawn(rule: Rule, facts: RequestFacts, draw: float) -> str | None:
+    """The candidate that the rule's weights give to this request: by the decision's own chance, or by the key's or the
+    tenant's name, so that all of its requests draw the same under this rule."""
+    if rule.sticky != "request":
+        sticks = facts.tenant if rule.sticky == "tenant" else f"{facts.tenant}\0{facts.key_id}"
+        digest = blake2b(f"{rule.name}\0{sticks}".encode(), digest_size=7).digest()
+        draw = int.from_bytes(digest, "big") / 2.0**56
+    point = draw * sum(rule.weights.values())
+    drawn = None
+    for name, weight in rule.weights.items():
+        if weight > 0 and point >= 0:
+            drawn = name
+        point -= weight
+    return drawn
 
 
 def next_attempt(decision: Decision, outcomes: Sequence[Outcome]) -> Attempt:
@@ -217,32 +255,3 @@ def next_attempt(decision: Decision, outcomes: Sequence[Outcome]) -> Attempt:
         if candidate.deployment not in tried:
             return Attempt(candidate.deployment, len(outcomes) + 1)
     raise refusal(decision, outcomes)
-
-
-def refusal(decision: Decision, outcomes: Sequence[Outcome] = ()) -> GatewayError:
-    """What an exhausted chain means for the caller: the deployment that came furthest through the gates sets the
-    status, all reasons are told."""
-    reasons = [f"{o.attempt.deployment}: {o.reason}" for o in outcomes]
-    failed = {outcome.attempt.deployment for outcome in outcomes}
-    reasons += [f"{r.deployment}: {r.reason}" for r in decision.rejections if r.deployment not in failed]
-    detail = f'rule "{decision.rule}": ' + ("; ".join(reasons) or "it has no candidates for this request")
-    retry_after = min((r.retry_after for r in decision.rejections if r.retry_after > 0), default=1.0)
-    if outcomes:
-        if all(outcome.timed_out for outcome in outcomes):
-            return DeadlineExceeded(f"no deployment answered in time: {detail}")
-        return NoCandidate(f"every permitted deployment failed: {detail}", retry_after=retry_after)
-    gates: list[Gate] = [rejection.gate for rejection in decision.rejections]
-    furthest = max(gates, key=_GATES.index) if gates else "zone"
-    told, error, param = _REFUSALS.get(furthest, _UNAVAILABLE)
-    return error(f"{told}: {detail}", param=param, retry_after=retry_after if error is NoCandidate else None)
-
-
-_Told = tuple[str, type[GatewayError], str | None]
-_UNAVAILABLE: _Told = ("no permitted deployment is available", NoCandidate, None)
-_REFUSALS: Mapping[Gate, _Told] = {
-    "caller": ("no deployment of this rule is allowed to this key", Forbidden, None),
-    "zone": ("the request is protected and no permitted deployment can take it", ProtectedRefused, None),
-    "capability": ("no permitted deployment supports what the request needs", BadRequest, None),
-    "window": ("the request fits no permitted window", ContextLengthExceeded, "messages"),
-    "cost_cap": ("no permitted deployment stays below the cost cap", CostCapExceeded, "x-hybridgate-max-cost-usd"),
-}

@@ -15,7 +15,7 @@ import shutil
 import ssl
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
@@ -30,6 +30,7 @@ from gateway.encodings import load_encoding
 from gateway.engines import Engine
 from gateway.fleet import Fleet
 from gateway.labels import Scanner
+from gateway.metrics import DeploymentFigures, Metrics, PolicyFigures
 from gateway.policy import Policy
 from gateway.policyfile import Problem
 from gateway.settings import Settings
@@ -102,17 +103,32 @@ class Gateway:
         self._closing: set[asyncio.Task[None]] = set()  # must be awaited
         self._warm_lock = asyncio.Lock()
         self.fleet = Fleet(policy.deployments)
+        self.metrics = Metrics(self._figures)
+        self.policy_state = PolicyState(policy.path, policy.hash, datetime.now(UTC))
         prepared = _prepare(policy, None)
         self._generation = self._generation_of(policy, prepared, [])
         self._live = [self._generation]
         serving = Serving(policy, prepared.scanner, {}, self._generation.backends)
-        self.path = ChatPath(serving, self.fleet, log, time.monotonic, new_id)
-        self.policy_state = PolicyState(policy.path, policy.hash, datetime.now(UTC))
+        self.path = ChatPath(serving, self.fleet, log, time.monotonic, time.time, new_id, self.metrics.request)
 
     @property
     def supervisors(self) -> Mapping[str, Supervisor]:
         """Of the engines in use, by deployment."""
         return {name: engine.supervisor for name, engine in self._generation.engines.items()}
+
+    def _figures(self) -> tuple[PolicyFigures, Iterable[DeploymentFigures]]:
+        """What metrics say of this moment."""
+        state = self.policy_state
+        policy = PolicyFigures(
+            state.path, state.hash, state.loaded_at.timestamp(), state.loads, state.refusals, len(state.problems)
+        )
+        snapshot = self.fleet.snapshot(time.monotonic(), 0.0)
+        deployments = self.path.serving.policy.deployments.values()
+        statuses = ((d, snapshot.deployments[d.name]) for d in deployments)
+        return policy, (
+            DeploymentFigures(d.name, d.zone, d.unavailable is None and status.down is None, status)
+            for d, status in statuses
+        )
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: object) -> AsyncIterator[None]:
@@ -196,7 +212,7 @@ class Gateway:
     def _engine_of(self, deployment: Deployment, live: list[_Generation]) -> Engine:
         name = deployment.name
         uds = str(self._folder / f"{next(self._sockets)}.sock")
-        spec = EngineSpec(name, deployment.model, uds, self._settings.engine_start_seconds)
+        spec = EngineSpec(name, deployment.model, uds, self._settings.engine_start_seconds, deployment.quantization)
         for generation in reversed(live):
             engine = generation.engines.get(name)
             if engine is not None and engine.serves(spec):
@@ -297,4 +313,4 @@ def _moved(before: Deployment | None, after: Deployment) -> bool:
 
 
 def _target(d: Deployment) -> tuple[object, ...]:
-    return (d.backend, d.model, d.zone, d.urls, d.api_key, d.api_base, d.ca_file, d.unavailable)
+    return (d.backend, d.model, d.quantization, d.zone, d.urls, d.api_key, d.api_base, d.ca_file, d.unavailable)

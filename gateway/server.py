@@ -1,6 +1,6 @@
 """Serves the application until a signal ends it.
 
-Owns uvicorn's settings, what a SIGHUP means, and the watch over the policy's files while the server runs.
+Owns uvicorn's settings, the admin port beside it, what a SIGHUP means, and the watch over the policy's files meanwhile.
 """
 
 from __future__ import annotations
@@ -8,30 +8,45 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from math import ceil
 
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
+from gateway.embedded import embedded
 from gateway.http1 import Http1
 from gateway.reload import Reloader
 
 
-def serve_until_stopped(app: ASGIApp, listener: socket.socket, reloader: Reloader, drain_seconds: float) -> None:
-    """Serve on `listener`. Streams that are open at the end may go on for `drain_seconds`."""
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An application and the socket that it listens on."""
+
+    app: ASGIApp
+    listener: socket.socket
+
+
+def serve_until_stopped(main: Served, admin: Served | None, reloader: Reloader, drain_seconds: float) -> None:
+    """Serve callers, and operators as long as there are callers. Streams that are open at the end may go on for
+    `drain_seconds`."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(app, listener, reloader, drain_seconds))
+        runner.run(_serve(main, admin, reloader, drain_seconds))
 
 
-async def _serve(app: ASGIApp, listener: socket.socket, reloader: Reloader, drain_seconds: float) -> None:
+async def _serve(main: Served, admin: Served | None, reloader: Reloader, drain_seconds: float) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
     watching = asyncio.create_task(reloader.watch())
-    try:
-        await uvicorn.Server(config_of(app, drain_seconds)).serve(sockets=[listener])
-    finally:
-        reloader.stop()
-        await watching
+    async with AsyncExitStack() as stack:
+        if admin is not None:
+            await stack.enter_async_context(embedded(config_of(admin.app, 1.0), admin.listener))
+        try:
+            await uvicorn.Server(config_of(main.app, drain_seconds)).serve(sockets=[main.listener])
+        finally:
+            reloader.stop()
+            await watching
 
 
 def config_of(app: ASGIApp, drain_seconds: float) -> uvicorn.Config:

@@ -37,6 +37,8 @@ class Settings:
     drain_seconds: float = 20.0
     engine_start_seconds: float = 600.0
     open_to_network: bool = False
+    admin_host: str = "127.0.0.1"
+    admin_port: int = 9090
     log: str = "-"
 
     def __post_init__(self) -> None:
@@ -44,6 +46,7 @@ class Settings:
             f"{PREFIX}{name.upper()} must be {range}"
             for name, right, range in (
                 ("port", 0 <= self.port <= 65_535, "a port, 0 to 65535"),
+                ("admin_port", -1 <= self.admin_port <= 65_535, "a port, 0 to 65535, or -1 for none"),
                 ("max_body_bytes", self.max_body_bytes >= 1, "at least 1"),
                 ("drain_seconds", 0 <= self.drain_seconds <= _A_DAY, "0 to 86400 seconds"),
                 ("engine_start_seconds", 0 < self.engine_start_seconds <= _A_DAY, "above 0 and at most 86400 seconds"),
@@ -81,7 +84,8 @@ def settings_from(environ: Mapping[str, str]) -> Settings:
 
 
 def _whole(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdecimal() and len(digits) < 19):
         raise ValueError("must be a whole number")
     return int(text)
 

@@ -48,11 +48,13 @@ class EngineSpec:
     model: str
     uds: str
     start_seconds: float = 600.0
+    quantization: str = "none"
     program: tuple[str, ...] = (sys.executable, "-m", "local_engine")
 
     def command(self) -> Sequence[str]:
         """The child's command line."""
-        return [*self.program, "serve", "--model", self.model, "--uds", self.uds, "--exit-with-parent"]
+        named = ("--model", self.model, "--quantization", self.quantization)
+        return [*self.program, "serve", *named, "--uds", self.uds, "--exit-with-parent"]
 
 
 class Supervisor:

@@ -1,7 +1,7 @@
 """The decision record: one JSON line a request, at INFO.
 
 Owns what may be said about a request. A record is built from names of the policy, numbers and ids; it has no field that
-could hold a prompt, an answer, a header or a key.
+could hold a prompt, an answer, a header beyond the pairs that a rule asks for, or a key.
 """
 
 from __future__ import annotations
@@ -15,13 +15,37 @@ from typing import Any, BinaryIO, cast
 import orjson
 import structlog
 
-from gateway.types import Decision, Outcome, Usage, usd
+from gateway.record import facts_to_record, status_to_record
+from gateway.types import Candidate, Decision, DeploymentStatus, Outcome, RequestFacts, Snapshot, Usage, usd
+
+
+class FleetRecord:
+    """The statuses of a snapshot as JSON. Invariant: what is written for a status is what `status_to_record` says; a
+    status that does not change is written once."""
+
+    def __init__(self) -> None:
+        self._written: dict[str, tuple[DeploymentStatus, orjson.Fragment | None]] = {}
+
+    def of(self, snapshot: Snapshot) -> dict[str, orjson.Fragment]:
+        """By deployment; those of which nothing is known and that are up are left out."""
+        told: dict[str, orjson.Fragment] = {}
+        for name, status in snapshot.deployments.items():
+            known = self._written.get(name)
+            if known is not None and known[0] is status and status.backlog is None:
+                fragment = known[1]
+            else:
+                written = status_to_record(status, snapshot.now)
+                fragment = orjson.Fragment(orjson.dumps(written)) if written else None
+                self._written[name] = (status, fragment)
+            if fragment is not None:
+                told[name] = fragment
+        return told
 
 
 @dataclass(slots=True)
 class Record:
     """What is said about one request once it is over. Filled along the request path; `outcome` is `ok`, an error's
-    code, or `client_gone`."""
+    code, or `client_gone`. `snapshot` is what the first decision was made from, `decision` the last one."""
 
     request_id: str
     decision_id: str
@@ -30,6 +54,8 @@ class Record:
     stream: bool = False
     tenant: str = ""
     key: str = ""
+    facts: RequestFacts | None = None
+    snapshot: Snapshot | None = None
     decision: Decision | None = None
     deployment: str | None = None
     zone: str | None = None
@@ -38,10 +64,18 @@ class Record:
     failed: list[Outcome] = field(default_factory=list)
     usage: Usage | None = None
     cost_nusd: int | None = None
+    marginal_nusd: int | None = None  # what rules compare; the cost is what is billed
     first_token_ms: float | None = None
     total_ms: float = 0.0
 
-    def fields(self) -> dict[str, Any]:
+    @property
+    def predicted(self) -> Candidate | None:
+        """What was predicted of the deployment that answered."""
+        if self.decision is None or self.deployment is None:
+            return None
+        return next((c for c in self.decision.candidates if c.deployment == self.deployment), None)
+
+    def fields(self, fleet: FleetRecord) -> dict[str, Any]:
         """The record as the logged JSON object; what is not known is left out."""
         line: dict[str, Any] = {
             "request_id": self.request_id,
@@ -59,8 +93,14 @@ class Record:
             line["labels"] = sorted(self.decision.labels)
             line["candidates"] = [candidate.deployment for candidate in self.decision.candidates]
             line["rejected"] = {rejection.deployment: rejection.gate for rejection in self.decision.rejections}
+        if self.facts is not None and self.snapshot is not None:
+            line["facts"] = facts_to_record(self.facts)
+            line["draw"], line["wall"] = self.snapshot.draw, round(self.snapshot.wall, 3)
+            line["fleet"] = fleet.of(self.snapshot)
         if self.deployment is not None:
             line["deployment"], line["zone"], line["attempts"] = self.deployment, self.zone, self.attempts
+        if (predicted := self.predicted) is not None:
+            line["predicted"] = _predicted(predicted)
         if self.masked is not None:
             line["masked"] = self.masked
         if self.failed:
@@ -68,11 +108,27 @@ class Record:
         if self.usage is not None:
             line["prompt_tokens"] = self.usage.prompt_tokens
             line["completion_tokens"] = self.usage.completion_tokens
+            if self.usage.cached_tokens:
+                line["cached_tokens"] = self.usage.cached_tokens
         if self.cost_nusd is not None:
             line["cost_usd"] = usd(self.cost_nusd)
         if self.first_token_ms is not None:
             line["first_token_ms"] = round(self.first_token_ms, 2)
         return line
+
+
+def _predicted(candidate: Candidate) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    if candidate.cost_nusd is not None:
+        told["cost_usd"] = usd(candidate.cost_nusd)
+    if candidate.congestion_nusd:
+        told["congestion_usd"] = usd(candidate.congestion_nusd)
+    times = {
+        "first_token_ms": candidate.first_token_ms,
+        "total_ms": candidate.total_ms,
+        "per_token_ms": candidate.per_token_ms,
+    }
+    return told | {name: round(time, 2) for name, time in times.items() if time is not None}
 
 
 class _Lines:

@@ -110,6 +110,16 @@ def undecided(prompt: TokenCount, max_tokens: int | None, deployments: Iterable[
     )
 
 
+def near(prompt: TokenCount, thresholds: Iterable[tuple[str, int]]) -> frozenset[str]:
+    """Names of the tokenizers to count with, of pairs of a tokenizer and a number of tokens that a rule compares with:
+    those where the number may be what the prompt has, at 2 to 8 bytes a token (see BYTES_PER_TOKEN)."""
+    return frozenset(
+        tokenizer
+        for tokenizer, tokens in thresholds
+        if tokenizer != "bytes" and prompt.estimate / 2 <= tokens <= min(2 * prompt.estimate, prompt.bound)
+    )
+
+
 def _media(messages: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
     """Bytes and number of the parts that are not text: a picture's base64 says nothing about its tokens."""
     parts = [

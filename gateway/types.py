@@ -11,8 +11,8 @@ counts are tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from math import ceil
+from dataclasses import dataclass, field, replace
+from math import ceil, inf
 from typing import Any, Literal
 
 ON_PREMISES = "on_premises"
@@ -102,18 +102,28 @@ class RequestFacts:
 @dataclass(frozen=True, slots=True)
 class Price:
     """What tokens cost, nano-dollars each. `cached_input` is for the part of a prompt that the deployment had cached;
-    None where that costs as much as the rest."""
+    None where that costs as much as the rest. `beyond` is (n, price): where a prompt has more than n tokens, all tokens
+    of the request cost that price."""
 
     input: float
     output: float
     cached_input: float | None = None
+    beyond: tuple[int, Price] | None = None
 
     def cost(self, usage: Usage) -> int:
         """Nano-dollars, rounded up so that a sum never falls short."""
+        if self.beyond is not None and usage.prompt_tokens > self.beyond[0]:
+            return self.beyond[1].cost(usage)
         total = usage.prompt_tokens * self.input + usage.completion_tokens * self.output
         if usage.cached_tokens and self.cached_input is not None:
             total -= usage.cached_tokens * (self.input - self.cached_input)
         return ceil(total)
+
+    def of(self, prompt_tokens: int, output_tokens: int) -> int:
+        """Nano-dollars where nothing was cached."""
+        if self.beyond is not None and prompt_tokens > self.beyond[0]:
+            return self.beyond[1].of(prompt_tokens, output_tokens)
+        return ceil(prompt_tokens * self.input + output_tokens * self.output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +146,10 @@ class Timeouts:
     idle: float = 60.0
     total: float = 600.0
 
+    def replaced(self, by: Mapping[str, float]) -> Timeouts:
+        """The same but for those that are named."""
+        return replace(self, **by) if by else self
+
 
 @dataclass(frozen=True, slots=True)
 class Speed:
@@ -155,8 +169,8 @@ class Deployment:
     costs (routing), `full_price` what a token costs with everything shared out (bills); None where both are the same.
     `cost_basis` says in a sentence what both consist of. `speed` is a prior from the catalog. `tokenizer` names what
     counts its tokens: `deployment:NAME` for the served model's own, `tiktoken:ENCODING`, or `bytes` where only the
-    bound is known. `ca_file` is a PEM file of the authorities to trust for an https address. `served_locally` is true
-    for an engine that the gateway starts itself.
+    bound is known. `ca_file` is a PEM file of the authorities to trust for an https address. `quantization` is how an
+    engine of ours stores its weights. `served_locally` is true for an engine that the gateway starts itself.
     """
 
     name: str
@@ -176,6 +190,7 @@ class Deployment:
     tokenizer: str = "bytes"
     timeouts: Timeouts = Timeouts()
     ca_file: str | None = None
+    quantization: str = "none"
     unavailable: str | None = None
 
     @property
@@ -213,6 +228,52 @@ class EngineLoad:
     prefill_tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None
     step_s: float | None = None
+    max_running: int | None = None
+
+
+# Upper ends, in prompt tokens, of the sizes by which times to the first token are kept apart; one more size has no end.
+PROMPT_SIZES = (256, 1024, 4096, 16384)
+
+
+# Upper ends, in milliseconds, of the sizes by which an engine's forecasts are compared with what came; one more has no
+# end.
+FORECAST_SIZES_MS = (50.0, 250.0, 1000.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What an engine has to do before it starts a new prompt: its last reading, corrected by what was sent there since.
+
+    At the time `at`, prompts of `tokens` tokens wait, `sequences` of them, and drain at `prefill_tokens_per_s`; `ahead`
+    are the shares of them that go before a request of a priority, sorted by it. `running` sequences hold their blocks
+    and places for `hold_s` seconds in the mean. `margins` (one a size, see `FORECAST_SIZES_MS`) are the factors that 95
+    of 100 first tokens did not exceed their forecast by. After `good_until` nobody knows.
+    """
+
+    at: float
+    good_until: float
+    tokens: float
+    prefill_tokens_per_s: float
+    step_s: float
+    sequences: float = 0.0
+    running: int = 0
+    hold_s: float = 1.0
+    free_blocks: float = inf
+    used_blocks: float = 0.0
+    block_size: int = 16
+    free_places: float = inf
+    ahead: tuple[tuple[int, float], ...] = ()
+    margins: tuple[float, ...] = ()
+    decode_tokens_per_s: float | None = None
+
+    def share_ahead(self, priority: int) -> float:
+        """The share of what waits that goes before a request of this priority; all of it where nobody knows."""
+        share = 0.0 if self.ahead else 1.0
+        for known, at_most in self.ahead:
+            if known > priority:
+                break
+            share = at_most
+        return share
 
 
 CircuitState = Literal["closed", "open", "half_open"]
@@ -221,7 +282,13 @@ CircuitState = Literal["closed", "open", "half_open"]
 @dataclass(frozen=True, slots=True)
 class DeploymentStatus:
     """What is known of one deployment now. `down` is a reason not to call it (starting, circuit open, ...) or None;
-    `retry_after` in seconds says when to ask again. Latencies are None until measured."""
+    `retry_after` in seconds says when to ask again.
+
+    Latencies are 95th percentiles as measured of late, None until they are: of all prompts, by the prompt's size
+    (`PROMPT_SIZES`; empty where nothing is known by size), and of each token after the first. `backlog` is there while
+    the engine says what waits, and is believed before them. `engine_second_nusd` is what a second of the engine is
+    worth to others: what their work would save there if it found room.
+    """
 
     down: str | None = None
     retry_after: float = 0.0
@@ -229,6 +296,10 @@ class DeploymentStatus:
     in_flight: int = 0
     first_token_p95_ms: float | None = None
     busy: float | None = None  # the share of its capacity in use, 0 to 1; None where the deployment does not say
+    first_token_p95_ms_by_size: tuple[float, ...] = ()
+    per_token_p95_ms: float | None = None
+    backlog: Backlog | None = None
+    engine_second_nusd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,13 +318,27 @@ Gate = Literal["unconfigured", "caller", "zone", "capability", "window", "cost_c
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A deployment that may answer, with what is predicted of it. None: not known."""
+    """A deployment that may answer, with what is predicted of it. None: not known.
+
+    `cost_nusd` is what one more request costs there; `congestion_nusd` comes on top where others want the engine more.
+    Latencies are 95th percentiles. `engine_s` are the seconds of the engine that the request takes, None where nobody
+    counts them.
+    """
 
     deployment: str
     cost_nusd: int | None
     first_token_ms: float | None
     meets: bool
     note: str = ""
+    congestion_nusd: int = 0
+    total_ms: float | None = None
+    per_token_ms: float | None = None
+    engine_s: float | None = None
+
+    @property
+    def price_nusd(self) -> int | None:
+        """What `order_by: marginal_cost` compares."""
+        return None if self.cost_nusd is None else self.cost_nusd + self.congestion_nusd
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +353,12 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Which deployments may answer, in order, and why the others may not. The order is the failover chain."""
+    """Which deployments may answer, in order, and why the others may not. The order is the failover chain.
+
+    `slo` is the class that counted: the request's, else the rule's. `timeouts`, in seconds, replace the deployments',
+    each by itself. `priority` is for engines that order their work: lower goes first. `first_token_by_ms` is when the
+    first token is wanted, by the class or the rule's requirement; None where neither says.
+    """
 
     rule: str
     because: str
@@ -276,6 +366,10 @@ class Decision:
     rejections: tuple[Rejection, ...]
     labels: frozenset[str]
     policy_hash: str
+    slo: str | None = None
+    timeouts: Mapping[str, float] = field(default_factory=dict)
+    priority: int = 0
+    first_token_by_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ comes in the forward's `paged` keyword.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -65,27 +65,64 @@ class KvCache:
 class DecodeRows:
     """The first `rows` tokens of the packed forward: one of each sequence.
 
-    blocks: [rows × blocks a row], padded; length: of the longest; mask: [rows, 1, 1, length], None if all are as long.
+    blocks: [rows × blocks a row], padded; length: of the longest; lengths: [rows, 1], None if all are as long.
     """
 
     rows: int
     blocks: Tensor
     length: int
-    mask: Tensor | None
+    lengths: Tensor | None
+    _masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """What each row may not see, added to its scores: [rows, 1, 1, length], None where it may see all. Made once
+        for all layers with this window."""
+        if window is not None and window >= self.length:
+            window = None
+        if window not in self._masks:
+            self._masks[window] = self._made(window, dtype)
+        return self._masks[window]
+
+    def _made(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        if self.lengths is None and window is None:
+            return None
+        positions = torch.arange(self.length, device=self.blocks.device)
+        ends = positions[-1:, None] + 1 if self.lengths is None else self.lengths
+        hidden = positions >= ends
+        if window is not None:
+            hidden = hidden | (positions < ends - window)
+        mask = torch.zeros((self.rows, self.length), dtype=dtype, device=self.blocks.device)
+        return mask.masked_fill_(hidden, float("-inf"))[:, None, None, :]
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillSpan:
     """Tokens `begin` … `end` of the packed forward: a chunk of one prompt.
 
-    Where tokens come before the chunk: their blocks and the chunk's own, and the mask [end - begin, length].
+    length: of the prompt up to and with the chunk; blocks: of all of it, None where nothing comes before the chunk.
     """
 
     begin: int
     end: int
     length: int
     blocks: Tensor | None
-    mask: Tensor | None
+    _masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+
+    def mask(self, window: int | None, device: torch.device) -> Tensor | None:
+        """What each token may see: [end - begin, length], None where that is causal attention over the chunk alone.
+        Made once for all layers with this window."""
+        if window is not None and window >= self.length:
+            window = None
+        if window not in self._masks:
+            self._masks[window] = self._made(window, device)
+        return self._masks[window]
+
+    def _made(self, window: int | None, device: torch.device) -> Tensor | None:
+        if self.blocks is None and window is None:
+            return None
+        size = self.end - self.begin
+        seen = torch.ones(size, self.length, dtype=torch.bool, device=device).tril_(self.length - size)
+        return seen if window is None else seen.triu_(self.length - size - window + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,33 +143,52 @@ def paged_attention(
     attention_mask: Tensor | None,
     *,
     paged: PagedForward,
-    scaling: float,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Attention of one layer: query [1, heads, tokens, head size] → [1, tokens, heads, head size]."""
+    """Attention of one layer: query [1, heads, tokens, head size] → [1, tokens, heads, head size].
+
+    `sliding_window`: how many tokens, itself among them, one sees; `softcap` bounds the scores (Gemma 2).
+    """
+    if s_aux is not None:
+        raise ValueError("attention sinks are not computed here")
     layer: int = module.layer_idx
+    how = _How(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
     paged.cache.write(layer, paged.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
     parts = []
     if paged.decode is not None:
-        parts.append(_decode(query[0, :, : paged.decode.rows], paged.decode, paged.cache, layer, scaling))
+        parts.append(_decode(query[0, :, : paged.decode.rows], paged.decode, paged.cache, layer, how))
     for span in paged.prefill:
         part = slice(span.begin, span.end)
-        parts.append(_prefill(query[:, :, part], key[:, :, part], value[:, :, part], span, paged.cache, layer, scaling))
+        parts.append(_prefill(query[:, :, part], key[:, :, part], value[:, :, part], span, paged.cache, layer, how))
     packed = parts[0] if len(parts) == 1 else torch.cat(parts)
     return packed[None], None
 
 
-def _decode(query: Tensor, rows: DecodeRows, cache: KvCache, layer: int, scaling: float) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class _How:
+    scaling: float
+    window: int | None
+    softcap: float | None
+
+
+def _decode(query: Tensor, rows: DecodeRows, cache: KvCache, layer: int, how: _How) -> Tensor:
     """[heads, rows, head size] → [rows, heads, head size]; the heads of a KV group are packed as queries."""
     keys, values = cache.read(layer, rows.blocks, rows.rows, rows.length)
     heads, size = query.shape[0], query.shape[2]
     grouped = query.transpose(0, 1).reshape(rows.rows, keys.shape[1], -1, size)
-    attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=rows.mask, scale=scaling)
+    mask = rows.mask(how.window, query.dtype)
+    if how.softcap is not None:
+        return _capped(grouped, keys, values, mask, how).reshape(rows.rows, heads, size)
+    attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=how.scaling)
     return attended.reshape(rows.rows, heads, size)
 
 
 def _prefill(
-    query: Tensor, key: Tensor, value: Tensor, span: PrefillSpan, cache: KvCache, layer: int, scaling: float
+    query: Tensor, key: Tensor, value: Tensor, span: PrefillSpan, cache: KvCache, layer: int, how: _How
 ) -> Tensor:
     """[1, heads, tokens, head size] → [tokens, heads, head size]."""
     if span.blocks is not None:
@@ -140,10 +196,25 @@ def _prefill(
     group = query.shape[1] // key.shape[1]
     if group > 1:
         key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+    mask = span.mask(how.window, query.device)
+    if how.softcap is not None:
+        if mask is None:
+            mask = torch.ones(span.length, span.length, dtype=torch.bool, device=query.device).tril_()
+        hidden = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~mask, float("-inf"))
+        return _capped(query, key, value, hidden, how)[0].transpose(0, 1)
     attended = scaled_dot_product_attention(
-        query, key, value, attn_mask=span.mask, is_causal=span.mask is None, scale=scaling
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=how.scaling
     )
     return attended[0].transpose(0, 1)
+
+
+def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: _How) -> Tensor:
+    """Attention whose scores are bounded by `softcap` before the mask, which no fused kernel of torch computes."""
+    assert how.softcap is not None
+    scores = torch.tanh(query @ key.transpose(-1, -2) * (how.scaling / how.softcap)) * how.softcap
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value
 
 
 # transformers looks attention functions up by name; this one is a pure function, so registering it is not state.

@@ -40,7 +40,9 @@ def serve(
             help="auto, float32 or bfloat16. auto: float32 for up to 100 M parameters on a CPU, else bfloat16."
         ),
     ] = "auto",
-    quantization: Annotated[str, typer.Option(help="none; no other is built yet.")] = "none",
+    quantization: Annotated[
+        str, typer.Option(help="none, fp16, bf16, int8, or int4 (NF4, double quantization).")
+    ] = "none",
     chat_template: Annotated[
         str | None, typer.Option(help="File with a Jinja chat template, for a model that brings none.")
     ] = None,
@@ -79,9 +81,8 @@ def serve(
         -d '{"messages": [{"role": "user", "content": "What is TTFT?"}]}'
 
     \b
-    A real model (Llama, Qwen2, Qwen3, Qwen3-MoE, Mistral, Phi3, SmolLM3 or Granite;
-    safetensors):
-      hybridgate-engine serve --model Qwen/Qwen3-4B-Instruct-2507
+    A real model (a decoder-only language model of transformers, in safetensors):
+      hybridgate-engine serve --model Qwen/Qwen3-4B-Instruct-2507 --quantization int4
     """
     try:
         settings = Settings(

@@ -17,7 +17,8 @@ DEFAULT_WINDOWS = 16
 
 DTYPES = ("auto", "float32", "bfloat16")
 
-QUANTIZATIONS = ("none",)
+QUANTIZATIONS = ("none", "fp16", "bf16", "int8", "int4")
+"""`none` keeps `dtype`; int8 and int4 (NF4, double quantization) are bitsandbytes'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,9 @@ class Settings:
         if self.dtype not in DTYPES:
             problems.append(f"--dtype must be one of {', '.join(DTYPES)}")
         if self.quantization not in QUANTIZATIONS:
-            problems.append(f"--quantization must be one of {', '.join(QUANTIZATIONS)}: no other is built yet")
+            problems.append(f"--quantization must be one of {', '.join(QUANTIZATIONS)}")
+        if self.quantization in ("fp16", "bf16") and self.dtype != "auto":
+            problems.append("--quantization fp16 and bf16 say the dtype: leave --dtype out")
         if self.kv_cache_tokens is not None and self.kv_cache_tokens < 2 * BLOCK_SIZE:
             problems.append(f"--kv-cache-tokens must be at least {2 * BLOCK_SIZE}")
         positive = {

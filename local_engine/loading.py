@@ -15,29 +15,29 @@ import jinja2
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 
 from local_engine.attention import PAGED_ATTENTION, KvCache
 from local_engine.config import BLOCK_SIZE, Limits, Settings, kv_cache_tokens, limits
 from local_engine.engine import Model
 from local_engine.errors import LoadError
 from local_engine.runner import ModelRunner
-from local_engine.scheduler import Batch, Chunk
-from local_engine.sequence import Sequence as TokenSequence
+from local_engine.selfcheck import compare, tolerance
 from local_engine.source import model_source
 from local_engine.text import Text
 
-ARCHITECTURES = (
-    "GraniteForCausalLM",
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Phi3ForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "Qwen3MoeForCausalLM",
-    "SmolLM3ForCausalLM",
-)
-"""Those whose paged forward was found equal to transformers' generate, token for token."""
+LAYERS = frozenset({"full_attention", "sliding_attention"})
+"""Kinds of layers whose keys and values the paged cache holds."""
+
+WAY_OUT = "serve it with vLLM or SGLang, and name that as a deployment with `backend: openai`"
+
+DTYPE_OF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 POSITION_DEPENDENT_ROPE = ("dynamic", "longrope")
 """Rotary scalings that look at the longest position of a forward, so that neighbours in a batch would change it."""
@@ -54,7 +54,7 @@ CUDA_CACHE_SHARE = 0.85
 
 
 def load(settings: Settings) -> Model:
-    """Load what `settings` name and run one forward, so that the first request meets a warm model.
+    """Load what `settings` name and compare it with itself, which also warms it for the first request.
 
     Call it on the thread that will run the model. Raises LoadError.
     """
@@ -68,16 +68,12 @@ def load(settings: Settings) -> Model:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = _dtype(settings, config, device)
         text = _text(source, settings)
-        model = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation=PAGED_ATTENTION,
-        )
-        model = model.to(device).eval()
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        model = _weights(source, config, settings, dtype, device)
+    except KeyError as error:
+        if error.args == (PAGED_ATTENTION,):  # transformers looked it up in a table of this model's own
+            raise LoadError(f"{settings.model} has an attention of its own kind: {WAY_OUT}") from error
+        raise LoadError(f"cannot load {settings.model}: its files lack {_first_line(error)}") from error
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise LoadError(
             f"cannot load {settings.model}: {_first_line(error)}; name a model that transformers can load "
             "from safetensors: `demo`, a directory, or a Hugging Face id"
@@ -86,7 +82,17 @@ def load(settings: Settings) -> Model:
     if text.vocab_size > model.get_input_embeddings().num_embeddings:
         raise LoadError(f"{settings.model} has a tokenizer with more tokens than the model knows: name a sound model")
     runner = ModelRunner(model, cache)
-    _warm_up(runner)
+    try:
+        difference = compare(model, runner, bounds)
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+        raise LoadError(
+            f"{settings.model} does not run on a paged cache ({type(error).__name__}): {WAY_OUT}"
+        ) from error
+    if not difference <= tolerance(model.dtype):
+        raise LoadError(
+            f"{settings.model} computes something else on a paged cache than by itself (logits differ by "
+            f"{difference:.1%}), so it is not served: {WAY_OUT}"
+        )
     return Model(
         name=settings.name,
         runner=runner,
@@ -94,35 +100,85 @@ def load(settings: Settings) -> Model:
         limits=bounds,
         end_tokens=_end_tokens(model, text),
         description=(
-            f"{model.num_parameters() / 1e6:.1f} M parameters, {str(dtype).removeprefix('torch.')} on {device.type}, "
+            f"{parameters_of(config) / 1e6:.1f} M parameters, {_precision(settings, model)} on {device.type}, "
             f"window {bounds.window}, KV cache {bounds.num_blocks * BLOCK_SIZE} tokens"
         ),
     )
 
 
 def _check_architecture(config: Any, model: str) -> None:
-    names = config.architectures or ["(none)"]
-    if names[0] not in ARCHITECTURES:
-        raise LoadError(f"{model} is a {names[0]}, which is not supported: name a model of {', '.join(ARCHITECTURES)}")
-    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-    windowed = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
-    if windowed or layers != {"full_attention"}:
-        raise LoadError(
-            f"{model} has sliding-window attention, which is not supported: name a model with full attention"
-        )
+    """Refuse what can be known before the weights are read; `compare` has the last word."""
+    name = (config.architectures or ["(none)"])[0]
+    if not name.endswith(("ForCausalLM", "LMHeadModel")) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise LoadError(f"{model} is a {name}, no decoder-only language model that transformers knows: {WAY_OUT}")
+    other = set(getattr(config, "layer_types", None) or ["full_attention"]) - LAYERS
+    if other:
+        raise LoadError(f"{model} has layers of the kind {', '.join(sorted(other))}, which is not supported: {WAY_OUT}")
     scaling = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if scaling in POSITION_DEPENDENT_ROPE:
-        raise LoadError(f"{model} has {scaling} rotary scaling, which is not supported: name a model without it")
+        raise LoadError(f"{model} has {scaling} rotary scaling, which is not supported: {WAY_OUT}")
 
 
 def _dtype(settings: Settings, config: Any, device: torch.device) -> torch.dtype:
+    if settings.quantization in DTYPE_OF:
+        return DTYPE_OF[settings.quantization]
     if settings.dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
-    if device.type != "cpu":
+    quantized = settings.quantization != "none" or getattr(config, "quantization_config", None) is not None
+    if device.type != "cpu" or quantized:
         return torch.bfloat16
+    return torch.float32 if parameters_of(config) <= SMALL_MODEL_PARAMETERS else torch.bfloat16
+
+
+def parameters_of(config: Any) -> int:
+    """Parameters of a model with this configuration, without its weights."""
     with torch.device("meta"):
-        parameters = AutoModelForCausalLM.from_config(config).num_parameters()
-    return torch.float32 if parameters <= SMALL_MODEL_PARAMETERS else torch.bfloat16
+        return int(AutoModelForCausalLM.from_config(config).num_parameters())
+
+
+def _weights(source: str, config: Any, settings: Settings, dtype: torch.dtype, device: torch.device) -> Any:
+    chosen = quantization_config(settings.quantization, dtype)
+    if chosen is not None and getattr(config, "quantization_config", None) is not None:
+        raise LoadError(f"{settings.model} is quantized already: leave --quantization out")
+    # Quantized layers are made on the device, since they cannot be moved.
+    quantized = {} if chosen is None else {"quantization_config": chosen, "device_map": {"": device}}
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        attn_implementation=PAGED_ATTENTION,
+        **quantized,
+    )
+    return (model if getattr(model, "is_quantized", False) else model.to(device)).eval()
+
+
+def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """How bitsandbytes stores the linear layers; None where it does not.
+
+    LLM.int8's outliers (Dettmers et al., 2022) are found over a whole batch, so that with its default threshold an
+    answer depends on its neighbours: 0 switches them off. NF4 with double quantization is QLoRA's (2023).
+    """
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    if quantization == "int4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return None
+
+
+def _precision(settings: Settings, model: Any) -> str:
+    dtype = str(model.dtype).removeprefix("torch.")
+    stored = getattr(model.config, "quantization_config", None)
+    if stored is None:
+        return dtype
+    method = settings.quantization if settings.quantization in ("int8", "int4") else "the checkpoint's quantization"
+    return f"{method} with {dtype}"
 
 
 def _text(source: str, settings: Settings) -> Text:
@@ -186,10 +242,12 @@ def _end_tokens(model: Any, text: Text) -> frozenset[int]:
 
 def _cache(settings: Settings, model: Any) -> tuple[Limits, KvCache]:
     config = model.config
-    heads: int = config.num_key_value_heads
+    window = getattr(config, "max_position_embeddings", None)
+    if window is None:
+        raise LoadError(f"{settings.model} states no max_position_embeddings, so its window is not known: {WAY_OUT}")
+    heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     bytes_per_token = 2 * config.num_hidden_layers * heads * head_size * model.dtype.itemsize
-    window: int = config.max_position_embeddings
     tokens = kv_cache_tokens(
         settings, window=window, bytes_per_token=bytes_per_token, free_bytes=_free_bytes(model.device)
     )
@@ -216,15 +274,6 @@ def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] * CUDA_CACHE_SHARE)
     return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * CPU_CACHE_SHARE)
-
-
-def _warm_up(runner: ModelRunner) -> None:
-    """One prefill and one decode over block 0, which nobody holds yet: torch sets up its kernels here."""
-    sequence = TokenSequence(id="warm-up", prompt_length=2, tokens=[0, 0], max_tokens=1)
-    prefill = Chunk(sequence, start=0, tokens=(0, 0), blocks=(0,), samples=True, fresh=True)
-    decode = Chunk(sequence, start=2, tokens=(0,), blocks=(0,), samples=True)
-    runner.forward(Batch(prefill=(prefill,)))
-    runner.forward(Batch(decode=(decode,)))
 
 
 def _first_line(error: Exception) -> str:

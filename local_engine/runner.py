@@ -24,7 +24,6 @@ class ModelRunner:
         self._model = model
         self._cache = cache
         self._device: torch.device = model.device
-        self._dtype: torch.dtype = model.dtype
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
@@ -91,18 +90,13 @@ class ModelRunner:
         blocks = [
             block for chunk in chunks for block in (*chunk.blocks[:width], *(padding,) * (width - len(chunk.blocks)))
         ]
-        mask = None
-        if min(lengths) < longest:
-            beyond = torch.arange(longest, device=self._device) >= self._longs(lengths)[:, None]
-            mask = torch.zeros(beyond.shape, dtype=self._dtype, device=self._device)
-            mask = mask.masked_fill_(beyond, float("-inf"))[:, None, None, :]
-        return DecodeRows(rows=len(chunks), blocks=self._longs(blocks), length=longest, mask=mask)
+        uneven = self._longs(lengths)[:, None] if min(lengths) < longest else None
+        return DecodeRows(rows=len(chunks), blocks=self._longs(blocks), length=longest, lengths=uneven)
 
     def _prefill_span(self, chunk: Chunk, end: int) -> PrefillSpan:
         size = len(chunk.tokens)
         length = chunk.start + size
         if chunk.start == 0:
-            return PrefillSpan(end - size, end, length, blocks=None, mask=None)
+            return PrefillSpan(end - size, end, length, blocks=None)
         width = -(-length // self._cache.block_size)
-        mask = torch.ones(size, length, dtype=torch.bool, device=self._device).tril_(chunk.start)
-        return PrefillSpan(end - size, end, length, blocks=self._longs(list(chunk.blocks[:width])), mask=mask)
+        return PrefillSpan(end - size, end, length, blocks=self._longs(list(chunk.blocks[:width])))

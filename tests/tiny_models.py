@@ -9,15 +9,23 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GptOssConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
     Phi3Config,
+    PhiConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
     SmolLM3Config,
+    Starcoder2Config,
 )
 
 VOCABULARY = 320
@@ -30,6 +38,9 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
+ABSENT = object()
+"""Of a size that a configuration does not take."""
+
 KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, {}),
     "qwen2": (Qwen2Config, {}),
@@ -39,6 +50,26 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
         {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "decoder_sparse_step": 1},
     ),
     "mistral": (MistralConfig, {}),
+    "mistral-window": (MistralConfig, {"sliding_window": 24}),
+    "qwen2-window": (Qwen2Config, {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
+    "gemma2": (
+        Gemma2Config,
+        {
+            "sliding_window": 24,
+            "query_pre_attn_scalar": 32,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 30.0,
+            "pad_token_id": 0,
+        },
+    ),
+    "gemma3": (
+        Gemma3TextConfig,
+        {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"], "pad_token_id": 0},
+    ),
+    "mixtral": (MixtralConfig, {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "olmo2": (Olmo2Config, {"pad_token_id": 0}),
+    "phi": (PhiConfig, {}),
+    "starcoder2": (Starcoder2Config, {"sliding_window": 24}),
     "phi3": (Phi3Config, {"pad_token_id": 0}),
     "smollm3": (SmolLM3Config, {"no_rope_layers": [1, 0], "pad_token_id": 0, "tie_word_embeddings": False}),
     "granite": (
@@ -51,7 +82,21 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
 }
-"""Each family that is served: its configuration, and what makes it differ from a Llama."""
+"""Families that are served: each one's configuration, and what makes it differ from a Llama."""
+
+REFUSED_KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "gptoss": (
+        GptOssConfig,
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+            "sliding_window": 24,
+        },
+    ),
+    "falcon": (FalconConfig, {"head_dim": ABSENT}),
+}
+"""Families whose attention the paged cache does not compute: one with sinks, one with a table of its own."""
 
 
 def tiny_tokenizer() -> Tokenizer:
@@ -87,8 +132,9 @@ def tiny_model(kind: str, *, window: int = 256, **changes: Any) -> Any:
         "pad_token_id": None,
         "sliding_window": None,
     }
-    configuration, differing = KINDS[kind]
-    return AutoModelForCausalLM.from_config(configuration(**(sizes | differing | changes)))
+    configuration, differing = (KINDS | REFUSED_KINDS)[kind]
+    stated = {key: value for key, value in (sizes | differing | changes).items() if value is not ABSENT}
+    return AutoModelForCausalLM.from_config(configuration(**stated))
 
 
 def write(model: Any, directory: Path, *, chat_template: str | None = CHAT_TEMPLATE) -> Path:

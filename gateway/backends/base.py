@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.masking import Masked
-from gateway.types import ChatRequest, Usage
+from gateway.types import ChatRequest, Timeouts, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,8 @@ class Call:
     `prompt_tokens` is our estimate, for a deployment that reports no usage. `first_token_by_ms` is how long the
     caller's latency class still leaves, None where it has none. `imposed_max_tokens` bounds an answer that the caller
     left unbounded, where a cost cap needs it. `masked` is the request's masked form, where it has one: what a zone gets
-    that may not have the request as it is.
+    that may not have the request as it is. `timeouts` replace the deployment's, but for `connect`; None where they
+    count.
     """
 
     chat: ChatRequest
@@ -30,6 +31,7 @@ class Call:
     priority: int = 0
     first_token_by_ms: float | None = None
     masked: Masked | None = None
+    timeouts: Timeouts | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ class CloudBackend:
 
     async def open(self, call: Call) -> CloudAnswer:
         await self._library.start()
-        limits = self._deployment.timeouts
+        limits = call.timeouts or self._deployment.timeouts
         started = asyncio.get_running_loop().time()
         first = started + (limits.first_token if call.chat.stream else limits.total)
         try:
@@ -173,7 +173,7 @@ class CloudBackend:
             "stream": call.chat.stream,
             "api_key": key,
             "api_base": deployment.api_base,
-            "timeout": httpx.Timeout(limits.total, connect=limits.connect),
+            "timeout": httpx.Timeout((call.timeouts or limits).total, connect=limits.connect),
             "num_retries": 0,
             "max_retries": 0,
             "drop_params": False,

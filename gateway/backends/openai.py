@@ -53,7 +53,7 @@ class OpenAIBackend:
             headers["x-hybridgate-priority"] = str(call.priority)
             if call.first_token_by_ms is not None:
                 headers["x-hybridgate-first-token-by"] = f"{call.first_token_by_ms:.0f}"
-        limits = self._deployment.timeouts
+        limits = call.timeouts or self._deployment.timeouts
         # A plain answer is awaited whole, and whoever awaits it watches the time.
         silence = max(limits.first_token, limits.idle) if call.chat.stream else None
         response = await self._upstream.post("/chat/completions", self._body(call), headers, silence)

@@ -7,8 +7,9 @@ not know.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.types import NUSD_PER_USD, Capability, Price
@@ -16,6 +17,7 @@ from gateway.types import NUSD_PER_USD, Capability, Price
 DEMO_MODEL = "demo"
 DEMO_WINDOW = 1024  # tokens; local_engine/demo_model is trained with this many positions
 
+_BEYOND = re.compile(r"input_cost_per_token_above_([0-9]+)k_tokens")
 _SUPPORTS: Mapping[str, Capability] = {
     "supports_function_calling": "tools",
     "supports_vision": "images",
@@ -99,17 +101,30 @@ def model_info(model: str, price_map: Mapping[str, Any]) -> ModelInfo:
 
 
 def _of_row(row: Mapping[str, Any], source: str) -> ModelInfo:
-    costs: list[Any] = [row.get("input_cost_per_token"), row.get("output_cost_per_token")]
-    cached = row.get("cache_read_input_token_cost")
-    priced = all(isinstance(cost, int | float) and cost >= 0 for cost in costs) and any(costs)
-    read = per_token_nusd(cached) if priced and isinstance(cached, int | float) and 0 <= cached < costs[0] else None
+    price = _price(row)
+    thresholds = sorted(int(found[1]) for key in row if (found := _BEYOND.fullmatch(key)))
+    if price is not None and thresholds:
+        beyond = _price(row, f"_above_{thresholds[0]}k_tokens")
+        price = price if beyond is None else replace(price, beyond=(thresholds[0] * 1000, beyond))
     window = row.get("max_input_tokens")
     return ModelInfo(
-        price=Price(per_token_nusd(costs[0]), per_token_nusd(costs[1]), read) if priced else None,
+        price=price,
         window=window if isinstance(window, int) and window > 0 else None,
         capabilities=frozenset(capability for key, capability in _SUPPORTS.items() if row.get(key) is True),
-        source=source if priced else "",
+        source=source if price is not None else "",
     )
+
+
+def _price(row: Mapping[str, Any], tier: str = "") -> Price | None:
+    """The price of a tier; None where input or output lacks a number, or both are 0."""
+    paid, made, cached = (
+        cost if isinstance(cost := row.get(f"{name}{tier}"), int | float) and cost >= 0 else None
+        for name in ("input_cost_per_token", "output_cost_per_token", "cache_read_input_token_cost")
+    )
+    if paid is None or made is None or not (paid or made):
+        return None
+    read = per_token_nusd(cached) if cached is not None and cached < paid else None
+    return Price(per_token_nusd(paid), per_token_nusd(made), read)
 
 
 def per_token_nusd(usd_per_token: float) -> float:

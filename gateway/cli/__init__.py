@@ -8,7 +8,8 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, BinaryIO
 
 import typer
@@ -61,6 +62,13 @@ def serve(
         bool | None,
         typer.Option("--open-to-network", help="Allow a host other than loopback although callers have no keys."),
     ] = None,
+    admin_host: Annotated[
+        str | None, typer.Option(help="Address for metrics and administration. [default: 127.0.0.1]")
+    ] = None,
+    admin_port: Annotated[
+        int | None,
+        typer.Option(help="Port for metrics and administration; -1 for none. [default: 9090]", min=-1, max=65535),
+    ] = None,
     log: Annotated[str | None, typer.Option(help="File for decision records; `-` is standard output.")] = None,
 ) -> None:
     """Start the gateway, and an engine for each local deployment.
@@ -73,12 +81,11 @@ def serve(
     if settings.local_model:
         environ[f"{PREFIX}LOCAL_MODEL"] = settings.local_model
     loaded_policy, states = loaded_files(settings.policy or default_policy(os.environ), environ)
-    listener = bound(settings)
-    try:
-        with open_log_file(settings.log) as stream:
-            run(settings, loaded_policy, states, environ, listener, stream)
-    finally:
-        listener.close()
+    with ExitStack() as listening:
+        main_listener = listening.enter_context(bound(settings))
+        admin_listener = listening.enter_context(bound_admin(settings)) if settings.admin_port >= 0 else None
+        stream = listening.enter_context(open_log_file(settings.log))
+        run(settings, loaded_policy, states, environ, Listeners(main_listener, admin_listener), stream)
 
 
 def open_log_file(path: str) -> BinaryIO:
@@ -92,17 +99,27 @@ def open_log_file(path: str) -> BinaryIO:
 
 
 def bound(settings: Settings) -> socket.socket:
-    """A listening socket, bound before anything slow starts, so that a port in use is one line."""
-    host, port = settings.host, settings.port
+    """The socket for callers, bound before anything slow starts, so that a port in use is one line."""
+    host = settings.host
     if host not in ("127.0.0.1", "::1", "localhost") and not settings.open_to_network:
         fail(
             f"callers have no keys, so the gateway listens on loopback only, not on {host}: "
             "use --host 127.0.0.1, or --open-to-network if something else guards it"
         )
+    return _listening(host, settings.port, "--host", "choose another with --port")
+
+
+def bound_admin(settings: Settings) -> socket.socket:
+    """The socket for metrics and administration."""
+    hint = "choose another with --admin-port, or none with --admin-port -1"
+    return _listening(settings.admin_host, settings.admin_port, "--admin-host", hint)
+
+
+def _listening(host: str, port: int, host_flag: str, in_use: str) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        fail(f"cannot listen on {host}:{port} ({error.strerror}): check --host")
+        fail(f"cannot listen on {host}:{port} ({error.strerror}): check {host_flag}")
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -110,9 +127,17 @@ def bound(settings: Settings) -> socket.socket:
         listener.listen(_BACKLOG)  # of two instances that start at once, both can bind and one can listen
     except OSError as error:
         listener.close()
-        fail(f"cannot listen on {host}:{port} ({error.strerror}): choose another with --port")
+        fail(f"cannot listen on {host}:{port} ({error.strerror}): {in_use}")
     listener.set_inheritable(True)
     return listener
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """The sockets of one gateway; `admin` is None where nobody asks for it."""
+
+    main: socket.socket
+    admin: socket.socket | None
 
 
 def run(
@@ -120,13 +145,14 @@ def run(
     policy: Policy,
     states: Mapping[str, FileState],
     environ: Mapping[str, str],
-    listener: socket.socket,
+    listeners: Listeners,
     log_stream: BinaryIO,
 ) -> None:
     """Serve until a signal. The server's modules are imported here, so that `policy check` starts at once."""
+    from gateway.admin import admin_app  # noqa: PLC0415
     from gateway.app import build  # noqa: PLC0415
     from gateway.reload import Reloader  # noqa: PLC0415
-    from gateway.server import serve_until_stopped  # noqa: PLC0415
+    from gateway.server import Served, serve_until_stopped  # noqa: PLC0415
     from gateway.telemetry import open_log  # noqa: PLC0415
 
     terminal = Console(stderr=True, highlight=False)
@@ -140,16 +166,31 @@ def run(
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
         fail(f"cannot start ({what}{error.strerror or error}): a writable TMPDIR and readable ca_files are needed")
-    host, port = listener.getsockname()[:2]
-    tell(f"hybridgate: http://{host}:{port}/v1, policy {policy.path} ({policy.hash})")
+    tell(f"hybridgate: {_url(listeners.main)}/v1, policy {policy.path} ({policy.hash})")
+    if listeners.admin is not None:
+        tell(f"metrics: {_url(listeners.admin)}/metrics")
     for deployment in policy.deployments.values():
         tell(f"  {deployment.name}: {deployment.model} in {deployment.zone}{_state(deployment.unavailable)}")
     reloader = Reloader(policy, states, environ, gateway)
-    serve_until_stopped(app, listener, reloader, settings.drain_seconds)
+    admin = None if listeners.admin is None else Served(admin_app(gateway, reloader), listeners.admin)
+    serve_until_stopped(Served(app, listeners.main), admin, reloader, settings.drain_seconds)
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _state(unavailable: str | None) -> str:
     return f" - unavailable: {unavailable}" if unavailable else ""
+
+
+@main.command()
+def metrics() -> None:
+    """List what `/metrics` tells, as a Markdown table."""
+    from gateway.metrics import table  # noqa: PLC0415
+
+    sys.stdout.write(table() + "\n")
 
 
 @main.command()

@@ -12,6 +12,7 @@ import orjson
 import typer
 from rich.console import Console
 
+from gateway.cli import testing
 from gateway.cli.terminal import PolicyPath, default_policy, fail, loaded, table
 from gateway.errors import GatewayError
 from gateway.explain import explanation
@@ -23,10 +24,11 @@ from gateway.policy import Policy
 from gateway.policyfile import PolicyErrors
 from gateway.routing import decide
 from gateway.tokens import count as count_tokens
-from gateway.types import Caller, DeploymentStatus, Price, RequestFacts, Snapshot, usd
+from gateway.types import Caller, Deployment, DeploymentStatus, Price, RequestFacts, Snapshot, usd
 from gateway.wire.chat import parse
 
 commands = typer.Typer(help="Check a policy, and see why a request goes where it goes.", no_args_is_help=True)
+commands.command()(testing.test)
 
 
 @commands.command()
@@ -45,6 +47,7 @@ def check(
             sys.stdout.write(orjson.dumps({"ok": False, "errors": problems}).decode() + "\n")
             raise typer.Exit(1) from None
         summary = {"ok": True, "path": policy.path, "hash": policy.hash, "rules": [r.name for r in policy.rules]}
+        summary["deployments"] = {name: _told(d) for name, d in policy.deployments.items()}
         sys.stdout.write(orjson.dumps(summary).decode() + "\n")
         return
     policy = loaded(path, os.environ)
@@ -65,6 +68,22 @@ def check(
     for rule in (*policy.rules, policy.default):
         rules.add_row(rule.name, f"{', '.join(rule.candidates)}, by {rule.order_by}")
     console.print(rules)
+
+
+def _told(deployment: Deployment) -> dict[str, Any]:
+    """A deployment as JSON: USD per million tokens of one more request and on the bill; null where nobody knows."""
+
+    def usd_per_million(price: Price | None) -> dict[str, float] | None:
+        return None if price is None else {"input": price.input / 1000, "output": price.output / 1000}
+
+    return {
+        "zone": deployment.zone,
+        "model": deployment.model,
+        "unavailable": deployment.unavailable,
+        "usd_per_million_tokens": usd_per_million(deployment.price),
+        "bill_usd_per_million_tokens": usd_per_million(deployment.bill),
+        "cost": deployment.cost_basis or None,
+    }
 
 
 def _per_million(price: Price | None) -> str:

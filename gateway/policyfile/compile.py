@@ -12,11 +12,13 @@ from pathlib import PurePath
 from types import MappingProxyType
 from typing import Any
 
-from gateway.policy import Policy
+from gateway.policy import AUTO, DEFAULT_RULE, Policy
 from gateway.policyfile import checks
 from gateway.policyfile.deployments import Declared, check_models, declared
-from gateway.policyfile.rules import Names, default_of, invariants_of, labels_of, rules_of, slo_of
-from gateway.policyfile.shapes import Checked, PolicyShape, check
+from gateway.policyfile.language import PolicyShape
+from gateway.policyfile.names import Names
+from gateway.policyfile.rules import default_of, invariants_of, labels_of, patterns_of, rules_of, slo_of
+from gateway.policyfile.shapes import Checked, check
 from gateway.policyfile.tree import Node, Place, Problem, parse
 from gateway.types import UNSCANNABLE
 
@@ -61,27 +63,31 @@ class _Compilation:
         root = self._tree(self.path, Place(self.path))
         if root is None:
             raise self._errors()
-        content = [root.plain()]
+        content = [root.plain]
         file = check(PolicyShape, root, "", self.problems.append)
         self.problems += file.missing("version", "deployments", "default")
         tree = self._deployments_tree(file)
-        content.append(tree.plain() if tree else None)
+        content.append(tree.plain if tree else None)
         existing = declared(tree, self.env, self.price_map, self.problems.append) if tree else None
-        compiled = self._compiled(root, existing)
+        compiled = self._compiled(root, file, existing)
         if self.problems or compiled is None:
             raise self._errors()
         return compiled(_hash(content))
 
-    def _compiled(self, root: Node, existing: Declared | None) -> Callable[[str], Policy] | None:
+    def _compiled(
+        self, root: Node, file: Checked[PolicyShape], existing: Declared | None
+    ) -> Callable[[str], Policy] | None:
         """All entries of the policy file, checked by themselves, then together. What is returned wants the hash."""
         report = self.problems.append
-        labels = labels_of(root, self.detectors, report)
+        patterns = patterns_of(root, file, self.detectors, report)
+        labels = labels_of(root, self.detectors.union(root.keys_under("patterns")), report)
         slo = slo_of(root, report)
         names = Names(
             deployments=(existing.deployments or None) if existing else None,
             labels=frozenset({UNSCANNABLE, *root.keys_under("labels")}),
             detected=frozenset(label.name for label in labels if label.detects),
             slo=frozenset(root.keys_under("slo")),
+            models=_asked(existing, root) if existing else None,
         )
         invariants = invariants_of(root, names, report)
         rules = rules_of(root, names, report)
@@ -106,6 +112,7 @@ class _Compilation:
             slo=MappingProxyType(slo),
             rules=tuple(written.rule for written in rules),
             default=default.rule,
+            patterns=patterns,
         )
 
     def _deployments_tree(self, file: Checked[PolicyShape]) -> Node | None:
@@ -134,6 +141,14 @@ class _Compilation:
         order = {file: index for index, file in reversed(list(enumerate(self.files)))}
         found = sorted(set(self.problems), key=lambda p: (order[p.file], p.line, p.column, p.message))
         return PolicyErrors(tuple(found))
+
+
+def _asked(existing: Declared, root: Node) -> frozenset[str]:
+    """The names that clients may ask for and that rules decide about: `auto`, the rules' own, and what stands for one
+    of them."""
+    named = (node.child("name") for node in root.items("rules"))
+    rules = {AUTO, DEFAULT_RULE, *(str(name.value) for name in named if name is not None)}
+    return frozenset(rules | {name for name, target in existing.models.items() if target in rules})
 
 
 def _hash(content: list[Any]) -> str:

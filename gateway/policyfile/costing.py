@@ -6,7 +6,7 @@ Refuses to guess: a price that cannot be worked out is a problem that says what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,7 +28,7 @@ from gateway.costs import (
     rented,
 )
 from gateway.policyfile.shapes import CostShape, TokenPriceShape, suggestion
-from gateway.roofline import DoesNotRun, Quantization, Roofline, what_would_fit
+from gateway.roofline import QUANTIZATIONS, DoesNotRun, Quantization, Roofline, what_would_fit
 from gateway.types import Price, Speed
 
 _RENTED = ("usd_per_hour", "spot", "capacity")
@@ -45,6 +45,7 @@ _HARDWARE = (
 )
 _MONTHLY = ("load_balancer_usd_per_month", "monitoring_usd_per_month")
 _EITHER = '"cost" must state usd_per_million_tokens: {input: ..., output: ...}, or hardware'
+_BY_NAME: Mapping[str, Quantization] = {name: name for name in QUANTIZATIONS}
 _NO_QUANTIZATION: tuple[Quantization, ...] = ("bf16", "fp16", "fp32")
 
 
@@ -273,11 +274,13 @@ class _OnHardware:
                 f"weights, {memory.usable / 1e9:.1f} GB usable; {what_would_fit(roofline)}; or {state}"
             )
         try:
-            architecture(self.served.model)
+            _of(architecture(self.served.model), HARDWARE[self.cost.hardware.lower()], self.served.quantization, 1)
         except UnknownArchitecture:
             near = suggestion(self.served.model, (*MODELS, *REPOSITORIES))
             return f'the catalog does not know the model "{self.served.model}"{near}; {state}'
-        return f"{self.cost.hardware} does not run this model as {self.served.quantization}; {state}"
+        except DoesNotRun as why:
+            return f"{why}; or {state}"
+        raise AssertionError("asked only where there is no roofline, or none that fits")
 
 
 def _of(model: Architecture, device: Hardware, quantization: str, count: int) -> Roofline:
@@ -285,5 +288,4 @@ def _of(model: Architecture, device: Hardware, quantization: str, count: int) ->
     if quantization == "none":
         width = next(q for q in _NO_QUANTIZATION if q in device.compute)
         return Roofline.of(model, device, width, count)
-    exact: dict[str, Quantization] = {"int8": "int8", "int4": "int4", "nf4": "int4", "fp8": "fp8"}
-    return Roofline.of(model, device, exact[quantization], count)
+    return Roofline.of(model, device, _BY_NAME[quantization], count)

@@ -34,7 +34,6 @@ ALL_CAPABILITIES: frozenset[Capability] = frozenset({"tools", "images", "schema"
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _KEY = re.compile(r"[!-~]+")
-_NOT_BUILT_QUANTIZATION = frozenset({"int8", "int4", "nf4", "fp8"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +161,7 @@ class _Reading:
             tokenizer=self._tokenizer(),
             timeouts=_timeouts(shape.timeouts),
             ca_file=shape.ca_file,
+            quantization=shape.quantization or "none",
             unavailable=_not_set(list(dict.fromkeys(self.unset))),
         )
         return replace(deployment, default_max_tokens=shape.default_max_tokens or deployment.default_max_tokens)
@@ -195,10 +195,6 @@ class _Reading:
             return
         if self.shape.backend not in (LOCAL, None):
             self._wrong('"quantization" is for `backend: local` alone', "quantization", key=True)
-        elif quantization in _NOT_BUILT_QUANTIZATION:
-            self._wrong(f'"quantization: {quantization}" is not implemented yet; write none', "quantization")
-        elif quantization != "none":
-            self._wrong('"quantization" must be none', "quantization")
 
     def _expanded(self, text: str, *loc: str | int) -> str:
         """The text with each `${NAME}` replaced; as it stands where a variable is not set, which makes the deployment

@@ -1,4 +1,4 @@
-"""The policy file's entries: labels, invariants, SLO classes and rules.
+"""The policy file's entries: labels, patterns, invariants, SLO classes and rules; their conditions are in `when`.
 
 Owns the step from their text to the types of `gateway.policy`, and the check that every name in them is defined.
 Refuses to look at how rules bear on each other: that is `checks`.
@@ -6,28 +6,31 @@ Refuses to look at how rules bear on each other: that is `checks`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
-from gateway.policy import DEFAULT_RULE, Invariant, LabelSource, Match, Require, Rule, Slo
+from gateway.conditions import Match
+from gateway.labels import Scanner, pattern_problem
+from gateway.policy import DEFAULT_RULE, Invariant, LabelSource, OrderBy, OrderTerm, Require, Rule, Slo
 from gateway.policyfile.deployments import RESERVED
-from gateway.policyfile.shapes import (
-    Checked,
+from gateway.policyfile.language import (
     DefaultShape,
     InvariantShape,
     LabelItemShape,
     LabelShape,
-    Report,
+    OrderWeightsShape,
+    PolicyShape,
+    RequireShape,
     RuleShape,
-    Shape,
     SloShape,
-    WhenShape,
-    check,
-    subject_of,
-    suggestion,
 )
+from gateway.policyfile.names import Names, undefined
+from gateway.policyfile.shapes import Checked, Report, Shape, check, subject_of, suggestion
 from gateway.policyfile.tree import Node, Problem
-from gateway.types import ON_PREMISES, UNSCANNABLE, Deployment
+from gateway.policyfile.when import match_of, wrong_conditions
+from gateway.types import ON_PREMISES, UNSCANNABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +40,6 @@ class Written:
 
     rule: Rule
     entry: Checked[DefaultShape]
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """What an entry may refer to. `deployments` is None where their file could not be read: then nothing is said
-    about them."""
-
-    deployments: Mapping[str, Deployment | None] | None
-    labels: frozenset[str] = field(default_factory=frozenset)
-    detected: frozenset[str] = field(default_factory=frozenset)  # of the labels, those that a detector may raise
-    slo: frozenset[str] = field(default_factory=frozenset)
 
 
 def labels_of(root: Node, detectors: frozenset[str], report: Report) -> tuple[LabelSource, ...]:
@@ -67,7 +59,7 @@ def _wrong_items(entry: Checked[LabelShape], detectors: frozenset[str]) -> Itera
     for index, (node, item) in enumerate(zip(entry.node.items("any"), entry.shape.any or [], strict=True)):
         if len(node.keys) != 1:
             yield entry.problem("an item states one of detects, header and key_tag; any item is enough", "any", index)
-        yield from _undefined(entry, "detector", item.detects, detectors, "any", index, "detects")
+        yield from undefined(entry, "detector", item.detects, detectors, "any", index, "detects")
 
 
 def _label(name: str, items: list[LabelItemShape]) -> LabelSource:
@@ -84,15 +76,54 @@ def _label(name: str, items: list[LabelItemShape]) -> LabelSource:
     )
 
 
+def patterns_of(root: Node, file: Checked[PolicyShape], detectors: frozenset[str], report: Report) -> Mapping[str, str]:
+    """The operator's own patterns by name, those that are right. Called before the labels' wrong values are taken out
+    of the tree: one that names a pattern uses it all the same."""
+    stated = file.shape.patterns or {}
+    labels = root.child("labels")
+    used = frozenset(_texts(labels.plain)) if labels is not None else frozenset()
+    compiled = {}
+    for name, pattern in stated.items():
+        if name in detectors or name == UNSCANNABLE:
+            report(file.problem(f'pattern "{name}" has the name of something built in', "patterns", name, key=True))
+        elif problem := pattern_problem(pattern):
+            report(file.problem(f'pattern "{name}" {problem}', "patterns", name))
+        elif name not in used:
+            report(file.problem(f'pattern "{name}" is not used: no label detects it', "patterns", name, key=True))
+        else:
+            compiled[name] = pattern
+    if compiled and len(compiled) == len(stated):
+        try:
+            Scanner((used & detectors) | compiled.keys(), compiled)
+        except ValueError as error:  # each is right, and together they are too large
+            report(file.problem(f'"patterns": {error}', "patterns", key=True))
+    return MappingProxyType(compiled)
+
+
+def _texts(plain: Any) -> Iterator[str]:
+    """All text in a value."""
+    if isinstance(plain, str):
+        yield plain
+    elif isinstance(plain, dict | list):
+        for inner in plain.values() if isinstance(plain, dict) else plain:
+            yield from _texts(inner)
+
+
 def slo_of(root: Node, report: Report) -> dict[str, Slo]:
     """The SLO classes by name."""
     compiled = {}
     for name, node in root.children("slo").items():
         entry = check(SloShape, node, f'slo "{name}"', report, root.place_of(("slo", name), key=True))
-        _report_all(entry.missing("first_token_p95"), report)
-        if entry.shape.first_token_p95 is not None:
-            compiled[name] = Slo(name, round(entry.shape.first_token_p95 * 1000, 6))
+        shape = entry.shape
+        if entry.intact and not shape.model_fields_set:
+            report(entry.problem("states no limit; write first_token_p95, total_p95 or per_token_p95"))
+        limits = map(_ms, (shape.first_token_p95, shape.total_p95, shape.per_token_p95))
+        compiled[name] = Slo(name, *limits)
     return compiled
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 6)
 
 
 def invariants_of(root: Node, names: Names, report: Report) -> tuple[Invariant, ...]:
@@ -127,15 +158,15 @@ def _wrong_references(entry: Checked[InvariantShape], names: Names) -> Iterator[
     when = entry.shape.when
     if entry.intact and when is not None and not when.model_fields_set:
         yield entry.problem('"when" states no condition; write any_label, tenant or key_tag', "when")
-    yield from _undefined(entry, "label", when.any_label if when else None, names.labels, "when", "any_label")
+    yield from undefined(entry, "label", when.any_label if when else None, names.labels, "when", "any_label")
     if names.deployments is not None and all(names.deployments.values()):
         zones = {ON_PREMISES, *(deployment.zone for deployment in names.deployments.values() if deployment)}
-        yield from _undefined(entry, "zone", entry.shape.stay_in, zones, "stay_in")
+        yield from undefined(entry, "zone", entry.shape.stay_in, zones, "stay_in")
 
 
 def _wrong_mask(entry: Checked[InvariantShape], names: Names) -> Iterator[Problem]:
     when = entry.shape.when
-    yield from _undefined(entry, "label", entry.shape.mask, names.labels, "mask")
+    yield from undefined(entry, "label", entry.shape.mask, names.labels, "mask")
     for index, label in enumerate(entry.shape.mask or []):
         if label not in names.labels or when is None or (when.any_label is None and not entry.intact):
             continue
@@ -158,9 +189,12 @@ def rules_of(root: Node, names: Names, report: Report) -> list[Written]:
         _report_all(entry.missing("name", "candidates"), report)
         _report_all(_used_twice(entry, entry.shape.name, seen), report)
         _report_all(_wrong_name(entry, names), report)
-        _report_all(_wrong_conditions(entry, names), report)
+        when = entry.shape.when
+        if when is not None:
+            _report_all(wrong_conditions(entry, when, names), report)
         _report_all(_wrong_preferences(entry, names), report)
-        match = _match(entry.shape.when) if entry.shape.when is not None else None
+        counted_by = next((name for name in entry.shape.candidates or () if name in (names.deployments or ())), None)
+        match = match_of(when, counted_by) if when is not None else None
         written.append(Written(_rule(entry.shape.name or "", match, entry.shape), entry))
     return written
 
@@ -186,25 +220,6 @@ def _wrong_name(entry: Checked[RuleShape], names: Names) -> Iterator[Problem]:
         yield entry.problem("a deployment has this name already, and a client that asks for it could mean both", "name")
 
 
-def _wrong_conditions(entry: Checked[RuleShape], names: Names) -> Iterator[Problem]:
-    when = entry.shape.when
-    if when is None:
-        return
-    if entry.intact and not when.model_fields_set:
-        yield entry.problem('"when" states no condition; leave it out for a rule that is for all requests', "when")
-    yield from _undefined(entry, "label", when.any_label, names.labels, "when", "any_label")
-    yield from _undefined(entry, "slo", when.slo, names.slo, "when", "slo")
-    if names.deployments is None:
-        return
-    yield from _undefined(entry, "deployment", when.does_not_fit, names.deployments, "when", "does_not_fit")
-    for index, name in enumerate(when.does_not_fit or []):
-        deployment = names.deployments.get(name)
-        # A local engine tells its window when it has loaded its model; nobody tells that of another server.
-        if deployment is not None and deployment.window is None and deployment.backend != "local":
-            message = f'"when.does_not_fit" never holds: deployment "{name}" has no known context_window; state it'
-            yield entry.problem(message, "when", "does_not_fit", index)
-
-
 def _wrong_preferences(entry: Checked[DefaultShape], names: Names) -> Iterator[Problem]:
     shape, stated = entry.shape, entry.node.keys
     candidates = shape.candidates or []
@@ -212,20 +227,44 @@ def _wrong_preferences(entry: Checked[DefaultShape], names: Names) -> Iterator[P
         if name in candidates[:index]:
             yield entry.problem(f'candidate "{name}" is listed twice', "candidates", index)
     if names.deployments is not None:
-        yield from _undefined(entry, "deployment", candidates, names.deployments, "candidates")
-    if shape.require is not None and not shape.require.model_fields_set and entry.intact:
-        yield entry.problem('"require" states nothing; write slo, cost_at_most or both', "require")
-    for key in ("unknown", "otherwise"):
-        if key in stated and "require" not in stated:
-            yield entry.problem(f'"{key}" has no effect without "require"', key, key=True)
+        yield from undefined(entry, "deployment", candidates, names.deployments, "candidates")
+    yield from _wrong_requirement(entry, names)
+    yield from _wrong_weights(entry)
+    if isinstance(shape.order_by, OrderWeightsShape) and entry.intact and not any(shape.order_by.model_dump().values()):
+        terms = ", ".join(OrderWeightsShape.model_fields)
+        yield entry.problem(f'"order_by" weighs nothing; give one of {terms} a weight above 0', "order_by")
+    if shape.slo is not None and shape.slo not in names.slo:
+        yield entry.problem(f'slo "{shape.slo}" is not defined{suggestion(shape.slo, names.slo)}', "slo")
+    if shape.timeouts is not None and entry.intact and not shape.timeouts.model_fields_set:
+        yield entry.problem('"timeouts" states none', "timeouts")
+    for key, other in (("unknown", "require"), ("otherwise", "require"), ("sticky", "weights")):
+        if key in stated and other not in stated:
+            yield entry.problem(f'"{key}" has no effect without "{other}"', key, key=True)
 
 
-def _undefined(
-    entry: Checked[Shape], noun: str, words: list[str] | None, known: Collection[str], *loc: str | int
-) -> Iterator[Problem]:
-    for index, word in enumerate(words or []):
-        if word not in known:
-            yield entry.problem(f'{noun} "{word}" is not defined{suggestion(word, known)}', *loc, index)
+def _wrong_requirement(entry: Checked[DefaultShape], names: Names) -> Iterator[Problem]:
+    require = entry.shape.require
+    if require is None:
+        return
+    if entry.intact and not require.model_fields_set:
+        yield entry.problem(
+            f'"require" states nothing; write some of {", ".join(RequireShape.model_fields)}', "require"
+        )
+    if require.slo is not None and not names.slo:
+        yield entry.problem('"require.slo" has no effect: the policy defines no class under `slo`', "require", "slo")
+
+
+def _wrong_weights(entry: Checked[DefaultShape]) -> Iterator[Problem]:
+    weights, candidates = entry.shape.weights, entry.shape.candidates
+    if weights is None:
+        return
+    if candidates is not None:
+        for name in weights:
+            if name not in candidates:
+                message = f'"weights" names "{name}", which is no candidate{suggestion(name, candidates)}'
+                yield entry.problem(message, "weights", name, key=True)
+    if entry.intact and not any(weights.values()):
+        yield entry.problem('"weights" has none above 0, so that no candidate could be drawn', "weights")
 
 
 def _used_twice(entry: Checked[Shape], name: str | None, seen: set[str]) -> Iterator[Problem]:
@@ -236,37 +275,52 @@ def _used_twice(entry: Checked[Shape], name: str | None, seen: set[str]) -> Iter
     seen.add(name)
 
 
-def _match(when: WhenShape) -> Match:
-    def words(stated: list[str] | None) -> frozenset[str]:
-        return frozenset(stated or ())
-
-    return Match(
-        any_label=words(when.any_label),
-        does_not_fit=words(when.does_not_fit),
-        slo=words(when.slo),
-        tenant=words(when.tenant),
-        key_tag=words(when.key_tag),
-        tag=words(when.tag),
-        stream=when.stream,
-        tools=when.tools,
-        images=when.images,
-        schema=when.schema_,
-    )
-
-
 def _rule(name: str, match: Match | None, shape: DefaultShape) -> Rule:
-    require = shape.require
     return Rule(
         name=name,
         match=match,
         candidates=tuple(shape.candidates or ()),
-        require=None if require is None else Require(require.slo == "met", require.cost_at_most),
+        require=None if shape.require is None else _require(shape.require),
         unknown=shape.unknown or "ineligible",
         otherwise=shape.otherwise or "fastest",
-        order_by=shape.order_by or "listed",
+        order_by=_order(shape),
         protected=shape.protected,
         because=" ".join((shape.because or "").split()),
+        weights=shape.weights or {},
+        sticky=shape.sticky or "request",
+        order_weights=_order_weights(shape),
+        slo=shape.slo,
+        timeouts={} if shape.timeouts is None else shape.timeouts.model_dump(exclude_none=True),
     )
+
+
+def _require(shape: RequireShape) -> Require:
+    return Require(
+        slo_met=shape.slo == "met",
+        cost_at_most_nusd=shape.cost_at_most,
+        first_token_at_most_ms=_ms(shape.first_token_at_most),
+        total_at_most_ms=_ms(shape.total_at_most),
+        per_token_at_most_ms=_ms(shape.per_token_at_most),
+    )
+
+
+def _order(shape: DefaultShape) -> OrderBy:
+    if isinstance(shape.order_by, OrderWeightsShape):
+        return "weighted"
+    return shape.order_by or "listed"
+
+
+def _order_weights(shape: DefaultShape) -> Mapping[OrderTerm, float]:
+    """The terms that weigh anything."""
+    stated = shape.order_by
+    if not isinstance(stated, OrderWeightsShape):
+        return {}
+    terms: dict[OrderTerm, float | None] = {
+        "marginal_cost": stated.marginal_cost,
+        "first_token": stated.first_token,
+        "total_latency": stated.total_latency,
+    }
+    return {term: weight for term, weight in terms.items() if weight}
 
 
 def _report_all(problems: Iterable[Problem], report: Report) -> None:

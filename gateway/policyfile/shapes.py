@@ -1,4 +1,4 @@
-"""The shapes of both files: which keys there are, and what each value looks like by itself.
+"""What each value of a file looks like by itself, and the shapes of the deployments file; `language` has the policy's.
 
 Owns the syntax of values (durations, amounts, names) and the sentences about a wrong one. Refuses references: whether
 a name is defined is asked in `deployments` and `rules`. A key is never required here, so that what is left of an
@@ -16,16 +16,21 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from gateway.policy import OrderBy, Otherwise, Protected, Unknown
 from gateway.policyfile.tree import Loc, Node, Place, Problem
 from gateway.types import NUSD_PER_USD, BackendKind, Capability
 
 Report = Callable[[Problem], None]
 
+MAPPING = "[mapping]"  # the tag of a value that is either a word or a mapping
+_NO_PARTS = ("[key]", "[word]", MAPPING)  # what pydantic puts into a place besides keys and indices
+
 _YEARS = re.compile(r"([0-9]{1,2}(?:\.[0-9]+)?) ?y")
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m)")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h)")
 _AMOUNT = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?) USD")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0}
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_TOKENS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?(k|M|Ki|Mi)")
+_MULTIPLES = {"k": 1000, "M": 1000**2, "Ki": 1024, "Mi": 1024**2}
+_MOST_TOKENS = 1_000_000_000
 _LONGEST = 86_400.0  # seconds; a day
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,127}")
 _LABEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -33,6 +38,7 @@ _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER_VALUE = re.compile(
     r"[!-+\--~](?:[ -+\--~]*[!-+\--~])?"
 )  # printable ASCII but the comma, which separates values
+_SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"})
 _PRINTABLE = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 _TITLE = re.compile(r"[!-~](?:[ -~]{0,126}[!-~])?")
 
@@ -42,7 +48,7 @@ def _seconds(value: Any) -> float:
     found = _DURATION.fullmatch(value) if isinstance(value, str) else None
     seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
     if not 0 < seconds <= _LONGEST:
-        raise ValueError("must be a duration with its unit, such as 50ms, 1s or 10m")
+        raise ValueError("must be a duration with its unit, such as 50ms, 1s or 10m, at most 24h")
     return seconds
 
 
@@ -58,9 +64,17 @@ def _nusd(value: Any) -> int:
 
 
 def _tokens(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= 1_000_000_000:
-        raise ValueError("must be a whole number of tokens without a unit, such as 8192 (8k could be 8000)")
-    return value
+    """Tokens of `8192`, `8k` (8,000) or `8Ki` (8,192)."""
+    found = _TOKENS.fullmatch(value) if isinstance(value, str) else None
+    tokens = Decimal(found[1]) * _MULTIPLES[found[2]] if found else value
+    if (
+        isinstance(tokens, bool)
+        or not isinstance(tokens, int | Decimal)
+        or not 0 < tokens <= _MOST_TOKENS
+        or tokens % 1
+    ):
+        raise ValueError("must be a whole number of tokens, such as 8192, 8k (that is 8000) or 8Ki (8192)")
+    return int(tokens)
 
 
 def _dollars(value: Any) -> float:
@@ -122,7 +136,13 @@ def _version(value: Any) -> int:
     return 1
 
 
-def _as_list(value: Any) -> Any:
+def _shown(name: str) -> str:
+    if name.lower() in _SECRET_HEADERS:
+        raise ValueError("is a header that holds a secret; look at key_tag or tenant instead")
+    return name
+
+
+def as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
@@ -153,11 +173,11 @@ Sentence = Annotated[str, Field(min_length=1)]
 Word = Annotated[str, _matching(_WORD, "a word of letters, digits and any of . _ / : @ - (at most 128)")]
 Label = Annotated[str, _matching(_LABEL, "a word of lower-case letters, digits and any of . _ - (at most 64)")]
 Title = Annotated[str, _matching(_TITLE, "printable ASCII text without spaces around it (at most 128 characters)")]
-Words = Annotated[list[Text], BeforeValidator(_as_list), Field(min_length=1)]
+Words = Annotated[list[Text], BeforeValidator(as_list), Field(min_length=1)]
 
-HeaderName = Annotated[str, _matching(_HEADER, "a header's, such as x-data-class")]
+HeaderName = Annotated[str, _matching(_HEADER, "a header's, such as x-data-class"), AfterValidator(_shown)]
 HeaderValue = Annotated[str, _matching(_HEADER_VALUE, "printable ASCII text without commas or spaces around it")]
-HeaderValues = Annotated[list[HeaderValue], BeforeValidator(_as_list), Field(min_length=1)]
+HeaderValues = Annotated[list[HeaderValue], BeforeValidator(as_list), Field(min_length=1)]
 
 
 class Shape(BaseModel):
@@ -166,102 +186,6 @@ class Shape(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     not_built: ClassVar[frozenset[str]] = frozenset()
     hints: ClassVar[Mapping[str, str]] = {}
-
-
-class PolicyShape(Shape):
-    not_built = frozenset({"budgets", "cache", "limits", "mask", "shadow", "weights"})
-    hints: ClassVar[Mapping[str, str]] = {"models": "it belongs in the deployments file"}
-
-    version: Version | None = None
-    deployments: Text | None = None
-    labels: dict[Label, Any] | None = None
-    invariants: list[Any] | None = None
-    slo: dict[Word, Any] | None = None
-    rules: list[Any] | None = None
-    default: dict[str, Any] | None = None
-
-
-class LabelItemShape(Shape):
-    not_built = frozenset({"all", "any", "classifier", "not"})
-
-    detects: Words | None = None
-    header: dict[HeaderName, HeaderValues] | None = None
-    key_tag: Words | None = None
-
-
-class LabelShape(Shape):
-    not_built = frozenset({"all", "not"})
-
-    any: Annotated[list[LabelItemShape], Field(min_length=1)] | None = None
-
-
-class InvariantWhenShape(Shape):
-    hints: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("all", "any", "does_not_fit", "fits", "header", "model", "not", "tag", "time"),
-        "an invariant looks at any_label, tenant and key_tag, which nobody can take off a request",
-    )
-
-    any_label: Words | None = None
-    tenant: Words | None = None
-    key_tag: Words | None = None
-
-
-class InvariantShape(Shape):
-    not_built = frozenset({"resume"})
-
-    name: Title | None = None
-    when: InvariantWhenShape | None = None
-    stay_in: Words | None = None
-    mask: Words | None = None
-
-
-class SloShape(Shape):
-    first_token_p95: Seconds | None = None
-
-
-class WhenShape(Shape):
-    not_built = frozenset({"all", "any", "header", "headers", "max_tokens", "model", "not", "prompt_tokens", "time"})
-
-    any_label: Words | None = None
-    does_not_fit: Words | None = None
-    slo: Words | None = None
-    tenant: Words | None = None
-    key_tag: Words | None = None
-    tag: Words | None = None
-    stream: bool | None = None
-    tools: bool | None = None
-    images: bool | None = None
-    schema_: Annotated[bool | None, Field(alias="schema")] = None
-
-
-class RequireShape(Shape):
-    slo: Literal["met"] | None = None
-    cost_at_most: Nusd | None = None
-
-
-class DefaultShape(Shape):
-    not_built = frozenset(
-        {"cache", "hedge", "limits", "mask", "priority", "resume", "shadow", "slo", "timeouts", "weight", "weights"}
-    )
-    hints: ClassVar[Mapping[str, str]] = {
-        "name": "the default is called `default`",
-        "when": "the default is for every request that no rule matches",
-    }
-
-    candidates: Words | None = None
-    require: RequireShape | None = None
-    unknown: Unknown | None = None
-    otherwise: Otherwise | None = None
-    order_by: OrderBy | None = None
-    protected: Protected | None = None
-    because: Sentence | None = None
-
-
-class RuleShape(DefaultShape):
-    hints: ClassVar[Mapping[str, str]] = {}
-
-    name: Title | None = None
-    when: WhenShape | None = None
 
 
 class DeploymentsShape(Shape):
@@ -330,7 +254,7 @@ class DeploymentShape(Shape):
     context_window: Tokens | None = None
     default_max_tokens: Tokens | None = None
     capabilities: list[Capability] | None = None
-    quantization: str | None = None
+    quantization: Literal["none", "fp16", "bf16", "int8", "int4"] | None = None
     tokenizer: Literal["o200k_base", "cl100k_base", "bytes"] | None = None
     cost: CostShape | None = None
     timeouts: TimeoutsShape | None = None
@@ -371,19 +295,24 @@ def check(shape: type[S], node: Node, subject: str, report: Report, at: Place | 
     prefix = f"{subject}: " if subject else ""
     while True:
         try:
-            return Checked(subject, node, at, shape.model_validate(node.plain()), intact)
+            return Checked(subject, node, at, shape.model_validate(node.plain), intact)
         except ValidationError as found:
             errors = sorted(found.errors(include_url=False), key=lambda error: _sortable(error["loc"]))
         intact = False
         for error in errors:
-            loc = tuple(part for part in error["loc"] if part != "[key]")
+            loc = _loc(error)
             is_key = error["type"] == "extra_forbidden" or error["loc"][-1:] == ("[key]",)
             report(node.place_of(loc, key=is_key).problem(prefix + _sentence(shape, loc, error)))
         if not isinstance(node.value, dict):
             return Checked(subject, node, at, shape(), False)
-        wrong = dict.fromkeys(tuple(part for part in error["loc"] if part != "[key]") for error in errors)
+        wrong = dict.fromkeys(_loc(error) for error in errors)
         for loc in reversed(wrong):  # from the end, so that positions before it stay what they are
             node.prune(loc)
+
+
+def _loc(error: Mapping[str, Any]) -> tuple[str | int, ...]:
+    """Where in the entry the error is: keys and indices."""
+    return tuple(part for part in error["loc"] if part not in _NO_PARTS)
 
 
 def _sortable(loc: Loc) -> list[str]:
@@ -449,8 +378,9 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 def _shape_around(shape: type[Shape], loc: Loc) -> type[Shape]:
     """The shape of the mapping that holds the last key of `loc`."""
     for part in loc[:-1]:
-        if isinstance(part, str) and part in shape.model_fields:
-            shape = next(_shapes_in(shape.model_fields[part].annotation), shape)
+        fields = {field.alias or name: field for name, field in shape.model_fields.items()}
+        if part in fields:
+            shape = next(_shapes_in(fields[str(part)].annotation), shape)
     return shape
 
 

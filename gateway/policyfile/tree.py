@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
@@ -29,8 +29,7 @@ _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _DECIMAL = re.compile(r"[-+]?[0-9]+\.[0-9]*")
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A spot in a file; line and column count from 1, and line 0 is the file as a whole."""
 
     file: str
@@ -59,24 +58,18 @@ class Problem:
 class Node:
     """A value and its place.
 
-    `keys` are the places of all keys that a mapping states, also of those whose value was found wrong and is
-    therefore no longer in `value`: so a wrong field is not reported as missing as well. `sound` is false where
-    anything in the value was wrong as YAML. `size` counts the values in it.
+    `plain` is the value without places: mappings, lists, text, numbers and booleans. `keys` are the places of all keys
+    that a mapping states, also of those whose value was found wrong and is therefore no longer in `value`: so a wrong
+    field is not reported as missing as well. `sound` is false where anything in the value was wrong as YAML. `size`
+    counts the values in it.
     """
 
     place: Place
     value: Scalar | list[Node] | dict[str, Node]
+    plain: Any
     keys: dict[str, Place] = field(default_factory=dict)
     sound: bool = True
     size: int = 1
-
-    def plain(self) -> Any:
-        """The value without its places: mappings, lists, text, numbers and booleans."""
-        if isinstance(self.value, dict):
-            return {key: child.plain() for key, child in self.value.items()}
-        if isinstance(self.value, list):
-            return [child.plain() for child in self.value]
-        return self.value
 
     def child(self, part: str | int) -> Node | None:
         """The value under a key or at an index; None where there is none."""
@@ -128,8 +121,10 @@ class Node:
         for parent, part in reversed(path):
             if isinstance(parent.value, dict) and isinstance(part, str):
                 parent.value.pop(part, None)
+                parent.plain.pop(part, None)
             elif isinstance(parent.value, list) and isinstance(part, int):
                 del parent.value[part]
+                del parent.plain[part]
             if parent.value:
                 return
 
@@ -168,6 +163,7 @@ class _Builder:
         self.problems: list[Problem] = []
         self._anchors: dict[str, Node | None] = {}
         self._copied = 0
+        self._kinds: dict[str, str] = {}
 
     def place(self, mark: Any) -> Place:
         return Place(self.file, mark.line + 1, mark.column + 1)
@@ -233,7 +229,8 @@ class _Builder:
             sound = sound and item is not None and item.sound
             if item is not None:
                 items.append(item)
-        return Node(place, items, sound=sound, size=1 + sum(item.size for item in items))
+        size = 1 + sum(item.size for item in items)
+        return Node(place, items, [item.plain for item in items], {}, sound, size)
 
     def _mapping(self, place: Place, depth: int) -> Node:
         entries: dict[str, Node] = {}
@@ -252,7 +249,8 @@ class _Builder:
             keys[key] = at
             if value is not None:
                 entries[key] = value
-        return Node(place, entries, keys, sound, 1 + sum(entry.size for entry in entries.values()))
+        plain = {key: entry.plain for key, entry in entries.items()}
+        return Node(place, entries, plain, keys, sound, 1 + sum(entry.size for entry in entries.values()))
 
     def _key(self, place: Place, event: Any) -> str | None:
         if not isinstance(event, yaml.ScalarEvent):
@@ -272,8 +270,13 @@ class _Builder:
 
     def _kind(self, event: yaml.ScalarEvent) -> str:
         """What YAML 1.1 takes the text for: str, int, bool, null, merge, timestamp, ..."""
-        tag: str = self._loader.resolve(yaml.ScalarNode, event.value, event.implicit)  # type: ignore[no-untyped-call]
-        return tag.removeprefix(_TAG)
+        if not event.implicit[0]:  # quoted, or a block
+            return "str"
+        kind = self._kinds.get(event.value)
+        if kind is None:
+            tag: str = self._loader.resolve(yaml.ScalarNode, event.value, event.implicit)  # type: ignore[no-untyped-call]
+            kind = self._kinds[event.value] = tag.removeprefix(_TAG)
+        return kind
 
     def _scalar(self, place: Place, event: Any) -> Node | None:
         """The value as Python has it. The text is not repeated in a message: it may be a secret in the wrong place."""
@@ -285,19 +288,20 @@ class _Builder:
             return self._wrong(place, "there is no value here; write one, or leave the key out")
         if kind == "bool":
             if value.lower() in ("true", "false"):
-                return Node(place, value.lower() == "true")
+                truth = value.lower() == "true"
+                return Node(place, truth, truth)
             return self._wrong(place, f'YAML reads {value} as a boolean; write "{value}" in quotes, or true or false')
         if kind in ("int", "float") and ":" in value:
             return self._wrong(place, "YAML reads digits with colons as a number in base 60; put the text in quotes")
         if kind == "int":
             if _INTEGER.fullmatch(value) and len(value) <= 18:
-                return Node(place, int(value))
+                return Node(place, int(value), int(value))
             return self._wrong(place, "write a whole number in plain decimal digits, or put the text in quotes")
         if kind == "float":
             if _DECIMAL.fullmatch(value):
-                return Node(place, float(value))
+                return Node(place, float(value), float(value))
             return self._wrong(place, "write a number in plain decimal digits, such as 0.25, or put the text in quotes")
-        return Node(place, value)
+        return Node(place, value, value)
 
     def _wrong(self, place: Place, message: str) -> Node | None:
         self._note(place, message)
@@ -307,9 +311,10 @@ class _Builder:
 def _copy(node: Node) -> Node:
     """What an alias stands for is copied, so that a wrong value is taken out at one of its places only."""
     if isinstance(node.value, dict):
-        return Node(
-            node.place, {key: _copy(child) for key, child in node.value.items()}, dict(node.keys), node.sound, node.size
-        )
+        entries = {key: _copy(child) for key, child in node.value.items()}
+        plain = {key: child.plain for key, child in entries.items()}
+        return Node(node.place, entries, plain, dict(node.keys), node.sound, node.size)
     if isinstance(node.value, list):
-        return Node(node.place, [_copy(child) for child in node.value], {}, node.sound, node.size)
-    return Node(node.place, node.value)
+        items = [_copy(child) for child in node.value]
+        return Node(node.place, items, [item.plain for item in items], {}, node.sound, node.size)
+    return Node(node.place, node.value, node.plain)

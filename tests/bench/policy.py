@@ -145,7 +145,7 @@ def figures() -> list[Figure]:
     large, shipped = loaded(50, 20), _shipped(KEYS)
     large_fleet, shipped_fleet = fleet_of(large), fleet_of(shipped)
     assert len(decide(large, FACTS, large_fleet).candidates) == 20, "no rule may match, so that all are tried"
-    scanner = Scanner(shipped.kinds)
+    scanner = Scanner(shipped.kinds, shipped.patterns)
     short, long = [(PROSE * 20)[:2_000]], [(PROSE * 2000)[:200_000]]
     litellm_price_map()
     return [

@@ -78,6 +78,7 @@ def _hybridgate(work: Path, upstream: str, port: int) -> tuple[Launch, Address]:
     policy = write_policy(work / "hybridgate", upstream)
     environment = {"HYBRIDGATE_HOST": "127.0.0.1", "HYBRIDGATE_PORT": str(port), "HYBRIDGATE_POLICY": str(policy)}
     environment["HOME"] = str(policy.parent)
+    environment["HYBRIDGATE_ADMIN_PORT"] = "-1"
     return Launch(_python("gateway.cli", "serve"), environment), Address(port)  # this checkout's, installed or not
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.catalog.prices import DEMO, UNKNOWN, ModelInfo, local_model_info, model_info
 from gateway.loading import litellm_price_map
-from gateway.types import Price
+from gateway.types import Price, Usage
 
 PRICES: dict[str, Any] = {
     "gpt-4o-mini": {
@@ -65,12 +65,21 @@ def test_the_bundled_model_is_known_and_other_local_ones_tell_of_themselves() ->
     assert local_model_info("Qwen/Qwen3-4B-Instruct-2507") == UNKNOWN
 
 
+def test_a_long_prompt_has_a_price_of_its_own() -> None:
+    """All tokens of the request cost it; up to the limit none do."""
+    price = Price(1.0, 10.0, 0.5, beyond=(100, Price(2.0, 20.0, 1.0)))
+    assert price.cost(Usage(100, 1, cached_tokens=50)) == price.of(100, 1) - 25 == 85
+    assert price.cost(Usage(101, 1)) == price.of(101, 1) == 222
+    assert price.cost(Usage(101, 1, cached_tokens=50)) == 172
+
+
 @pytest.mark.parametrize(
     ("model", "price", "window"),
     [
         ("openai/gpt-4", Price(30_000, 60_000), 8192),
         ("openai/gpt-3.5-turbo", Price(500, 1500), 16385),
         ("openai/gpt-4o-mini", Price(150, 600, 75), 128_000),
+        ("openai/gpt-5.4", Price(2500, 15_000, 250, (272_000, Price(5000, 22_500, 500))), 1_050_000),
         ("anthropic/claude-3-sonnet-20240229", Price(3000, 15_000), 200_000),
         ("cohere/command", Price(1000, 2000), 4096),
     ],

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from gateway.backends import Backends
 from gateway.backends.base import Call, Chunk
 from gateway.chat import ChatPath, Reply, Serving, draw_for
+from gateway.conditions import Range
+from gateway.encodings import load_encoding
 from gateway.errors import (
     BadRequest,
     ConnectFailed,
@@ -31,8 +33,11 @@ from gateway.errors import (
 from gateway.facts import cost_cap_in, request_id_of
 from gateway.fleet import Fleet
 from gateway.labels import Scanner
-from gateway.policy import Policy
-from gateway.types import Permit, Price, Timeouts
+from gateway.policy import Match, Policy, Rule
+from gateway.record import recorded
+from gateway.routing import decide
+from gateway.tokens import TiktokenCounter
+from gateway.types import Permit, Price, Timeouts, usd
 from tests.fakes import CARD, CLOUD, HOME, OTHER, STREAM, Clock, FakeBackend, Ids, Log, completion, deployment, policy
 
 
@@ -45,7 +50,7 @@ class World:
         self.fleet, self.log = Fleet(p.deployments), Log()
         self.door = Backends(self.backends)
         serving = Serving(p, Scanner(p.kinds), {}, self.door)
-        self.path = ChatPath(serving, self.fleet, self.log, Clock(), Ids())
+        self.path = ChatPath(serving, self.fleet, self.log, Clock(), Clock(), Ids(), lambda _: None)
 
     async def reply(self, text: str = "hi", headers: dict[str, str] | None = None, **body: Any) -> Reply:
         document = {"messages": [{"role": "user", "content": text}], **body}
@@ -91,6 +96,22 @@ def test_a_stream_takes_the_same_path_and_is_booked_with_its_usage() -> None:
     (line,) = world.log.lines
     assert (line["outcome"], line["prompt_tokens"], line["completion_tokens"]) == ("ok", 5, 2)
     assert world.in_flight() == 0
+
+
+def test_a_record_holds_enough_to_decide_again() -> None:
+    world = World(policy(order_by="first_token"), home=FakeBackend([UpstreamFailed("x")]))
+    for number in range(3):
+        world.ask(CARD if number else "hi", headers={"x-hybridgate-slo": "fast"}, stream=number != 1, max_tokens=9)
+    policy_ = world.path.serving.policy
+    lines = [orjson.loads(orjson.dumps(line)) for line in world.log.lines]
+    for line in lines:
+        record = recorded(line)
+        assert record is not None
+        again = decide(policy_, record.facts, record.snapshot_of(policy_.deployments))
+        assert tuple(c.deployment for c in again.candidates) == record.candidates
+        assert (again.rule, again.slo, again.labels) == (record.rule, "fast", record.facts.labels)
+        (answered,) = [c for c in again.candidates if c.deployment == record.deployment]
+        assert line["predicted"]["cost_usd"] == usd(answered.cost_nusd or 0)
 
 
 @pytest.mark.parametrize(
@@ -380,3 +401,18 @@ def test_impatient_clients_do_not_hide_that_a_deployment_is_silent() -> None:
 
     asyncio.run(run())
     assert world.fleet.snapshot(0.0, 0.0).deployments["home"].circuit == "open" and world.in_flight() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"), [("four bytes word. " * 5, "short"), ("a, b, c; " * 10, "long"), ("a " * 900, "long")]
+)
+def test_a_rules_number_of_tokens_is_compared_with_an_exact_count_where_it_is_near(text: str, rule: str) -> None:
+    """By its bytes the second prompt has 34 tokens; it has 68."""
+    long = Rule("long", Match(prompt_tokens=Range(50), counted_by="home"), ("home",))
+    short = Rule("short", Match(prompt_tokens=Range(below=50), counted_by="home"), ("home",))
+    home = deployment("home", zone="on_premises", tokenizer="tiktoken:o200k_base", window=100_000)
+    world = World(policy((home,), rules=(long, short)))
+    counter = TiktokenCounter(load_encoding("o200k_base"))
+    world.path.serving = replace(world.path.serving, counters={"tiktoken:o200k_base": counter})
+    world.ask(text)
+    assert world.log.lines[0]["rule"] == rule

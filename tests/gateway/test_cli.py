@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from gateway.cli import bound, main
+from gateway.cli import bound, bound_admin, main
+from gateway.metrics import table
 from gateway.settings import Settings
 
 
@@ -19,7 +21,8 @@ from gateway.settings import Settings
         (["serve", "--drain-seconds", "nan"], "HYBRIDGATE_DRAIN_SECONDS must be"),
         (["serve", "--engine-start-seconds", "inf"], "HYBRIDGATE_ENGINE_START_SECONDS must be"),
         (["serve", "--host", "0.0.0.0"], "use --host 127.0.0.1"),
-        (["serve", "--port", "0", "--log", "/nonexistent/log"], "choose another with --log"),
+        (["serve", "--port", "0", "--admin-port", "-1", "--log", "/nonexistent/log"], "choose another with --log"),
+        (["serve", "--port", "0", "--admin-host", "nowhere.invalid"], "check --admin-host"),
         (["policy", "explain", "--request", "/tmp/[/nope]"], "cannot read /tmp/[/nope]"),
         (["policy", "explain", "--slo", "[/x]"], "names no class of this policy"),
         (["policy", "explain", "--down", "[bold]x"], "no such deployment: [bold]x"),
@@ -41,6 +44,16 @@ def test_a_policy_that_is_not_there_is_a_problem_with_its_place(tmp_path: Path) 
     assert result.exit_code == 1 and "none.yaml: the file cannot be read" in result.stderr
 
 
+def test_a_metrics_port_in_use_is_told_with_the_ways_out(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(Exception, match="2"):
+        bound_admin(Settings(admin_port=taken.getsockname()[1]))
+    assert "choose another with --admin-port, or none with --admin-port -1" in capsys.readouterr().err
+
+
+def test_the_metrics_are_listed_as_they_are_documented() -> None:
+    assert CliRunner().invoke(main, ["metrics"]).stdout == table() + "\n"
+
+
 def test_of_two_gateways_on_one_port_the_second_is_told_before_anything_slow_starts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -50,3 +63,14 @@ def test_of_two_gateways_on_one_port_the_second_is_told_before_anything_slow_sta
         with socket.create_connection(first.getsockname()[:2], timeout=5):
             pass  # it waits for the server to begin
     assert "choose another with --port" in capsys.readouterr().err
+
+
+def test_a_checked_policy_says_what_its_deployments_cost() -> None:
+    """What one more request costs, what the bill says, and what both consist of; in the table and as JSON."""
+    said = CliRunner().invoke(main, ["policy", "check", "policies/default.yaml"]).stdout
+    assert "local costs 0.06 USD an hour (stated); one more token: its busy seconds" in said.replace("\n", " ")
+    told = json.loads(CliRunner().invoke(main, ["policy", "check", "policies/default.yaml", "--json"]).stdout)
+    local, cloud = told["deployments"]["local"], told["deployments"]["gpt-4o-mini"]
+    assert 0 < local["usd_per_million_tokens"]["output"] < local["bill_usd_per_million_tokens"]["output"]
+    assert cloud["usd_per_million_tokens"] == cloud["bill_usd_per_million_tokens"] == {"input": 0.15, "output": 0.6}
+    assert told["deployments"]["on-prem-large"]["unavailable"] == "ON_PREM_URL and ON_PREM_MODEL are not set"

@@ -36,7 +36,7 @@ def test_a_plan_says_what_fits_how_fast_it_is_and_what_it_costs() -> None:
         "gpt-4 ",
         "claude-3-sonnet",
         "million",
-        "Speed is assumed",
+        "Speed is what others measured",
         "Cost: 2.5 USD an",
     ):
         assert part in said

@@ -73,6 +73,8 @@ def test_around_a_provider_prompts_are_sent_and_months_are_shared() -> None:
     assert extra.price(base) == Price(150.36, 600.0, 75.36)
     assert extra.full_price(base) == Price(3150.36, 3600.0, 3075.36)
     assert Surcharge().full_price(base) == base
+    tiered = replace(base, beyond=(1000, base))
+    assert extra.price(tiered).beyond == (1000, extra.price(base))
 
 
 held = st.one_of(

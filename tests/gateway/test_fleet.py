@@ -17,13 +17,13 @@ from gateway.errors import (
     UpstreamRejected,
     UpstreamUnauthorized,
 )
-from gateway.fleet import FAILURES_TO_OPEN, FIRST_COOL_OFF, LONGEST_COOL_OFF, DecayingHistogram, Fleet
+from gateway.fleet import FAILURES_TO_OPEN, FIRST_COOL_OFF, LONGEST_COOL_OFF, Fleet, Flight
+from gateway.measures import DecayingHistogram
 from gateway.types import DeploymentStatus
 
 
 def attempt(fleet: Fleet, error: GatewayError | None, now: float) -> None:
-    fleet.started("d", now)
-    fleet.ended("d", error, now)
+    fleet.ended(fleet.started("d", now), error, now)
 
 
 def status(fleet: Fleet, now: float) -> DeploymentStatus:
@@ -58,9 +58,9 @@ def test_after_the_cool_off_one_request_tries_and_a_success_closes_the_circuit()
     fleet = opened()
     later = FIRST_COOL_OFF + 0.1
     assert status(fleet, later).circuit == "half_open" and status(fleet, later).down is None
-    fleet.started("d", later)
+    trial = fleet.started("d", later)
     assert status(fleet, later).down is not None, "a second request must not try as well"
-    fleet.ended("d", None, later)
+    fleet.ended(trial, None, later)
     assert status(fleet, later) == DeploymentStatus()
 
 
@@ -118,25 +118,23 @@ _EVENTS = st.sampled_from(["start", "ok", "fail", "full", "gone", "up", "down"])
 
 @given(st.lists(st.tuples(_EVENTS, st.floats(0, 20)), max_size=60))
 def test_in_flight_is_what_started_and_has_not_ended(events: list[tuple[str, float]]) -> None:
-    fleet, now, running = Fleet(["d"]), 0.0, 0
+    fleet, now = Fleet(["d"]), 0.0
+    running: list[Flight] = []
     errors = {"ok": None, "fail": UpstreamFailed("x"), "full": UpstreamOverloaded("x", retry_after=1.0)}
     for event, passed in events:
         now += passed
         if event == "start":
-            fleet.started("d", now)
-            running += 1
+            running.append(fleet.started("d", now))
         elif event in errors and running:
-            fleet.ended("d", errors[event], now)
-            running -= 1
+            fleet.ended(running.pop(), errors[event], now)
         elif event == "gone" and running:
-            fleet.abandoned("d")
-            running -= 1
+            fleet.abandoned(running.pop())
         elif event == "up":
             fleet.set_up("d", now)
         elif event == "down":
             fleet.set_down("d", "stopped", now)
         known = status(fleet, now)
-        assert known.in_flight == running
+        assert known.in_flight == len(running)
         assert (known.circuit == "open") <= (known.down is not None)
 
 
@@ -171,23 +169,19 @@ def test_a_client_that_leaves_before_the_first_token_says_nothing_of_the_deploym
     fleet = Fleet(["d"])
     for _ in range(FAILURES_TO_OPEN):
         attempt(fleet, UpstreamFailed("broken"), 0.0)
-        fleet.started("d", 0.0)
-        fleet.abandoned("d")
+        fleet.abandoned(fleet.started("d", 0.0))
     assert status(fleet, 0.0).circuit == "open" and status(fleet, 0.0).in_flight == 0
 
 
 def test_a_trial_that_is_abandoned_leaves_the_circuit_half_open_for_the_next() -> None:
     fleet, later = opened(), FIRST_COOL_OFF + 0.1
-    fleet.started("d", later)
-    fleet.abandoned("d")
+    fleet.abandoned(fleet.started("d", later))
     assert status(fleet, later).circuit == "half_open" and status(fleet, later).down is None
 
 
 def test_requests_that_fail_together_open_the_circuit_once() -> None:
     fleet = Fleet(["d"])
-    for _ in range(50):
-        fleet.started("d", 0.0)
-    for _ in range(50):
-        fleet.ended("d", UpstreamFailed("reset"), 0.0)
+    for flight in [fleet.started("d", 0.0) for _ in range(50)]:
+        fleet.ended(flight, UpstreamFailed("reset"), 0.0)
     assert status(fleet, 0.0).retry_after == FIRST_COOL_OFF
     assert status(fleet, FIRST_COOL_OFF + 0.1).circuit == "half_open"

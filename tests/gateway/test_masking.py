@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.labels import Span
+from gateway.fold import folded
+from gateway.labels import KINDS, Scanner, Span
 from gateway.masking import MOST_SPANS, Mask, Masked, Masker
 from gateway.wire.chat import DECODINGS, parse
 
@@ -25,6 +26,7 @@ class Spotter:
         ("phone", re.compile(r"(?i)phone[\":,\s]+(?:is )?[0-9][0-9 \n\-]{5,}[0-9]")),
         ("staff.id", re.compile(r"\*[^*]+\*")),
         ("private_key", re.compile(r"-----BEGIN KEY-----")),
+        ("badge", re.compile(r"4711")),
     )
 
     def __init__(self, blind: str = "") -> None:
@@ -43,6 +45,7 @@ class Spotter:
 
 
 MAIL = "jane.doe@example.org"
+FOUR_DEEP = orjson.dumps([orjson.dumps([orjson.dumps([r'["jane.doe\u0040example.org"]']).decode()]).decode()]).decode()
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": f"Write to {MAIL}."}]}
 
 
@@ -69,7 +72,11 @@ def said(content: Any) -> Any:
         (f"{MAIL}, a@b.de and {MAIL}", "[EMAIL_1], [EMAIL_2] and [EMAIL_1]"),
         ("my phone is 555 123-4567", "my phone is [PHONE_1]"),
         ("my phone is 5551234567; is 555-123-4567 right?", "my phone is [PHONE_1]; is [PHONE_2] right?"),
+        ("phone 15551234567, so 555 123-4567, not 555 123-4568", "phone [PHONE_1], so [PHONE_2], not 555 123-4568"),
+        ("phone 1234567, order A91234567B", "phone [PHONE_1], order [PHONE_2]"),
         (f"ask *Ann*, {MAIL}", "ask [STAFF_ID_1], [EMAIL_1]"),
+        ("*Bob*, *Ann*Bob*", "[STAFF_ID_1], [STAFF_ID_2]"),
+        ("Zoë4711ß 47110", "[BADGE_1] [BADGE_2]"),
         ("*Ann* or ANN, *ANN*", "[STAFF_ID_1] or ANN, [STAFF_ID_2]"),
         (f'{{"to": "{MAIL}", "n": 12345678901234567890123}}', '{"to": "[EMAIL_1]", "n": 12345678901234567890123}'),
         ('{"phone": 5551234567}', '{"phone": "[PHONE_1]"}'),
@@ -124,6 +131,8 @@ def test_every_string_of_the_body_is_masked() -> None:
         ([{"content": "my phone 555 1234567", "data": [5551234567.0]}], "the same number in such a field"),
         ([{"content": f"{MAIL} -----BEGIN KEY-----\nabc"}], "only its head is found"),
         ([{"content": f"{MAIL} and jane.doe\\u0040example.org"}], "an escape in prose"),
+        ([{"content": "phone 655123456 or 6\\u003551234 56"}], "the same, found only with the word before it"),
+        ([{"content": FOUR_DEEP, "x": MAIL}], "nested deeper than is looked into"),
         ([{"content": f"{MAIL}", "image_url": {"url": "x"}}], None),
         ([{"content": [{"type": "image_url", "image_url": {"url": MAIL}}]}], "not only text"),
         ([{"content": f"{MAIL} " * (MOST_SPANS + 1)}], "too many"),
@@ -267,3 +276,94 @@ def test_nothing_that_was_found_leaves_and_all_of_it_comes_back(body: dict[str, 
             number = re.sub(r"\D", "", secret)
             assert not any(number in re.sub(r"[ \-\n]", "", text) for text in strings(made.chat.body))
     assert loose(decoded(made.chat.body, made.mask)) == loose(decoded(chat.body))
+
+
+# ---- with the detectors there are ----
+
+# What is found, and what of it must not be seen anywhere.
+FOUND = [
+    (MAIL, MAIL),
+    ("jane.doe at example dot com", "jane.doe"),
+    ('"jane doe"@example.org', "jane doe"),
+    ("jane\u200b.doe@exam\u200bple.org", MAIL),
+    ("ｊａｎｅ.doe＠example.org", MAIL),
+    ("bob@exämple.de", "bob@exämple.de"),
+    ("4111 1111 1111 1111", "4111111111111111"),
+    ("４１１１ １１１１ １１１１ １１１１", "4111111111111111"),
+    ("DE89 3704 0044 0532 0130 00", "DE89370400440532013000"),
+    ("+1 555 234 5678", "5552345678"),
+    ("call me at 5552345678", "5552345678"),
+    ("phone: 030 1234567", "0301234567"),
+    ("ssn 123456789", "123456789"),
+    ("AKIAIOSFODNN7ABCDEFG", "AKIAIOSFODNN7ABCDEFG"),
+    ("api_key=Zx81kQpL92mNvB47sD", "Zx81kQpL92mNvB47sD"),
+    ("password: Xk29fJq8LmZ0pWt4!x", "Xk29fJq8LmZ0pWt4!x"),
+    ("https://bob:s3cretPw@db.example.com/x", "s3cretPw"),
+]
+SCANNER = Scanner(KINDS)
+BETWEEN = [" ", ", ", ".\n", "\t", " and ", " my number is ", '"', "\\n", "\\", "é", "{", "[", "[EMAIL_1]", "(", "😀"]
+_apart = st.lists(st.sampled_from(FOUND) | st.sampled_from(BETWEEN), min_size=1, max_size=6)
+
+
+def read(text: str) -> str:
+    """Letters and digits as a reader takes them in."""
+    return re.sub(r"[\W_]", "", folded(text)).casefold()
+
+
+@st.composite
+def private(draw: st.DrawFn) -> tuple[dict[str, Any], set[str]]:
+    """A body, and what of it is private."""
+    secrets: set[str] = set()
+
+    def text() -> str:
+        pieces = draw(_apart)
+        secrets.update(piece[1] for piece in pieces if isinstance(piece, tuple))
+        return "".join(f" {piece[0]} " if isinstance(piece, tuple) else piece for piece in pieces)
+
+    arguments = _dumped({"phone": text(), text(): [text()]})
+    if draw(st.booleans()):
+        arguments = arguments.replace("e", "\\u0065")
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": text()}], text(): text()},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": _dumped([text(), {"mail": text()}])},
+    ]
+    return {"messages": messages, "user": text()}, secrets
+
+
+@given(private())
+@settings(max_examples=60, deadline=None)
+def test_nothing_private_is_read_in_what_leaves(made: tuple[dict[str, Any], set[str]]) -> None:
+    body, secrets = made
+    got = Masker(SCANNER).masked(parse(orjson.dumps(body)))
+    if got is None:
+        return
+    seen = [read(text) for text in strings(got.chat.body)] + [read(orjson.dumps(got.chat.body).decode())]
+    for secret in secrets:
+        assert not any(read(secret) in text for text in seen), secret
+    assert loose(decoded(got.chat.body, got.mask)) == loose(decoded(body))
+
+
+@pytest.mark.parametrize(("text", "secret"), FOUND)
+def test_whatever_is_found_can_be_masked(text: str, secret: str) -> None:
+    """Alone, in a sentence, as an argument of a tool, and again without the words that gave it away."""
+    for around in ("{}", "Please note {} for later.", "{}\nThanks"):
+        for content in (around.format(text), _dumped({"a": around.format(text)}), _dumped([_dumped([text])])):
+            got = Masker(SCANNER).masked(parse(orjson.dumps({"messages": [{"role": "user", "content": content}]})))
+            assert got is not None, content
+            assert read(secret) not in read(got.chat.body["messages"][0]["content"])
+            assert loose(decoded(got.chat.body, got.mask)) == loose(decoded(got.original.body))
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_placeholder_is_never_found(kind: str) -> None:
+    for number in (1, 12, "A_1", 123456):
+        mark = f"[{kind.upper()}_{number}]"
+        for text in (mark, f"{kind}: {mark}", f'{{"{kind}": "{mark}"}}', f"my {kind} is {mark}{mark}, not {mark}"):
+            assert not SCANNER.scan([text])
+
+
+def test_a_private_key_is_never_masked() -> None:
+    key = "-----BEGIN PRIVATE KEY-----\n" + "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7" * 3
+    assert SCANNER.scan([key]) and Masker(SCANNER).masked(parse(orjson.dumps(BODY | {"user": key}))) is None

@@ -258,8 +258,8 @@ def test_the_prompt_sizes_that_rules_compare_with_are_known() -> None:
 
 def test_a_rule_changes_the_timeouts_that_it_states() -> None:
     deployment = replace(DEPLOYMENTS["small"], timeouts=Timeouts(connect=1.0, total=30.0))
-    assert Rule("x", None, ("small",)).timeouts_of(deployment) is deployment.timeouts
-    changed = Rule("x", None, ("small",), timeouts={"first_token": 2.0}).timeouts_of(deployment)
+    assert deployment.timeouts.replaced(Rule("x", None, ("small",)).timeouts) is deployment.timeouts
+    changed = deployment.timeouts.replaced(Rule("x", None, ("small",), timeouts={"first_token": 2.0}).timeouts)
     assert changed == Timeouts(connect=1.0, first_token=2.0, total=30.0)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
 
+from gateway.conditions import Hours, Load, Range
 from gateway.policy import Invariant, LabelSource, Match, Policy, Require, Rule, Slo
 from gateway.policyfile import MAX_BYTES, PolicyErrors, compile_policy
 from gateway.types import Deployment, Price, Timeouts
@@ -63,50 +65,69 @@ def test_the_whole_language_compiles() -> None:
         """
 version: 1
 deployments: deployments.yaml
+patterns: {ticket: "TICKET-[0-9]{4}"}
 labels:
   personal:
     any:
-      - {detects: [email, phone]}
+      - {detects: [email, phone, ticket]}
       - {header: {X-Data-Class: [PHI, restricted], x-team: hr}}
       - {header: {x-data-class: secret}}
       - {key_tag: hr}
 invariants:
-  - {name: stay home, when: {any_label: [personal, unscannable]}, stay_in: [on_premises, eu]}
+  - {name: stay home, when: {any_label: [personal, unscannable]}, stay_in: [on_premises, eu], mask: personal}
+  - {name: tenants, when: {tenant: [a, b], key_tag: c}, stay_in: [on_premises, eu]}
 slo:
-  fast: {first_token_p95: 50ms}
-  slow: {first_token_p95: 1.5 s}
+  fast: {first_token_p95: 50ms, per_token_p95: 20ms}
+  slow: {total_p95: 1.5 s}
 rules:
   - name: everything
-    when: {any_label: personal, does_not_fit: [local], slo: fast, tenant: a, key_tag: [b], tag: c,
-           stream: true, tools: false, images: false, schema: false}
+    when: {any_label: personal, does_not_fit: [local], fits: cloud, slo: fast, tenant: a, key_tag: [b], tag: c,
+           stream: true, tools: false, images: false, schema: false, model: [auto, "d*"],
+           header: {X-Team: [HR, b], x-env: prod}, prompt_tokens: {at_least: 8k, below: 32Ki}, max_tokens: {below: 1M},
+           local_load: {local: {at_least: 0.8, unknown: holds}},
+           time: {zone: Europe/Berlin, days: [fri-mon, wed], from: "08:00", to: "18:30"}}
     candidates: [cloud, local]
-    require: {slo: met, cost_at_most: 0.01 USD}
+    weights: {cloud: 90, local: 0.5}
+    sticky: tenant
+    require: {slo: met, cost_at_most: 0.01 USD, first_token_at_most: 300ms, total_at_most: 1m, per_token_at_most: 20ms}
     unknown: eligible
     otherwise: cheapest
-    order_by: first_token
+    order_by: {marginal_cost: 1, first_token: 0.5, total_latency: 0}
     protected: skip
+    slo: slow
+    timeouts: {connect: 1s, total: 2h}
     because: "of all
       its keys"
   - {name: sparse, when: {stream: false}, candidates: local}
+  - name: nested
+    when:
+      any: [{tenant: a, tag: x}, {all: [{prompt_tokens: {at_least: 1}}, {not: {time: {zone: UTC, to: "06:00"}}}]}]
+      not: {local_load: {local: {below: 0.5, unknown: fails}}}
+    candidates: [local]
+    order_by: total_latency
 default: {candidates: [cloud], protected: refuse, require: {slo: met}, otherwise: reject}
 """,
         DEPLOYMENTS.replace("us_cloud", "eu"),
     )
+    assert policy.patterns == {"ticket": "TICKET-[0-9]{4}"}
     assert policy.labels == (
         LabelSource(
             "personal",
-            frozenset({"email", "phone"}),
+            frozenset({"email", "phone", "ticket"}),
             {"x-data-class": frozenset({"phi", "restricted", "secret"}), "x-team": frozenset({"hr"})},
             frozenset({"hr"}),
         ),
     )
+    home = frozenset({"on_premises", "eu"})
     assert policy.invariants == (
-        Invariant("stay home", frozenset({"personal", "unscannable"}), frozenset({"on_premises", "eu"})),
+        Invariant("stay home", frozenset({"personal", "unscannable"}), home, mask=frozenset({"personal"})),
+        Invariant("tenants", frozenset(), home, tenant=frozenset({"a", "b"}), key_tag=frozenset({"c"})),
     )
-    assert policy.slo == {"fast": Slo("fast", 50.0), "slow": Slo("slow", 1500.0)}
+    assert policy.slo == {"fast": Slo("fast", 50.0, None, 20.0), "slow": Slo("slow", None, 1500.0)}
     everything = Match(
         any_label=frozenset({"personal"}),
         does_not_fit=frozenset({"local"}),
+        fits=frozenset({"cloud"}),
         slo=frozenset({"fast"}),
         tenant=frozenset({"a"}),
         key_tag=frozenset({"b"}),
@@ -115,24 +136,53 @@ default: {candidates: [cloud], protected: refuse, require: {slo: met}, otherwise
         tools=False,
         images=False,
         schema=False,
+        model=frozenset({"auto", "d*"}),
+        header={"x-team": frozenset({"hr", "b"}), "x-env": frozenset({"prod"})},
+        prompt_tokens=Range(8000, 32768),
+        counted_by="cloud",
+        max_tokens=Range(below=1_000_000),
+        local_load={"local": Load(Range(0.8), unknown=True)},
+        time=Hours(ZoneInfo("Europe/Berlin"), frozenset({4, 5, 6, 0, 2}), 8 * 60, 18 * 60 + 30),
     )
-    assert policy.rules == (
-        Rule(
-            name="everything",
-            match=everything,
-            candidates=("cloud", "local"),
-            require=Require(slo_met=True, cost_at_most_nusd=10_000_000),
-            unknown="eligible",
-            otherwise="cheapest",
-            order_by="first_token",
-            protected="skip",
-            because="of all its keys",
+    everything_rule, sparse, nested = policy.rules
+    assert everything_rule == Rule(
+        name="everything",
+        match=everything,
+        candidates=("cloud", "local"),
+        require=Require(True, 10_000_000, first_token_at_most_ms=300, total_at_most_ms=60_000, per_token_at_most_ms=20),
+        unknown="eligible",
+        otherwise="cheapest",
+        order_by="weighted",
+        protected="skip",
+        because="of all its keys",
+        weights={"cloud": 90, "local": 0.5},
+        sticky="tenant",
+        order_weights={"marginal_cost": 1, "first_token": 0.5},
+        slo="slow",
+        timeouts={"connect": 1.0, "total": 7200.0},
+    )
+    assert sparse == Rule(name="sparse", match=Match(stream=False), candidates=("local",))
+    night = Match(time=Hours(ZoneInfo("UTC"), end=6 * 60))
+    long = Match(prompt_tokens=Range(1), counted_by="local")
+    assert nested.order_by == "total_latency"
+    assert nested.match == Match(
+        any_of=(
+            Match(tenant=frozenset({"a"}), tag=frozenset({"x"})),
+            Match(all_of=(long, Match(not_=night))),
         ),
-        Rule(name="sparse", match=Match(stream=False), candidates=("local",)),
+        not_=Match(local_load={"local": Load(Range(below=0.5))}),
     )
     assert policy.default == Rule(
         "default", None, ("cloud",), Require(slo_met=True), otherwise="reject", protected="refuse"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("8192", 8192), ("8k", 8000), ("8.5 k", 8500), ("8Ki", 8192), ("1M", 10**6), ("0.5Mi", 2**19)]
+)
+def test_tokens_are_thousands_or_powers_of_two_as_written(text: str, tokens: int) -> None:
+    x = f"{{backend: openai, model: m, zone: z, url: http://h/v1, context_window: {text}, default_max_tokens: {text}}}"
+    assert (deployment(x).window, deployment(x).default_max_tokens) == (tokens, tokens)
 
 
 @pytest.mark.parametrize(
@@ -375,7 +425,9 @@ def test_a_file_that_is_too_large_is_not_looked_at() -> None:
     comment = "#" + "x" * 99 + "\n"
     fits = POLICY + comment * ((MAX_BYTES - len(POLICY)) // len(comment))
     assert problems(fits) == []
-    assert problems(fits + comment) == ["etc/policy.yaml: the file is larger than 1,000,000 bytes"]
+    too_large = ["etc/policy.yaml: the file is larger than 1,000,000 bytes"]
+    assert problems(fits + comment) == too_large
+    assert problems(fits + comment * 100_000) == too_large  # 10 MB
 
 
 @pytest.mark.parametrize("text", ["[" * 500_000, "{a: " * 200_000, "- " * 400_000, "? " * 400_000])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.catalog.hardware import HARDWARE
 from gateway.catalog.models import architecture
 from gateway.costs import Owned, Rented, Running, Throughput
-from gateway.policyfile import compile_policy
-from gateway.roofline import Roofline
+from gateway.policyfile import PolicyErrors, compile_policy
+from gateway.roofline import Quantization, Roofline
 from gateway.types import Deployment, Price
 
 MAP = {"gpt-4o-mini": {"input_cost_per_token": 1.5e-07, "output_cost_per_token": 6e-07, "litellm_provider": "openai"}}
@@ -104,6 +108,18 @@ def test_a_stated_price_may_have_one_for_cached_prompts() -> None:
     assert (made.price, made.full_price, made.cost_basis) == (Price(100.0, 400.0, 25.0), None, "as stated")
 
 
+@pytest.mark.parametrize("quantization", ["none", "fp16", "bf16", "int8", "int4"])
+def test_the_cost_follows_the_quantization(quantization: str) -> None:
+    """Of each that a deployment may state."""
+    made = deployment(
+        f"{{backend: local, zone: z, model: llama-3.1-8b, quantization: {quantization}, cost: {{hardware: a100-80gb}}}}"
+    )
+    widths: dict[str, Quantization] = {"none": "bf16", "fp16": "fp16", "bf16": "bf16", "int8": "int8", "int4": "int4"}
+    made_of = Roofline.of(architecture("llama-3.1-8b"), HARDWARE["a100-80gb"], widths[quantization])
+    expected = Throughput.of(made_of)
+    assert made.bill == Running(Rented(3.43), expected).full_price()
+
+
 LOCAL = "{backend: local, zone: z, model: demo, cost: {hardware: cpu-host, usd_per_hour: 0.06, %s}}"
 
 
@@ -121,3 +137,55 @@ def test_a_model_that_the_environment_does_not_name_yet_has_no_cost() -> None:
     text = (OWN % "{hardware: h100-80gb}").replace("llama-3.1-8b", "'${MODEL}'")
     assert deployment(text).price is None
     assert deployment(text, {"MODEL": "qwen3-8b"}).price is not None
+
+
+def numbers(low: float, high: float) -> st.SearchStrategy[float]:
+    """Of a size that YAML writes without an exponent."""
+    return st.floats(low, high).map(lambda number: round(number, 3))
+
+
+COST = st.fixed_dictionaries(
+    {},
+    optional={
+        "usd_per_million_tokens": st.just({"input": 1, "output": 2}),
+        "hardware": st.sampled_from(sorted(HARDWARE)),
+        "count": st.integers(1, 8),
+        "usd_per_hour": numbers(0.01, 100),
+        "spot": st.booleans(),
+        "capacity": st.just("elastic"),
+        "purchase_usd": numbers(1, 1e6),
+        "amortised_over": st.just("3y"),
+        "maintenance": numbers(0, 1),
+        "electricity_usd_per_kwh": numbers(0.01, 1),
+        "pue": numbers(1, 3),
+        "host_usd_per_hour": numbers(0, 1),
+        "storage_usd_per_month": numbers(0, 100),
+        "utilization": numbers(0.01, 1),
+        "tokens_per_s": st.just({"input": 1000, "output": 100}),
+        "load_balancer_usd_per_month": numbers(0, 100),
+        "monitoring_usd_per_month": numbers(0, 100),
+        "data_transfer_usd_per_gb": numbers(0, 1),
+        "tokens_per_month": st.integers(1, 10**12),
+    },
+)
+
+
+@given(
+    COST,
+    st.sampled_from(["llama-3.1-8b", "llama-3.3-70b", "demo", "nobody/knows"]),
+    st.sampled_from(["none", "fp16", "bf16", "int8", "int4"]),
+    st.sampled_from(["local", "litellm"]),
+)
+def test_any_cost_is_a_price_above_nothing_or_a_problem(
+    cost: dict[str, object], model: str, quantization: str, backend: str
+) -> None:
+    """Whatever is stated together: never a failure, never $0, and the bill is never less than one more token."""
+    own = f"model: {model}, quantization: {quantization}" if backend == "local" else "model: openai/gpt-4o-mini"
+    try:
+        made = deployment(f"{{backend: {backend}, zone: z, {own}, cost: {json.dumps(cost)}}}")
+    except PolicyErrors as error:
+        assert all("cost" in problem.message or "catalog" in problem.message for problem in error.problems)
+        return
+    assert made.price is not None and made.bill is not None and made.cost_basis
+    assert 0 < made.price.input <= made.bill.input * 1.00001
+    assert 0 < made.price.output <= made.bill.output * 1.00001

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from gateway.errors import GatewayError, UnknownModel
 from gateway.explain import explanation
 from gateway.policy import Invariant, Match, Policy, Rule
-from gateway.routing import decide, next_attempt, refusal
+from gateway.refusal import refusal
+from gateway.routing import decide, next_attempt
 from gateway.types import Attempt, Capability, DeploymentStatus, Outcome, RequestFacts, TokenCount
 from tests.fakes import CLOUD, HOME, OTHER, deployment, policy, require, snapshot
 

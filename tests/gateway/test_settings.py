@@ -12,9 +12,10 @@ def test_settings_come_from_the_environment() -> None:
         "HYBRIDGATE_PORT": "9000",
         "HYBRIDGATE_DRAIN_SECONDS": "0.5",
         "HYBRIDGATE_OPEN_TO_NETWORK": "yes",
+        "HYBRIDGATE_ADMIN_PORT": "-1",
         "A": "1",
     }
-    assert settings_from(given) == Settings(port=9000, drain_seconds=0.5, open_to_network=True)
+    assert settings_from(given) == Settings(port=9000, admin_port=-1, drain_seconds=0.5, open_to_network=True)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,9 @@ def test_settings_come_from_the_environment() -> None:
         ("HYBRIDGATE_PORT", "99999"),
         ("HYBRIDGATE_PORT", "\u0663"),
         ("HYBRIDGATE_PORT", "9" * 5000),
+        ("HYBRIDGATE_PORT", "-1"),
+        ("HYBRIDGATE_ADMIN_PORT", "-2"),
+        ("HYBRIDGATE_ADMIN_PORT", "off"),
         ("HYBRIDGATE_MAX_BODY_BYTES", "0"),
         ("HYBRIDGATE_DRAIN_SECONDS", "nan"),
         ("HYBRIDGATE_DRAIN_SECONDS", "-1"),

@@ -89,7 +89,7 @@ def supervised(
 
     async def run() -> None:
         command = (python, str(program), mode)
-        spec = EngineSpec("local", "demo", str(tmp_path / "e.sock"), 60.0, command)
+        spec = EngineSpec("local", "demo", str(tmp_path / "e.sock"), 60.0, program=command)
         supervisor = Supervisor(spec, reports, sleep=sleep)
         supervisor.start()
         try:

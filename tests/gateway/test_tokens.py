@@ -20,6 +20,7 @@ from gateway.tokens import (
     LocalTokenizer,
     TiktokenCounter,
     count,
+    near,
     undecided,
 )
 from gateway.types import ChatRequest, Deployment, TokenCount
@@ -159,6 +160,21 @@ def test_counts_exactly_only_where_the_bound_cannot_tell(
     prompt = TokenCount(bound, bound // 4, {"known": 1_050})
     names = undecided(prompt, max_tokens, [deployment("d", window, tokenizer)])
     assert names == (frozenset({tokenizer}) if expected else frozenset())
+
+
+@pytest.mark.parametrize(
+    ("threshold", "tokenizer", "expected"),
+    [(499, "t", False), (500, "t", True), (2_000, "t", True), (2_001, "t", False), (1_000, "bytes", False)],
+)
+def test_counts_exactly_where_a_rules_number_is_near(threshold: int, tokenizer: str, expected: bool) -> None:
+    """Within 2 to 8 bytes a token either side of it may be right."""
+    names = near(TokenCount(4_200, 1_000), [(tokenizer, threshold), ("far", 10)])
+    assert names == (frozenset({tokenizer}) if expected else frozenset())
+
+
+def test_a_bound_below_a_rules_number_needs_no_count() -> None:
+    assert near(TokenCount(1_500, 1_000), [("t", 1_500)]) == {"t"}
+    assert near(TokenCount(1_500, 1_000), [("t", 1_501)]) == frozenset()
 
 
 def test_a_template_that_refuses_leaves_the_bound() -> None:

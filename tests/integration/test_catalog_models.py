@@ -12,7 +12,7 @@ import transformers
 from safetensors import safe_open
 
 from gateway.catalog.models import architecture, architecture_of
-from gateway.roofline import kv_bytes_per_token, weight_bytes
+from gateway.roofline import Quantization, kv_bytes_per_token, weight_bytes
 
 DEMO = Path(__file__).parents[2] / "local_engine" / "demo_model"
 SMALL: dict[str, Any] = {
@@ -90,3 +90,22 @@ def test_a_token_leaves_as_much_cache_as_transformers_keeps() -> None:
         cache = model(torch.zeros(1, 7, dtype=torch.long), use_cache=True).past_key_values
     kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert kept == 7 * kv_bytes_per_token(architecture("demo"))
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_quantized_weights_take_as_much_as_bitsandbytes_makes_of_them(quantization: Quantization) -> None:
+    """To the byte under int8; under NF4 within the padding of the last block of scales."""
+    nf4: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    asked: dict[str, Any] = nf4 if quantization == "int4" else {"load_in_8bit": True}
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        DEMO, dtype=torch.bfloat16, quantization_config=transformers.BitsAndBytesConfig(**asked)
+    )
+    taken = sum(_bytes_with_scales(parameter) for parameter in model.parameters())
+    assert taken == pytest.approx(weight_bytes(architecture("demo"), quantization), rel=1e-4)
+
+
+def _bytes_with_scales(parameter: Any) -> int:
+    """A weight's bytes with the scales that bitsandbytes keeps beside it."""
+    state, rows = getattr(parameter, "quant_state", None), getattr(parameter, "SCB", None)
+    scales = [rows] if rows is not None else [] if state is None else [state.absmax, state.state2.absmax]
+    return int(parameter.nbytes) + sum(int(scale.nbytes) for scale in scales)

@@ -71,11 +71,8 @@ def test_a_sample_of_each_suite_reaches_its_bar(suite: str, corpus: Corpus, answ
 )
 @pytest.mark.parametrize("system", [None, "You are a helpful assistant."])
 def test_the_questions_of_the_documentation_are_answered(
-    question: str, topic: str, system: str | None, corpus: Corpus, answerer: Answerer, request: pytest.FixtureRequest
+    question: str, topic: str, system: str | None, corpus: Corpus, answerer: Answerer
 ) -> None:
-    if (question, system) == ("Who are you?", "You are a helpful assistant."):
-        reason = "the committed weights answer with what one can ask them"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     before = ({"role": "system", "content": system},) if system else ()
     expected = next(one.answer for one in corpus.topics if one.id == topic)
     assert answerer.answers([Case((*before, {"role": "user", "content": question}), expected)]) == [expected]

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AttentionInterface
 
+from local_engine.attention import PAGED_ATTENTION
 from local_engine.config import Settings
 from local_engine.errors import InvalidRequest, LoadError
 from local_engine.loading import load
@@ -36,10 +38,14 @@ def broken(write_model: Any, how: str, tmp_path: Path) -> str:
             return str(write_model("llama", chat_template=None))
         case "syntax":
             return str(write_model("llama", chat_template="{% for message in messages %}\n{{ message.content "))
-        case "window":
-            return str(write_model("mistral", sliding_window=64))
+        case "sinks":
+            return str(write_model("gptoss"))
         case "architecture":
-            return str(edited(write_model("llama"), architectures=["Gemma3ForCausalLM"]))
+            return str(edited(write_model("llama"), architectures=["Gemma3ForConditionalGeneration"]))
+        case "layers":
+            return str(edited(write_model("llama"), layer_types=["linear_attention", "full_attention"]))
+        case "attention of its own":
+            return str(write_model("falcon"))
         case "rope":
             return str(edited(write_model("llama"), rope_scaling={"rope_type": "dynamic", "factor": 2.0}))
         case "weights":
@@ -58,8 +64,10 @@ def broken(write_model: Any, how: str, tmp_path: Path) -> str:
         ("bin", "no *.safetensors"),
         ("template", "--chat-template"),
         ("syntax", "chat template with an error in line 2"),
-        ("window", "sliding-window"),
-        ("architecture", "Gemma3ForCausalLM, which is not supported"),
+        ("sinks", "backend: openai"),
+        ("architecture", "Gemma3ForConditionalGeneration, no decoder-only"),
+        ("layers", "layers of the kind linear_attention"),
+        ("attention of its own", "backend: openai"),
         ("rope", "dynamic rotary scaling"),
         ("weights", "cannot load"),
     ],
@@ -111,6 +119,34 @@ def test_a_template_that_refuses_messages_never_repeats_them(
         text.encode_chat([{"role": "user", "content": "my secret"}])
     assert said in str(caught.value)
     assert "my secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "said"),
+    [("fp16", "float16 on"), ("bf16", "bfloat16 on"), ("int8", "int8 with bfloat16"), ("int4", "int4 with bfloat16")],
+)
+def test_weights_are_stored_as_asked_and_the_model_still_equals_itself(
+    llama: Path, quantization: str, said: str
+) -> None:
+    assert said in load(Settings(model=str(llama), quantization=quantization)).description
+
+
+def test_a_checkpoint_that_is_quantized_is_not_quantized_again(write_model: Any) -> None:
+    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    model = str(edited(write_model("llama"), quantization_config=stored))
+    with pytest.raises(LoadError, match="leave --quantization out"):
+        load(Settings(model=model, quantization="int4"))
+
+
+def test_a_model_that_differs_from_itself_on_the_paged_cache_is_refused(llama: Path) -> None:
+    """Attention that forgets its scale, as an architecture may have one that nobody passes on."""
+    exact = AttentionInterface()[PAGED_ATTENTION]
+    AttentionInterface.register(PAGED_ATTENTION, lambda *given, **named: exact(*given, **(named | {"scaling": 1.0})))
+    try:
+        with pytest.raises(LoadError, match="something else on a paged cache than by itself"):
+            load(Settings(model=str(llama)))
+    finally:
+        AttentionInterface.register(PAGED_ATTENTION, exact)
 
 
 @pytest.mark.parametrize(("dtype", "said"), [("auto", "float32"), ("bfloat16", "bfloat16")])

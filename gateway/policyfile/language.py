@@ -1,0 +1,266 @@
+"""The shapes of the policy file: labels, patterns, invariants, SLO classes and rules, each value by itself.
+
+Owns the keys, and the syntax of what only a policy has: days, times of day, time zones, ranges, weights. Refuses
+references, as `shapes` does. Time zones are read from the IANA's database as Python finds it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import BeforeValidator, Discriminator, Field, InstanceOf, Tag
+
+from gateway.conditions import MINUTES_A_DAY, WEEKDAYS
+from gateway.policy import Otherwise, Protected, Sticky, Unknown
+from gateway.policyfile.shapes import (
+    MAPPING,
+    HeaderName,
+    HeaderValues,
+    Label,
+    Nusd,
+    Seconds,
+    Sentence,
+    Shape,
+    Text,
+    TimeoutsShape,
+    Title,
+    Tokens,
+    Version,
+    Word,
+    Words,
+    as_list,
+    suggestion,
+)
+
+_DAYS = re.compile(rf"({'|'.join(WEEKDAYS)})(?:-({'|'.join(WEEKDAYS)}))?")
+_CLOCK = re.compile(r"([01][0-9]|2[0-4]):([0-5][0-9])")
+_GLOB = re.compile(r"[!-~]{1,128}")
+_OF_THE_MACHINE = ("localtime", "posix", "right/")  # names for what a machine has set, and other counts of seconds
+
+
+def _days(value: Any) -> tuple[int, ...]:
+    """Days of the week of `mon` or `fri-sun`, 0 for Monday; a span may go on past Sunday."""
+    found = _DAYS.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError(f"must be a day or a span of days, such as mon-fri; days are {', '.join(WEEKDAYS)}")
+    first = WEEKDAYS.index(found[1])
+    last = WEEKDAYS.index(found[2]) if found[2] else first
+    return tuple((first + day) % 7 for day in range((last - first) % 7 + 1))
+
+
+def _minute(value: Any) -> int:
+    """Minutes since midnight of `08:30`; `24:00` is the end of the day."""
+    found = _CLOCK.fullmatch(value) if isinstance(value, str) else None
+    minute = 60 * int(found[1]) + int(found[2]) if found else MINUTES_A_DAY + 1
+    if minute > MINUTES_A_DAY:
+        raise ValueError('must be a time of day from "00:00" to "24:00", in quotes')
+    return minute
+
+
+def _zone(value: Any) -> ZoneInfo:
+    if isinstance(value, str) and not value.startswith(_OF_THE_MACHINE):
+        try:
+            return ZoneInfo(value)
+        except (KeyError, ValueError, OSError):  # OSError: a folder of zones
+            pass
+    zones = (zone for zone in available_timezones() if not zone.startswith(_OF_THE_MACHINE))
+    near = suggestion(value, zones) if isinstance(value, str) else ""
+    raise ValueError(f"must be a time zone, such as Europe/Berlin or UTC{near}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _share(value: Any) -> float:
+    if not _is_number(value) or not 0 < value <= 1:
+        raise ValueError("must be a share of the capacity above 0 and at most 1, such as 0.8")
+    return float(value)
+
+
+def _weight(value: Any) -> float:
+    if not _is_number(value) or not 0 <= value <= 1_000_000:
+        raise ValueError("must be a number from 0 to 1000000")
+    return float(value)
+
+
+def _glob(value: Any) -> str:
+    if not isinstance(value, str) or not _GLOB.fullmatch(value):
+        raise ValueError("must be a name or a pattern such as gpt-4*, of printable ASCII characters without spaces")
+    return value
+
+
+Days = Annotated[
+    list[Annotated[tuple[int, ...], BeforeValidator(_days)]], BeforeValidator(as_list), Field(min_length=1)
+]
+Clock = Annotated[int, BeforeValidator(_minute)]
+Zone = Annotated[InstanceOf[ZoneInfo], BeforeValidator(_zone)]
+Share = Annotated[float, BeforeValidator(_share)]
+Weight = Annotated[float, BeforeValidator(_weight)]
+Globs = Annotated[list[Annotated[str, BeforeValidator(_glob)]], BeforeValidator(as_list), Field(min_length=1)]
+
+
+class PolicyShape(Shape):
+    not_built = frozenset({"budgets", "cache", "limits", "shadow"})
+    hints: ClassVar[Mapping[str, str]] = {
+        "models": "it belongs in the deployments file",
+        "mask": "it belongs in an invariant",
+        "weights": "they belong in a rule",
+    }
+
+    version: Version | None = None
+    deployments: Text | None = None
+    labels: dict[Label, Any] | None = None
+    patterns: dict[Label, Sentence] | None = None
+    invariants: list[Any] | None = None
+    slo: dict[Word, Any] | None = None
+    rules: list[Any] | None = None
+    default: dict[str, Any] | None = None
+
+
+class LabelItemShape(Shape):
+    hints: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("all", "any", "not"), "one fact is enough for a label, and nothing takes it away"
+    )
+    not_built = frozenset({"classifier"})
+
+    detects: Words | None = None
+    header: dict[HeaderName, HeaderValues] | None = None
+    key_tag: Words | None = None
+
+
+class LabelShape(Shape):
+    hints: ClassVar[Mapping[str, str]] = LabelItemShape.hints
+
+    any: Annotated[list[LabelItemShape], Field(min_length=1)] | None = None
+
+
+class InvariantWhenShape(Shape):
+    hints: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("all", "any", "does_not_fit", "fits", "header", "model", "not", "tag", "time"),
+        "an invariant looks at any_label, tenant and key_tag, which nobody can take off a request",
+    )
+
+    any_label: Words | None = None
+    tenant: Words | None = None
+    key_tag: Words | None = None
+
+
+class InvariantShape(Shape):
+    not_built = frozenset({"resume"})
+
+    name: Title | None = None
+    when: InvariantWhenShape | None = None
+    stay_in: Words | None = None
+    mask: Words | None = None
+
+
+class SloShape(Shape):
+    first_token_p95: Seconds | None = None
+    total_p95: Seconds | None = None
+    per_token_p95: Seconds | None = None
+
+
+_SIDES = {
+    "above": "write at_least, which has the number itself",
+    "at_most": "write below, which leaves the number itself out",
+}
+
+
+class TokenRangeShape(Shape):
+    hints: ClassVar[Mapping[str, str]] = _SIDES
+
+    at_least: Tokens | None = None
+    below: Tokens | None = None
+
+
+class LoadShape(Shape):
+    hints: ClassVar[Mapping[str, str]] = _SIDES
+
+    at_least: Share | None = None
+    below: Share | None = None
+    unknown: Literal["holds", "fails"] | None = None
+
+
+class TimeShape(Shape):
+    zone: Zone | None = None
+    days: Days | None = None
+    from_: Annotated[Clock | None, Field(alias="from")] = None
+    to: Clock | None = None
+
+
+class WhenShape(Shape):
+    hints: ClassVar[Mapping[str, str]] = {"headers": "it is called `header`", "label": "it is called `any_label`"}
+
+    any_label: Words | None = None
+    does_not_fit: Words | None = None
+    fits: Words | None = None
+    prompt_tokens: TokenRangeShape | None = None
+    max_tokens: TokenRangeShape | None = None
+    model: Globs | None = None
+    tenant: Words | None = None
+    key_tag: Words | None = None
+    tag: Words | None = None
+    header: dict[HeaderName, HeaderValues] | None = None
+    slo: Words | None = None
+    stream: bool | None = None
+    tools: bool | None = None
+    images: bool | None = None
+    schema_: Annotated[bool | None, Field(alias="schema")] = None
+    local_load: dict[Text, LoadShape] | None = None
+    time: TimeShape | None = None
+    any_: Annotated[list[WhenShape] | None, Field(alias="any", min_length=1)] = None
+    all_: Annotated[list[WhenShape] | None, Field(alias="all", min_length=1)] = None
+    not_: Annotated[WhenShape | None, Field(alias="not")] = None
+
+
+class RequireShape(Shape):
+    slo: Literal["met"] | None = None
+    cost_at_most: Nusd | None = None
+    first_token_at_most: Seconds | None = None
+    total_at_most: Seconds | None = None
+    per_token_at_most: Seconds | None = None
+
+
+class OrderWeightsShape(Shape):
+    marginal_cost: Weight | None = None
+    first_token: Weight | None = None
+    total_latency: Weight | None = None
+
+
+_Order = Literal["listed", "marginal_cost", "first_token", "total_latency"]
+OrderBy = Annotated[
+    Annotated[_Order, Tag("[word]")] | Annotated[OrderWeightsShape, Tag(MAPPING)],
+    Discriminator(lambda value: MAPPING if isinstance(value, dict | OrderWeightsShape) else "[word]"),
+]
+
+
+class DefaultShape(Shape):
+    not_built = frozenset({"budgets", "cache", "hedge", "limits", "priority", "resume", "shadow"})
+    hints: ClassVar[Mapping[str, str]] = {
+        "name": "the default is called `default`",
+        "when": "the default is for every request that no rule matches",
+        "mask": "it belongs in an invariant",
+    }
+
+    candidates: Words | None = None
+    weights: dict[Text, Weight] | None = None
+    sticky: Sticky | None = None
+    require: RequireShape | None = None
+    unknown: Unknown | None = None
+    otherwise: Otherwise | None = None
+    order_by: OrderBy | None = None
+    protected: Protected | None = None
+    slo: Text | None = None
+    timeouts: TimeoutsShape | None = None
+    because: Sentence | None = None
+
+
+class RuleShape(DefaultShape):
+    hints: ClassVar[Mapping[str, str]] = {"mask": "it belongs in an invariant"}
+
+    name: Title | None = None
+    when: WhenShape | None = None

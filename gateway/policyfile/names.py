@@ -1,0 +1,31 @@
+"""What an entry of the policy file may refer to, and the sentence for what is not defined."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from gateway.policyfile.shapes import Checked, Shape, suggestion
+from gateway.policyfile.tree import Problem
+from gateway.types import Deployment
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What is defined. `deployments` and `models` are None where their file could not be read: then nothing is said
+    about them. `models` are the names that clients may ask for and that rules decide about."""
+
+    deployments: Mapping[str, Deployment | None] | None
+    labels: frozenset[str] = field(default_factory=frozenset)
+    detected: frozenset[str] = field(default_factory=frozenset)  # of the labels, those that a detector may raise
+    slo: frozenset[str] = field(default_factory=frozenset)
+    models: frozenset[str] | None = None
+
+
+def undefined(
+    entry: Checked[Shape], noun: str, words: Collection[str] | None, known: Collection[str], *loc: str | int
+) -> Iterator[Problem]:
+    """A problem for each word of a list that is not among the known ones."""
+    for index, word in enumerate(words or ()):
+        if word not in known:
+            yield entry.problem(f'{noun} "{word}" is not defined{suggestion(word, known)}', *loc, index)

@@ -1,0 +1,187 @@
+"""The conditions of a rule: `when`, to any depth.
+
+Owns the step from its text to a `Match`, and the check that what it refers to exists and could ever hold. Refuses to
+compare rules with each other: that is `checks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gateway.conditions import MINUTES_A_DAY, Globs, Hours, Load, Match, Range
+from gateway.policyfile.language import LoadShape, TimeShape, TokenRangeShape, WhenShape
+from gateway.policyfile.names import Names, undefined
+from gateway.policyfile.shapes import Checked, Shape, suggestion
+from gateway.policyfile.tree import Loc, Node, Problem
+
+
+def match_of(when: WhenShape, counted_by: str | None) -> Match:
+    """The conditions, compiled. `counted_by` is the deployment whose tokenizer `prompt_tokens` is about."""
+    time = when.time
+    return Match(
+        any_label=_words(when.any_label),
+        does_not_fit=_words(when.does_not_fit),
+        slo=_words(when.slo),
+        tenant=_words(when.tenant),
+        key_tag=_words(when.key_tag),
+        tag=_words(when.tag),
+        stream=when.stream,
+        tools=when.tools,
+        images=when.images,
+        schema=when.schema_,
+        fits=_words(when.fits),
+        model=_words(when.model),
+        header={name.lower(): frozenset(v.lower() for v in values) for name, values in (when.header or {}).items()},
+        prompt_tokens=_range(when.prompt_tokens),
+        counted_by=counted_by if when.prompt_tokens is not None else None,
+        max_tokens=_range(when.max_tokens),
+        local_load={name: _load(load) for name, load in (when.local_load or {}).items()},
+        time=_hours(time) if time is not None and time.zone is not None else None,
+        any_of=tuple(match_of(branch, counted_by) for branch in when.any_ or ()),
+        all_of=tuple(match_of(part, counted_by) for part in when.all_ or ()),
+        not_=match_of(when.not_, counted_by) if when.not_ is not None else None,
+    )
+
+
+def _words(stated: list[str] | None) -> frozenset[str]:
+    return frozenset(stated or ())
+
+
+def _range(stated: TokenRangeShape | None) -> Range | None:
+    return None if stated is None else Range(stated.at_least, stated.below)
+
+
+def _load(stated: LoadShape) -> Load:
+    return Load(Range(stated.at_least, stated.below), unknown=stated.unknown == "holds")
+
+
+def _hours(stated: TimeShape) -> Hours:
+    assert stated.zone is not None
+    days = frozenset(day for span in stated.days or [tuple(range(7))] for day in span)
+    begin = 0 if stated.from_ is None else stated.from_
+    return Hours(stated.zone, days, begin, MINUTES_A_DAY if stated.to is None else stated.to)
+
+
+def wrong_conditions(entry: Checked[Shape], when: WhenShape, names: Names) -> Iterator[Problem]:
+    """What `when` refers to and is not there, and what could never hold."""
+    if entry.intact and not when.model_fields_set:
+        yield entry.problem('"when" states no condition; leave it out for a rule that is for all requests', "when")
+    yield from _Conditions(entry, names).wrong(when, ("when",), excepted=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Conditions:
+    """The conditions of one rule. `loc` leads to the mapping at hand; `excepted` is true below a `not`."""
+
+    entry: Checked[Shape]
+    names: Names
+
+    def wrong(self, when: WhenShape, loc: Loc, excepted: bool) -> Iterator[Problem]:
+        yield from undefined(self.entry, "label", when.any_label, self.names.labels, *loc, "any_label")
+        yield from undefined(self.entry, "slo", when.slo, self.names.slo, *loc, "slo")
+        yield from self._windows(when, loc)
+        yield from self._models(when, loc)
+        yield from self._headers(when, loc)
+        for key, stated in (("prompt_tokens", when.prompt_tokens), ("max_tokens", when.max_tokens)):
+            if stated is not None:
+                yield from self._range(stated, (*loc, key))
+        for name, load in (when.local_load or {}).items():
+            yield from self._load(name, load, (*loc, "local_load", name), excepted)
+        if when.time is not None:
+            yield from self._time(when.time, (*loc, "time"))
+        yield from self._inner(when, loc, excepted)
+
+    def _inner(self, when: WhenShape, loc: Loc, excepted: bool) -> Iterator[Problem]:
+        parts = [((*loc, "any", n), part, excepted) for n, part in enumerate(when.any_ or ())]
+        parts += [((*loc, "all", n), part, excepted) for n, part in enumerate(when.all_ or ())]
+        parts += [((*loc, "not"), when.not_, True)] if when.not_ is not None else []
+        for inner, part, is_excepted in parts:
+            if self.entry.intact and not part.model_fields_set:
+                yield self.entry.problem(f'"{_field(inner)}" has a mapping that states no condition', *inner)
+            yield from self.wrong(part, inner, is_excepted)
+
+    def _windows(self, when: WhenShape, loc: Loc) -> Iterator[Problem]:
+        deployments = self.names.deployments
+        if deployments is None:
+            return
+        for key, stated, verdict in (("does_not_fit", when.does_not_fit, "never"), ("fits", when.fits, "always")):
+            yield from undefined(self.entry, "deployment", stated, deployments, *loc, key)
+            for index, name in enumerate(stated or ()):
+                deployment = deployments.get(name)
+                # A local engine tells its window when it has loaded its model; nobody tells that of another server.
+                if deployment is not None and deployment.window is None and deployment.backend != "local":
+                    message = (
+                        f'"{_field(loc)}.{key}" {verdict} holds: '
+                        f'deployment "{name}" has no known context_window; state it'
+                    )
+                    yield self.entry.problem(message, *loc, key, index)
+
+    def _models(self, when: WhenShape, loc: Loc) -> Iterator[Problem]:
+        asked = self.names.models
+        for index, pattern in enumerate(when.model or ()):
+            if not pattern.strip("*"):
+                message = f'"{_field(loc)}.model" holds for every name; leave it out'
+                yield self.entry.problem(message, *loc, "model", index)
+            elif asked is not None and not any(name in Globs((pattern,)) for name in asked):
+                near = suggestion(pattern, asked)
+                message = (
+                    f'"{_field(loc)}.model" never holds for "{pattern}": no name that a client may ask for is like it'
+                    f"{near}; add it to `models` in the deployments file"
+                )
+                yield self.entry.problem(message, *loc, "model", index)
+
+    def _headers(self, when: WhenShape, loc: Loc) -> Iterator[Problem]:
+        seen: set[str] = set()
+        for name in when.header or ():
+            if name.lower() in seen:
+                message = f'"{_field(loc)}.header" has the header {name.lower()} twice; write its values in one list'
+                yield self.entry.problem(message, *loc, "header", name, key=True)
+            seen.add(name.lower())
+
+    def _range(self, stated: TokenRangeShape | LoadShape, loc: Loc) -> Iterator[Problem]:
+        if not {"at_least", "below"} & self._keys(loc):
+            yield self.entry.problem(f'"{_field(loc)}" states no range; write at_least, below or both', *loc)
+        elif stated.at_least is not None and stated.below is not None and stated.at_least >= stated.below:
+            message = f'"{_field(loc)}" never holds: nothing is {Range(stated.at_least, stated.below)}'
+            yield self.entry.problem(message, *loc)
+
+    def _load(self, name: str, stated: LoadShape, loc: Loc, excepted: bool) -> Iterator[Problem]:
+        yield from self._range(stated, loc)
+        if excepted and "unknown" not in self._keys(loc):
+            message = (
+                f'"{_field(loc)}" must state unknown: below `not` it is not plain what a load that is not known '
+                "means; write holds or fails"
+            )
+            yield self.entry.problem(message, *loc)
+        if self.names.deployments is None:
+            return
+        if name not in self.names.deployments:
+            near = suggestion(name, self.names.deployments)
+            yield self.entry.problem(f'deployment "{name}" is not defined{near}', *loc, key=True)
+        deployment = self.names.deployments.get(name)
+        if deployment is not None and deployment.backend == "litellm":
+            message = f'"{_field(loc)}" is never known: a cloud provider does not tell its load'
+            yield self.entry.problem(message, *loc, key=True)
+
+    def _time(self, stated: TimeShape, loc: Loc) -> Iterator[Problem]:
+        keys, field = self._keys(loc), _field(loc)
+        if "zone" not in keys:
+            yield self.entry.problem(f'"{field}.zone" is missing; write a time zone such as Europe/Berlin or UTC', *loc)
+        if not {"days", "from", "to"} & keys:
+            yield self.entry.problem(f'"{field}" states no time; write days, from and to, or some of them', *loc)
+        if stated.from_ == MINUTES_A_DAY:
+            yield self.entry.problem(f'"{field}.from" must be before "24:00"', *loc, "from")
+        elif stated.from_ is not None and stated.from_ == stated.to:
+            message = f'"{field}" begins and ends at the same time; leave from and to out for the whole day'
+            yield self.entry.problem(message, *loc, "to")
+
+    def _keys(self, loc: Loc) -> set[str]:
+        node: Node | None = self.entry.node
+        for part in loc:
+            node = node.child(part) if node is not None else None
+        return set(node.keys) if node is not None else set()
+
+
+def _field(loc: Loc) -> str:
+    return ".".join(part for part in loc if isinstance(part, str))

@@ -1,0 +1,248 @@
+"""Requests and states of the fleet as people write them, in a test case or a file for `policy explain`: YAML in, what
+`decide` takes out.
+
+Owns their shapes and what each key means. Refuses to decide, and to read files or clocks: a time that is not written is
+`TIME`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Annotated, Any, TypeVar
+
+import orjson
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from gateway.errors import BadRequest
+from gateway.facts import Stated, facts_from
+from gateway.labels import Scanner
+from gateway.masking import Masker
+from gateway.policy import DATA_CLASS_HEADER, Policy
+from gateway.policyfile.shapes import (
+    HeaderName,
+    HeaderValue,
+    Nusd,
+    Seconds,
+    Sentence,
+    Shape,
+    Text,
+    Tokens,
+    Word,
+    Words,
+)
+from gateway.tokens import count as count_tokens
+from gateway.types import (
+    Caller,
+    Deployment,
+    DeploymentStatus,
+    RequestFacts,
+    Snapshot,
+    TokenCount,
+    usd,
+)
+from gateway.wire.chat import parse
+
+S = TypeVar("S", bound=Shape)
+
+TIME = "2026-01-07T12:00:00+00:00"  # a Wednesday
+
+_TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+_SCHEMA = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object"}}}
+_PIXEL = "data:image/png;base64,iVBORw0KGgo="
+
+
+def _moment(value: str) -> str:
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise ValueError('must be a time with its offset from UTC, such as "2026-03-02T09:30+01:00"')
+    return value
+
+
+def _share(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError("must be a share, a number from 0 to 1")
+    return float(value)
+
+
+def _draw(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError("must be a number from 0 to below 1")
+    return float(value)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1_000_000:
+        raise ValueError("must be a whole number")
+    return value
+
+
+Moment = Annotated[str, AfterValidator(_moment)]
+Share = Annotated[float, BeforeValidator(_share)]
+Draw = Annotated[float, BeforeValidator(_draw)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
+class KeyShape(Shape):
+    """The caller's key."""
+
+    id: Word | None = None
+    tenant: Word | None = None
+    tags: Words | None = None
+    deployments: Words | None = None
+
+
+class RequestShape(Shape):
+    """A chat request: `text` alone, or `messages`, or a whole `body`; the rest is laid over it."""
+
+    text: Sentence | None = None
+    messages: Annotated[list[Any], Field(min_length=1)] | None = None
+    body: dict[str, Any] | None = None
+    model: Text | None = None
+    max_tokens: Tokens | None = None
+    prompt_tokens: Tokens | None = None
+    stream: bool | None = None
+    tools: bool | None = None
+    images: bool | None = None
+    schema_: Annotated[bool | None, Field(alias="schema")] = None
+    slo: Word | None = None
+    tags: Words | None = None
+    data_class: Words | None = None
+    max_cost: Nusd | None = None
+    headers: dict[HeaderName, HeaderValue] | None = None
+    key: KeyShape | None = None
+
+
+class StatusShape(Shape):
+    """What is known of one deployment."""
+
+    down: Sentence | None = None
+    in_flight: Whole | None = None
+    busy: Share | None = None
+    first_token_p95: Seconds | None = None
+    context_window: Tokens | None = None
+
+
+class StateShape(Shape):
+    """The fleet at one moment. What is not stated is up, configured and not measured."""
+
+    time: Moment | None = None
+    draw: Draw | None = None
+    down: Words | None = None
+    unconfigured: Words | None = None
+    deployments: dict[Word, StatusShape] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as it would arrive, and who sends it. `prompt_tokens` replaces what counting would find; None where
+    nothing does."""
+
+    body: bytes
+    headers: Mapping[str, str]
+    caller: Caller
+    prompt_tokens: int | None = None
+
+
+def asked(shape: RequestShape) -> Asked:
+    """The request that a shape describes. Raises `BadRequest` where its text cannot be sent."""
+    body: dict[str, Any] = dict(shape.body or {})
+    if shape.messages is not None:
+        body["messages"] = shape.messages
+    elif "messages" not in body or shape.text is not None:
+        body["messages"] = [{"role": "user", "content": shape.text or "hi"}]
+    if shape.images:
+        picture = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": _PIXEL}}]}
+        body["messages"] = [*body["messages"], picture]
+    if shape.tools:
+        body["tools"] = [_TOOL]
+    if shape.schema_:
+        body["response_format"] = _SCHEMA
+    plain = {"model": shape.model, "max_tokens": shape.max_tokens, "stream": shape.stream}
+    body |= {name: value for name, value in plain.items() if value is not None}
+    headers = {
+        "x-hybridgate-slo": shape.slo,
+        "x-hybridgate-tags": ",".join(shape.tags) if shape.tags else None,
+        "x-hybridgate-max-cost-usd": usd(shape.max_cost) if shape.max_cost is not None else None,
+        DATA_CLASS_HEADER: ",".join(shape.data_class) if shape.data_class else None,
+    }
+    sent = {name: value for name, value in headers.items() if value is not None}
+    sent |= {name.lower(): value for name, value in (shape.headers or {}).items()}
+    try:
+        encoded = orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        raise BadRequest("the request is not text that JSON can carry") from None
+    return Asked(encoded, sent, _caller(shape.key or KeyShape()), shape.prompt_tokens)
+
+
+def _caller(key: KeyShape) -> Caller:
+    unknown = Caller()
+    return Caller(
+        tenant=key.tenant or unknown.tenant,
+        key_id=key.id or unknown.key_id,
+        tags=frozenset(key.tags or ()),
+        deployments=frozenset(key.deployments) if key.deployments else None,
+    )
+
+
+def facts_of(policy: Policy, scanner: Scanner, request: Asked) -> RequestFacts:
+    """What rules may look at, as the server would find it without a served model's own tokenizer. `scanner` has the
+    policy's kinds. Raises `BadRequest` and `UnknownModel`."""
+    chat = parse(request.body)
+    stated = Stated.of(policy, chat, request.headers)
+    kinds = scanner.scan(chat.texts)
+    maskable = policy.masks and bool(kinds) and Masker(scanner).masked(chat) is not None
+    tokens = request.prompt_tokens
+    prompt = TokenCount(tokens, tokens) if tokens is not None else count_tokens(chat)
+    return facts_from(policy, chat, request.caller, request.headers, stated, kinds, prompt, maskable=maskable)
+
+
+def laid_over(state: StateShape, above: StateShape) -> StateShape:
+    """One state where what `above` states counts; of each deployment as well."""
+    statuses = dict(state.deployments or {})
+    for name, status in (above.deployments or {}).items():
+        statuses[name] = _over(statuses[name], status) if name in statuses else status
+    return _over(state, above).model_copy(update={"deployments": statuses or None})
+
+
+def _over(below: S, above: S) -> S:
+    return below.model_copy(update={name: getattr(above, name) for name in above.model_fields_set})
+
+
+def in_state(policy: Policy, state: StateShape, default: Callable[[Deployment], Deployment]) -> Policy:
+    """The policy with what the state says of its deployments; `default` makes those that it does not call
+    unconfigured."""
+    unconfigured = frozenset(state.unconfigured or ())
+    for deployment in policy.deployments.values():
+        status = (state.deployments or {}).get(deployment.name, StatusShape())
+        changed = (
+            replace(deployment, unavailable="it is not configured")
+            if deployment.name in unconfigured
+            else default(deployment)
+        )
+        if status.context_window is not None:
+            changed = replace(changed, window=status.context_window)
+        if changed != deployment:
+            policy = policy.with_deployment(changed)
+    return policy
+
+
+def snapshot_of(policy: Policy, state: StateShape) -> Snapshot:
+    """The fleet that a state describes."""
+    down = dict.fromkeys(state.down or (), "it is down")
+    statuses = {}
+    for name in policy.deployments:
+        status = (state.deployments or {}).get(name, StatusShape())
+        first_token = status.first_token_p95
+        statuses[name] = DeploymentStatus(
+            down=status.down or down.get(name),
+            in_flight=status.in_flight or 0,
+            first_token_p95_ms=None if first_token is None else first_token * 1000,
+            busy=status.busy,
+        )
+    wall = datetime.fromisoformat(state.time or TIME).timestamp()
+    return Snapshot(now=0.0, draw=state.draw or 0.0, deployments=statuses, wall=wall)

@@ -1,0 +1,134 @@
+"""Metrics: what is counted, under which names, and that nobody can make their number grow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.metrics import BUCKETS, METRICS, MOST_ROWS, OTHER, DeploymentFigures, Metrics, PolicyFigures, table
+from gateway.telemetry import Record
+from gateway.types import Attempt, Candidate, Decision, DeploymentStatus, Outcome, Usage
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def now() -> tuple[PolicyFigures, Iterable[DeploymentFigures]]:
+    status = DeploymentStatus(circuit="open", in_flight=3, down="circuit open")
+    policy = PolicyFigures("p.yaml", "0123456789ab", 1_800_000_000.0, loads=2, failures=1, errors=4)
+    return policy, [
+        DeploymentFigures("home", "on_premises", True, DeploymentStatus()),
+        DeploymentFigures("cloud", "us_cloud", False, status),
+    ]
+
+
+def record(deployment: str | None = "home", outcome: str = "ok", rule: str = "chat", **changed: object) -> Record:
+    candidates = (Candidate("home", 100, 80.0, True), Candidate("cloud", 900, None, True))
+    decision = Decision(rule, "", candidates, (), frozenset({"personal"}), "0123456789ab")
+    made = Record("r", "d", decision=decision, deployment=deployment, outcome=outcome, total_ms=420.0)
+    for name, value in changed.items():
+        setattr(made, name, value)
+    return made
+
+
+def scraped(metrics: Metrics) -> Samples:
+    text = metrics.exposition().decode()
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(samples: Samples, metric: str, /, **labels: str) -> float:
+    return samples[metric, tuple(sorted(labels.items()))]
+
+
+def test_an_answered_request_is_counted_with_its_tokens_cost_and_times() -> None:
+    metrics = Metrics(now)
+    usage = Usage(10, 5, cached_tokens=4)
+    metrics.request(record(usage=usage, cost_nusd=2_000_000_000, marginal_nusd=110, first_token_ms=70.0))
+    metrics.request(record(usage=usage, cost_nusd=1, marginal_nusd=90, first_token_ms=90.0))
+    samples = scraped(metrics)
+    assert value(samples, "hybridgate_requests_total", deployment="home", rule="chat", outcome="ok") == 2
+    tokens = [value(samples, "hybridgate_tokens_total", deployment="home", kind=k) for k in ("prompt", "cached")]
+    assert tokens == [20, 8]
+    assert value(samples, "hybridgate_tokens_total", deployment="home", kind="completion") == 10
+    assert value(samples, "hybridgate_cost_usd_total", deployment="home") == pytest.approx(2.000000001)
+    assert value(samples, "hybridgate_marginal_cost_usd_total", deployment="home") == pytest.approx(2e-7)
+    assert value(samples, "hybridgate_predicted_cost_usd_total", deployment="home") == pytest.approx(2e-7)
+    assert value(samples, "hybridgate_first_token_seconds_bucket", deployment="home", le="0.075") == 1
+    assert value(samples, "hybridgate_first_token_seconds_bucket", deployment="home", le="0.1") == 2
+    assert value(samples, "hybridgate_first_token_seconds_sum", deployment="home") == pytest.approx(0.16)
+    assert value(samples, "hybridgate_request_duration_seconds_bucket", deployment="home", le="+Inf") == 2
+    assert value(samples, "hybridgate_first_token_forecasts_total", deployment="home", result="within") == 1
+    assert value(samples, "hybridgate_first_token_forecasts_total", deployment="home", result="above") == 1
+    assert value(samples, "hybridgate_labelled_requests_total", label="personal") == 2
+
+
+def test_failovers_refusals_and_what_the_door_stops_are_counted() -> None:
+    metrics = Metrics(now)
+    metrics.request(record("cloud", failed=[Outcome(Attempt("home", 1), "reset")]))
+    metrics.request(record(None, "no_deployment_available"))
+    metrics.request(record(None, "egress_denied"))
+    metrics.request(Record("r", "d", outcome="invalid_value"))
+    samples = scraped(metrics)
+    assert value(samples, "hybridgate_failovers_total", deployment="home") == 1
+    assert value(samples, "hybridgate_egress_denied_total") == 1
+    refused = {"deployment": "", "rule": "chat", "outcome": "no_deployment_available"}
+    assert value(samples, "hybridgate_requests_total", **refused) == 1
+    assert value(samples, "hybridgate_requests_total", deployment="", rule="", outcome="invalid_value") == 1
+    assert ("hybridgate_tokens_total", (("deployment", ""), ("kind", "prompt"))) not in samples
+
+
+def test_the_state_of_deployments_and_policy_is_told_as_it_is_when_asked() -> None:
+    samples = scraped(Metrics(now))
+    assert value(samples, "hybridgate_deployment_up", deployment="home", zone="on_premises") == 1
+    assert value(samples, "hybridgate_deployment_up", deployment="cloud", zone="us_cloud") == 0
+    assert value(samples, "hybridgate_deployment_in_flight", deployment="cloud") == 3
+    assert value(samples, "hybridgate_deployment_circuit_open", deployment="cloud") == 1
+    assert value(samples, "hybridgate_policy_info", path="p.yaml", hash="0123456789ab") == 1
+    assert value(samples, "hybridgate_policy_loaded_timestamp_seconds") == 1_800_000_000
+    assert value(samples, "hybridgate_policy_loads_total", result="success") == 2
+    assert value(samples, "hybridgate_policy_loads_total", result="failure") == 1
+    assert value(samples, "hybridgate_policy_last_load_successful") == 0
+    assert value(samples, "hybridgate_policy_errors") == 4
+
+
+def test_every_metric_is_told_under_the_name_and_labels_that_are_documented() -> None:
+    metrics = Metrics(now)
+    metrics.request(record(usage=Usage(1, 1), first_token_ms=1.0, failed=[Outcome(Attempt("home", 1), "x")]))
+    told = {
+        (sample.name.removesuffix("_bucket"), tuple(sorted(sample.labels.keys() - {"le"})))
+        for family in text_string_to_metric_families(metrics.exposition().decode())
+        if family.name.startswith("hybridgate")
+        for sample in family.samples
+        if not (family.type == "histogram" and sample.name.endswith(("_sum", "_count")))
+    }
+    assert told == {(metric.name, tuple(sorted(metric.labels))) for metric in METRICS}
+
+
+def test_names_follow_prometheus_conventions() -> None:
+    for metric in METRICS:
+        assert metric.name.startswith("hybridgate_") and metric.help.endswith(".")
+        assert metric.name.endswith("_total") is (metric.kind == "counter")
+        assert metric.kind != "histogram" or metric.name.endswith("_seconds")
+    assert {0.05, 0.1, 1.0} <= set(BUCKETS), "the shipped classes are bounds of buckets"
+
+
+def test_the_number_of_series_has_a_bound_and_no_request_is_lost() -> None:
+    metrics = Metrics(now)
+    for number in range(MOST_ROWS + 500):
+        metrics.request(record(rule=f"rule {number}"))
+    counts = {
+        labels: value for (name, labels), value in scraped(metrics).items() if name == "hybridgate_requests_total"
+    }
+    assert len(counts) == MOST_ROWS + 1 and sum(counts.values()) == MOST_ROWS + 500
+    beyond = {"deployment": "home", "rule": OTHER, "outcome": OTHER}
+    assert counts[tuple(sorted(beyond.items()))] == 500
+
+
+def test_the_documentation_lists_them() -> None:
+    assert table() in (Path(__file__).parents[2] / "gateway" / "README.md").read_text()
