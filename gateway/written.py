@@ -124,6 +124,7 @@ class StatusShape(Shape):
     in_flight: Whole | None = None
     busy: Share | None = None
     first_token_p95: Seconds | None = None
+    per_token_p95: Seconds | None = None
     context_window: Tokens | None = None
 
 
@@ -237,12 +238,13 @@ def snapshot_of(policy: Policy, state: StateShape) -> Snapshot:
     statuses = {}
     for name in policy.deployments:
         status = (state.deployments or {}).get(name, StatusShape())
-        first_token = status.first_token_p95
+        first_token, per_token = status.first_token_p95, status.per_token_p95
         statuses[name] = DeploymentStatus(
             down=status.down or down.get(name),
             in_flight=status.in_flight or 0,
             first_token_p95_ms=None if first_token is None else first_token * 1000,
             busy=status.busy,
+            per_token_p95_ms=None if per_token is None else per_token * 1000,
         )
     wall = datetime.fromisoformat(state.time or TIME).timestamp()
     return Snapshot(now=0.0, draw=state.draw or 0.0, deployments=statuses, wall=wall)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from gateway.cli import policy as policy_commands
 from gateway.cli.plan import plan
-from gateway.cli.terminal import default_policy, fail, loaded_files
+from gateway.cli.terminal import fail, loaded_files, policy_path
 from gateway.loading import FileState
 from gateway.policy import Policy
 from gateway.settings import PREFIX, Settings, SettingsError, settings_from
@@ -50,7 +50,9 @@ def settings_of(**flags: Any) -> Settings:
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on. [default: 8080]", min=0, max=65535)] = None,
-    policy: Annotated[str | None, typer.Option(help="The policy file. [default: policies/default.yaml]")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="A policy file, or the name of one that ships. [default: default]")
+    ] = None,
     local_model: Annotated[
         str | None,
         typer.Option(help="What the local deployment serves: `demo`, a Hugging Face id, or a path. [default: demo]"),
@@ -80,7 +82,7 @@ def serve(
     environ = dict(os.environ)
     if settings.local_model:
         environ[f"{PREFIX}LOCAL_MODEL"] = settings.local_model
-    loaded_policy, states = loaded_files(settings.policy or default_policy(os.environ), environ)
+    loaded_policy, states = loaded_files(policy_path(settings.policy, os.environ), environ)
     with ExitStack() as listening:
         main_listener = listening.enter_context(bound(settings))
         admin_listener = listening.enter_context(bound_admin(settings)) if settings.admin_port >= 0 else None

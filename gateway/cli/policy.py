@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from gateway.cli import testing
-from gateway.cli.terminal import PolicyPath, default_policy, fail, loaded, table
+from gateway.cli.terminal import PolicyPath, fail, loaded, policy_path, table
 from gateway.errors import GatewayError
 from gateway.explain import explanation
 from gateway.facts import Stated, facts_from
@@ -38,7 +38,7 @@ def check(
 ) -> None:
     """Load a policy as the server would, and print every error at its file:line:column. Exit status 1 if there is
     one."""
-    path = path or default_policy(os.environ)
+    path = policy_path(path, os.environ)
     if as_json:
         try:
             policy = load_policy(path, os.environ)
@@ -106,7 +106,7 @@ def explain(
 ) -> None:
     """Show which deployment a request would go to, and why not to the others: the same decision that the server makes,
     for a fleet that is up and has not been measured."""
-    policy = loaded(path or default_policy(os.environ), os.environ)
+    policy = loaded(policy_path(path, os.environ), os.environ)
     unknown = set(down or ()) - policy.deployments.keys()
     if unknown:
         fail(f"--down: no such deployment: {', '.join(sorted(unknown))}; known: {', '.join(policy.deployments)}")

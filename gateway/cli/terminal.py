@@ -3,6 +3,7 @@ alike."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +20,15 @@ from gateway.policy import Policy
 from gateway.settings import PREFIX
 
 PolicyPath = Annotated[
-    str, typer.Argument(help="A policy file; without one, HYBRIDGATE_POLICY, then policies/default.yaml.")
+    str,
+    typer.Argument(
+        help="A policy file, or the name of one that ships; without one, HYBRIDGATE_POLICY, then `default`."
+    ),
 ]
+
+
+_PACKAGE = Path(__file__).parents[1]
+_SHORT = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def fail(message: str) -> NoReturn:
@@ -29,14 +37,19 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(2)
 
 
-def default_policy(environ: Mapping[str, str]) -> str:
-    """The policy to load where none is named: HYBRIDGATE_POLICY, then ./policies, then the one that ships."""
-    named = environ.get(f"{PREFIX}POLICY")
-    if named:
-        return named
-    package = Path(__file__).parents[1]
-    places = [Path("policies"), package / "shipped_policies", package.parent / "policies"]
-    return next((str(p / "default.yaml") for p in places if (p / "default.yaml").exists()), "policies/default.yaml")
+def policy_path(named: str, environ: Mapping[str, str]) -> str:
+    """The policy to load: the one named, else HYBRIDGATE_POLICY, else `default`. A name without a slash and a suffix is
+    looked for in ./policies, then among those that ship; where there is none, one line and exit status 2."""
+    name = named or environ.get(f"{PREFIX}POLICY") or "default"
+    if not _SHORT.fullmatch(name) or Path(name).exists():
+        return name
+    places = [Path("policies"), _PACKAGE / "shipped_policies", _PACKAGE.parent / "policies"]
+    found = next((place / f"{name}.yaml" for place in places if (place / f"{name}.yaml").exists()), None)
+    if found is None:
+        names = {file.stem for place in places for file in place.glob("*.yaml")}
+        known = sorted(name for name in names if not name.endswith(("deployments", "_test")))
+        fail(f'no policy is called "{name}"; there are {", ".join(known)}; or give a path, such as policies/mine.yaml')
+    return str(found)
 
 
 def loaded(path: str, environ: Mapping[str, str]) -> Policy:

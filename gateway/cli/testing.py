@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from gateway.cli.terminal import default_policy, fail, table
+from gateway.cli.terminal import fail, policy_path, table
 from gateway.testing import FileResult, as_json, files_of, junit, result_of
 
 
@@ -20,8 +20,8 @@ def test(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Files `*_test.yaml`, folders of them, or policies that have one beside them; without one, all beside "
-            "the default policy."
+            help="Files `*_test.yaml`, folders of them, or policies that have one beside them, by path or name; "
+            "without one, all beside the default policy."
         ),
     ] = None,
     junit_file: Annotated[
@@ -32,7 +32,7 @@ def test(
     """Run the test cases of policies: for each a request, the state of the fleet, and what is expected of the decision,
     which is the same that the server makes. Exit status 1 if one fails or a file does not load."""
     try:
-        files = files_of(paths or [str(Path(default_policy(os.environ)).parent)])
+        files = files_of([policy_path(path, os.environ) for path in paths] if paths else [_beside_default()])
     except FileNotFoundError as error:
         fail(f"no test file for {error}: write one called NAME_test.yaml beside the policy NAME.yaml")
     results = [result_of(file) for file in files]
@@ -50,6 +50,10 @@ def test(
         _print_sum(console, results)
     if not all(result.passed for result in results):
         raise typer.Exit(1)
+
+
+def _beside_default() -> str:
+    return str(Path(policy_path("", os.environ)).parent)
 
 
 def _print(console: Console, result: FileResult) -> None:

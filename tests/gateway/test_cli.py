@@ -23,6 +23,7 @@ from gateway.settings import Settings
         (["serve", "--host", "0.0.0.0"], "use --host 127.0.0.1"),
         (["serve", "--port", "0", "--admin-port", "-1", "--log", "/nonexistent/log"], "choose another with --log"),
         (["serve", "--port", "0", "--admin-host", "nowhere.invalid"], "check --admin-host"),
+        (["policy", "check", "hybird"], "there are cloud-only, cost-first, default, hybrid, latency-first, local-only"),
         (["policy", "explain", "--request", "/tmp/[/nope]"], "cannot read /tmp/[/nope]"),
         (["policy", "explain", "--slo", "[/x]"], "names no class of this policy"),
         (["policy", "explain", "--down", "[bold]x"], "no such deployment: [bold]x"),
@@ -48,6 +49,19 @@ def test_a_metrics_port_in_use_is_told_with_the_ways_out(capsys: pytest.CaptureF
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(Exception, match="2"):
         bound_admin(Settings(admin_port=taken.getsockname()[1]))
     assert "choose another with --admin-port, or none with --admin-port -1" in capsys.readouterr().err
+
+
+def test_a_policy_that_ships_is_found_by_its_name_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["policy", "check", "hybrid", "--json"])
+    assert done.exit_code == 0 and '"ok":true' in done.stdout and "hybrid.yaml" in done.stdout
+    monkeypatch.setenv("HYBRIDGATE_POLICY", "local-only")
+    assert "local-only.yaml" in CliRunner().invoke(main, ["policy", "check"]).stdout
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "hybrid.yaml").write_text("version: 2\n")
+    assert CliRunner().invoke(main, ["policy", "check", "hybrid"]).exit_code == 1, "one's own comes first"
 
 
 def test_the_metrics_are_listed_as_they_are_documented() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from gateway.loading import litellm_price_map, load_policy, read_text
 from gateway.policyfile import MAX_BYTES, PolicyErrors
+from gateway.testing import result_of
 from gateway.types import RequestFacts
 
 SHIPPED = Path(__file__).parents[2] / "policies" / "default.yaml"
@@ -83,3 +84,27 @@ def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
     path = tmp_path / "policy.yaml"
     path.write_bytes(b"\xef\xbb\xbfversion: 1\n")
     assert read_text(str(path)) == "version: 1\n"
+
+
+SHIPPED_POLICIES = ("default", "privacy-first", "cost-first", "latency-first", "local-only", "cloud-only", "hybrid")
+
+
+@pytest.mark.parametrize("name", SHIPPED_POLICIES)
+def test_a_shipped_policy_loads_and_its_cases_pass_and_leave_no_rule_out(name: str) -> None:
+    result = result_of(str(SHIPPED.with_name(f"{name}_test.yaml")))
+    assert result.policy is not None, result.problems
+    assert Path(result.policy.path) == SHIPPED.with_name(f"{name}.yaml")
+    assert result.passed and not result.untested
+
+
+def test_the_names_of_shipped_policies_are_those_of_the_files() -> None:
+    files = {file.stem for file in SHIPPED.parent.glob("*.yaml")}
+    assert {name for name in files if not name.endswith(("_test", "deployments"))} == set(SHIPPED_POLICIES)
+    assert {f"{name}_test" for name in SHIPPED_POLICIES} <= files
+
+
+def test_the_box_by_itself_names_no_cloud_and_the_cloud_starts_no_engine() -> None:
+    box, cloud = (load_policy(SHIPPED.with_name(f"{name}-only.yaml"), {}) for name in ("local", "cloud"))
+    assert {(d.backend, d.zone) for d in box.deployments.values()} == {("local", "on_premises")}
+    assert {d.backend for d in cloud.deployments.values()} == {"litellm"}
+    assert not any(d.served_locally for d in cloud.deployments.values())
