@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from gateway.fold import folded
 from gateway.labels import KINDS, Scanner, Span
-from gateway.masking import MOST_SPANS, Mask, Masked, Masker
+from gateway.masking import Mask, Masked, Masker
+from gateway.values import MOST_SPANS
 from gateway.wire.chat import DECODINGS, parse
 
 
