@@ -430,6 +430,18 @@ def test_a_file_that_is_too_large_is_not_looked_at() -> None:
     assert problems(fits + comment * 100_000) == too_large  # 10 MB
 
 
+@pytest.mark.slow
+def test_patterns_that_are_too_much_together_are_a_problem() -> None:
+    """Each is right by itself."""
+    patterns = {f"p{number}": rf"{number}\pL{{40}}" for number in range(200)}
+    labels = {"own": {"any": [{"detects": list(patterns)}]}}
+    written = yaml.safe_dump({"patterns": patterns, "labels": labels})
+    (problem,) = problems(POLICY + written)
+    assert problem.endswith(
+        '"patterns": the patterns together need more memory than a scan has: make them shorter, or fewer'
+    )
+
+
 @pytest.mark.parametrize("text", ["[" * 500_000, "{a: " * 200_000, "- " * 400_000, "? " * 400_000])
 def test_a_file_of_brackets_does_not_end_the_process(text: str) -> None:
     """PyYAML's own composer overflows the stack on some of these."""

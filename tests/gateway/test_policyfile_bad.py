@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ast
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from gateway import labels, policyfile
 from gateway.policyfile import PolicyErrors, compile_policy
 
 FILES = Path(__file__).parents[1] / "policies"
@@ -55,3 +58,60 @@ def test_every_file_of_errors_belongs_to_a_wrong_file() -> None:
     recorded = {errors.with_suffix("").name for errors in FILES.glob("*/*.errors")}
     assert recorded == {case.with_suffix("").with_suffix("").name for case in CASES}
     assert {case.parent.name for case in CASES} == {"policy", "deployments"}
+
+
+SOURCES = (*sorted(Path(policyfile.__file__).parent.glob("*.py")), Path(labels.__file__))
+# What this folder's reader and files of a few lines cannot bring about: see test_policyfile.py and test_labels.py.
+ELSEWHERE = {
+    "the file is larger than .* bytes",
+    "the file is not UTF-8 text: byte .* is wrong",
+    "it failed",
+    '.* is set, but there is .* called ".*"',
+    "several local engines and none of them is",
+    "no deployment with `backend: local` and no url,",
+    "the patterns together need more memory than a scan has: make them shorter, or fewer",
+}
+# What is said of right files, and to whoever calls a function wrongly.
+NO_COMPLAINTS = {
+    "as stated",
+    "; and .* USD a GB for prompts sent out",
+    "; bill: also .* USD a month over .* tokens",
+    ".* .* not set",
+    "asked only where there is no roofline, or none that fits",
+    "a pattern may not be called .*, as a detector is",
+    "no detector for .*; there are .*",
+}
+
+
+def sentences(source: Path) -> Iterator[str]:
+    """Patterns of what a module says in several words: its texts that are no docstrings, with anything where a value
+    is filled in."""
+    tree = ast.parse(source.read_text())
+    inside = {
+        part
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr | ast.Expr)
+        for part in ast.walk(node)
+        if part is not node and (isinstance(node, ast.JoinedStr) or isinstance(node.value, ast.Constant))
+    }
+    for node in ast.walk(tree):
+        if node in inside:
+            continue
+        if isinstance(node, ast.JoinedStr):
+            values = node.values
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            values = [node]
+        else:
+            continue
+        parts = [
+            re.escape(v.value) if isinstance(v, ast.Constant) and isinstance(v.value, str) else ".*" for v in values
+        ]
+        if re.search(r"[a-z]{2,}(\\ )+[a-z]{2,}", "".join(parts)):
+            yield "".join(parts)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+def test_every_sentence_of_the_loader_has_a_file_that_brings_it_about(source: Path) -> None:
+    recorded = "\n".join(errors.read_text() for errors in sorted(FILES.glob("*/*.errors")))
+    missing = {sentence for sentence in sentences(source) if not re.search(sentence, recorded)}
+    assert {re.sub(r"\\(.)", r"\1", sentence) for sentence in missing} <= ELSEWHERE | NO_COMPLAINTS
