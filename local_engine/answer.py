@@ -6,6 +6,7 @@ A plain answer and a stream are consumed by the same loop and differ in how delt
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,28 +15,34 @@ from starlette.types import Receive, Scope, Send
 
 from local_engine.errors import RequestError
 from local_engine.output import Delta, Output
-from local_engine.sequence import FinishReason
+from local_engine.sequence import FinishReason, Likelihood
 
 DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What every chunk of one answer repeats; `created` is in seconds since the epoch."""
+    """What every chunk of one answer repeats; `created` is in seconds since the epoch, `choices` how many there are."""
 
     id: str
     created: int
     model: str
     chat: bool
     prompt_tokens: int
+    choices: int = 1
 
-    def usage(self, completion_tokens: int) -> dict[str, int]:
+    def usage(self, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
         """OpenAI's usage object."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": self.prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": min(cached_tokens, self.prompt_tokens)},
         }
+
+
+Piece = Callable[[int], str]
+"""A token's text."""
 
 
 class Form(Protocol):
@@ -43,8 +50,8 @@ class Form(Protocol):
 
     content_type: bytes
 
-    def add(self, delta: Delta) -> bytes:
-        """The bytes to send for this delta, perhaps none yet."""
+    def add(self, index: int, delta: Delta, *, last: bool) -> bytes:
+        """The bytes to send for this delta of a choice, perhaps none yet; `last`: no delta of any choice follows."""
 
 
 class Whole:
@@ -52,28 +59,44 @@ class Whole:
 
     content_type = b"application/json"
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: Identity, piece: Piece) -> None:
         self._identity = identity
-        self._texts: list[str] = []
+        self._piece = piece
+        self._texts: list[list[str]] = [[] for _ in range(identity.choices)]
+        self._told: list[list[Likelihood]] = [[] for _ in range(identity.choices)]
+        self._ends: list[Delta | None] = [None] * identity.choices
 
-    def add(self, delta: Delta) -> bytes:
+    def add(self, index: int, delta: Delta, *, last: bool) -> bytes:
         """Nothing, or the whole body with the final delta."""
-        self._texts.append(delta.text)
-        if delta.finish is None:
+        self._texts[index].append(delta.text)
+        self._told[index] += delta.likelihoods
+        if delta.finish is not None:
+            self._ends[index] = delta
+        if not last:
             return b""
-        text = "".join(self._texts)
-        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": delta.finish.value}
-        choice |= {"message": {"role": "assistant", "content": text}} if self._identity.chat else {"text": text}
+        ends = [end for end in self._ends if end is not None]
         return orjson.dumps(
             {
                 "id": self._identity.id,
                 "object": "chat.completion" if self._identity.chat else "text_completion",
                 "created": self._identity.created,
                 "model": self._identity.model,
-                "choices": [choice],
-                "usage": self._identity.usage(delta.completion_tokens),
+                "choices": [self._choice(index, end) for index, end in enumerate(ends)],
+                "usage": self._identity.usage(
+                    sum(end.completion_tokens for end in ends), max(end.cached_tokens for end in ends)
+                ),
             }
         )
+
+    def _choice(self, index: int, end: Delta) -> dict[str, Any]:
+        assert end.finish is not None
+        text, chat = "".join(self._texts[index]), self._identity.chat
+        choice = {
+            "index": index,
+            "logprobs": logprobs(self._told[index], self._piece, chat=chat),
+            "finish_reason": end.finish.value,
+        }
+        return choice | ({"message": {"role": "assistant", "content": text}} if chat else {"text": text})
 
 
 class Events:
@@ -81,10 +104,13 @@ class Events:
 
     content_type = b"text/event-stream; charset=utf-8"
 
-    def __init__(self, identity: Identity, *, include_usage: bool) -> None:
+    def __init__(self, identity: Identity, piece: Piece, *, include_usage: bool) -> None:
         self._identity = identity
+        self._piece = piece
         self._include_usage = include_usage
-        self._role = identity.chat
+        self._silent = set(range(identity.choices)) if identity.chat else set[int]()  # whose role has not been told
+        self._completion_tokens = 0
+        self._cached_tokens = 0
         head = orjson.dumps(
             {
                 "id": identity.id,
@@ -97,60 +123,120 @@ class Events:
         self._head = b"data: " + head[:-1] + b',"choices":['
         self._tail = (b'],"usage":null' if include_usage else b"]") + b"}\n\n"
 
-    def add(self, delta: Delta) -> bytes:
+    def add(self, index: int, delta: Delta, *, last: bool) -> bytes:
         """One event; with the final delta also usage, if asked for, and the end mark."""
         if delta.error is not None:
             return b"data: " + orjson.dumps(delta.error.body()) + b"\n\n"
-        choice: dict[str, Any] = {"index": 0, "logprobs": None}
+        told = logprobs(delta.likelihoods, self._piece, chat=self._identity.chat)
+        choice: dict[str, Any] = {"index": index, "logprobs": told}
         if self._identity.chat:
-            choice["delta"] = ({"role": "assistant"} if self._role else {}) | (
-                {"content": delta.text} if delta.text or self._role else {}
+            first = index in self._silent
+            choice["delta"] = ({"role": "assistant"} if first else {}) | (
+                {"content": delta.text} if delta.text or first else {}
             )
-            self._role = False
+            self._silent.discard(index)
         else:
             choice["text"] = delta.text
         choice["finish_reason"] = delta.finish.value if delta.finish else None
         event = self._head + orjson.dumps(choice) + self._tail
-        return event if delta.finish is None else event + self._end(delta)
+        if delta.finish is not None:
+            self._completion_tokens += delta.completion_tokens
+            self._cached_tokens = max(self._cached_tokens, delta.cached_tokens)
+        return event + self._end() if last else event
 
-    def _end(self, delta: Delta) -> bytes:
+    def _end(self) -> bytes:
         if not self._include_usage:
             return DONE
-        return (
-            self._head + b'],"usage":' + orjson.dumps(self._identity.usage(delta.completion_tokens)) + b"}\n\n" + DONE
-        )
+        usage = self._identity.usage(self._completion_tokens, self._cached_tokens)
+        return self._head + b'],"usage":' + orjson.dumps(usage) + b"}\n\n" + DONE
+
+
+def logprobs(told: Sequence[Likelihood], piece: Piece, *, chat: bool) -> dict[str, Any] | None:
+    """OpenAI's `logprobs` object, in the shape of chats or of completions; None where there is nothing to tell."""
+    if not told:
+        return None
+    if not chat:
+        return {
+            "tokens": [piece(one.token) for one in told],
+            "token_logprobs": [one.logprob for one in told],
+            "top_logprobs": [{piece(token): log for token, log in one.top} for one in told],
+        }
+
+    def entry(token: int, log: float) -> dict[str, Any]:
+        text = piece(token)
+        return {"token": text, "logprob": log, "bytes": list(text.encode())}
+
+    return {
+        "content": [
+            entry(one.token, one.logprob) | {"top_logprobs": [entry(token, log) for token, log in one.top]}
+            for one in told
+        ]
+    }
 
 
 class Answer:
-    """An ASGI response over one request's deltas.
+    """An ASGI response over the deltas of one request's choices.
 
     Invariants: the status line is sent with the first bytes, so an error before them is a status of its own; a client
-    that goes away ends the request in the engine, whether it streams or not.
+    that goes away ends all choices in the engine, whether it streams or not; one that fails ends the others.
     """
 
-    def __init__(self, output: Output, form: Form) -> None:
-        self._output = output
+    def __init__(self, outputs: Sequence[Output], form: Form) -> None:
+        self._outputs = outputs
         self._form = form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        watcher = asyncio.create_task(_close_when_gone(receive, self._output))
-        started = False
+        watcher = asyncio.create_task(self._close_when_gone(receive))
+        started, open_choices = False, len(self._outputs)
         try:
-            async for deltas in self._output:
+            async for index, deltas in merged(self._outputs):
                 final = deltas[-1]
                 if final.finish is FinishReason.ABORT:
                     return
                 if final.error is not None and not started:
                     raise final.error
-                body = b"".join([self._form.add(delta) for delta in deltas])
+                open_choices -= final.finish is not None
+                last = open_choices == 0 or final.error is not None
+                body = b"".join([self._form.add(index, delta, last=last and delta is final) for delta in deltas])
                 if body and not started:
                     started = True
-                    await send(_start(self._form.content_type, len(body) if final.finish is not None else None))
+                    await send(_start(self._form.content_type, len(body) if last else None))
                 if body:
-                    await send({"type": "http.response.body", "body": body, "more_body": final.finish is None})
+                    await send({"type": "http.response.body", "body": body, "more_body": not last})
+                if last:
+                    return
         finally:
             watcher.cancel()
-            self._output.close()
+            self._close()
+
+    def _close(self) -> None:
+        for output in self._outputs:
+            output.close()
+
+    async def _close_when_gone(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._close()
+
+
+async def merged(outputs: Sequence[Output]) -> AsyncIterator[tuple[int, list[Delta]]]:
+    """The deltas of all outputs as they come, each with its output's index."""
+    if len(outputs) == 1:
+        async for deltas in outputs[0]:
+            yield 0, deltas
+        return
+    waiting = {asyncio.ensure_future(anext(output)): index for index, output in enumerate(outputs)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                index, deltas = waiting.pop(task), task.result()
+                if deltas[-1].finish is None:
+                    waiting[asyncio.ensure_future(anext(outputs[index]))] = index
+                yield index, deltas
+    finally:
+        for task in waiting:
+            task.cancel()
 
 
 def _start(content_type: bytes, length: int | None) -> dict[str, Any]:
@@ -159,12 +245,6 @@ def _start(content_type: bytes, length: int | None) -> dict[str, Any]:
     if length is not None:
         headers.append((b"content-length", str(length).encode()))
     return {"type": "http.response.start", "status": 200, "headers": headers}
-
-
-async def _close_when_gone(receive: Receive, output: Output) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    output.close()
 
 
 def error_response(error: RequestError) -> tuple[int, dict[str, str], bytes]:

@@ -13,7 +13,6 @@ import random
 import secrets
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -21,12 +20,14 @@ from functools import partial
 from typing import Any, Protocol
 
 from local_engine.config import Limits
-from local_engine.errors import AccountingError, GenerationFailed, LoadError, NotReady, RequestError
+from local_engine.errors import AccountingError, LoadError, NotReady, RequestError
+from local_engine.generation import Choice, Generation, advance, failed, log_error
+from local_engine.grammar import Grammar, Grammars
 from local_engine.output import Delta, Output
 from local_engine.scheduler import Batch, Load, Scheduler
-from local_engine.sequence import FinishReason, Pick, SamplingParams
+from local_engine.sequence import FinishReason, Likelihood, Pick, SamplingParams
 from local_engine.sequence import Sequence as TokenSequence
-from local_engine.text import AnswerText, Text
+from local_engine.text import Text
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,11 @@ class Runner(Protocol):
     def sample(self, logits: Any, rows: Sequence[int], picks: Sequence[Pick]) -> list[int | None]:
         """Tokens for the given rows; None where the logits are not finite."""
 
+    def likelihoods(
+        self, logits: Any, rows: Sequence[int], tokens: Sequence[int], tops: Sequence[int]
+    ) -> list[Likelihood]:
+        """How likely the chosen tokens of these rows were, and the so many likeliest ones of each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -51,29 +57,25 @@ class Model:
     limits: Limits
     end_tokens: frozenset[int]
     description: str
+    grammars: Grammars | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One request: its prompt's tokens and how to continue them; `first_token_by` is in seconds from now."""
+    """One request: its prompt's tokens and how to continue them; `first_token_by` is in seconds from now.
+
+    `like` is the id of an open request with the same prompt, which is then computed once; `salt` keeps what is computed
+    apart from requests with another one.
+    """
 
     id: str
     prompt: tuple[int, ...]
     params: SamplingParams
     priority: int = 0
     first_token_by: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Generation:
-    sequence: TokenSequence
-    params: SamplingParams
-    text: AnswerText
-    chance: random.Random
-    output: Output
-
-    def pick(self) -> Pick:
-        return Pick(self.params, self.chance.random() if self.params.temperature > 0 else 0.0)
+    grammar: Grammar | None = None
+    like: str | None = None
+    salt: bytes = b""
 
 
 class State(Enum):
@@ -124,7 +126,7 @@ class Engine:
         self._failure: LoadError | None = None
         self._model: Model | None = None
         self._scheduler: Scheduler | None = None
-        self._generations: dict[str, _Generation] = {}
+        self._generations: dict[str, Generation] = {}
         self._work = threading.Condition()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -166,25 +168,31 @@ class Engine:
     def add(self, job: Job) -> Output:
         """Queue a request. Raises NotReady, ContextLengthExceeded, Overloaded or FirstTokenTooLate."""
         self._require_ready()
+        end_tokens = self.model.end_tokens
         sequence = TokenSequence(
             id=job.id,
             prompt_length=len(job.prompt),
             tokens=list(job.prompt),
             max_tokens=job.params.max_tokens,
-            end_tokens=self.model.end_tokens,
+            end_tokens=frozenset() if job.params.ignore_eos else end_tokens,
             priority=job.priority,
+            salt=job.salt,
         )
-        generation = _Generation(
+        generation = Generation(
             sequence=sequence,
             params=job.params,
             text=self.model.text.decoder(job.prompt, job.params.stop),
             # Chance per request, so that its answer does not depend on its neighbours; not for secrets.
             chance=random.Random(secrets.randbits(64) if job.params.seed is None else job.params.seed),  # noqa: S311
             output=Output(close=lambda: self.abort(job.id)),
+            end_tokens=end_tokens,
+            matcher=None if job.grammar is None else job.grammar.matcher(),
         )
         with self._work:
             if job.id in self._generations:
                 raise ValueError("a request of this id is open")
+            if job.like is not None and (twin := self._generations.get(job.like)):
+                sequence.parent = twin.sequence
             self.scheduler.add(sequence, first_token_by=job.first_token_by)
             self._generations[job.id] = generation
             self._work.notify()
@@ -260,7 +268,7 @@ class Engine:
         except LoadError as error:
             self._failure = error
         except Exception as error:  # noqa: BLE001 - a defect in loading must show on /health too
-            _log_error("load", error)
+            log_error("load", error)
             self._failure = LoadError(f"loading the model failed with {type(error).__name__}; see the log")
         if self._model is not None:
             self._scheduler = Scheduler(self._model.limits)
@@ -272,7 +280,7 @@ class Engine:
         try:
             self._step_until_stopped(self._model, self._scheduler)
         except Exception as error:  # noqa: BLE001 - a defect outside any batch: say so instead of hanging everyone
-            _log_error("the engine's loop", error)
+            log_error("the engine's loop", error)
             self._failure = LoadError(f"the engine stopped on {type(error).__name__}; restart it and see the log")
             self._state = State.FAILED
             self._on_loop(self.abort_all)
@@ -288,7 +296,7 @@ class Engine:
                 tokens = self._sample(model.runner, logits, batch)
                 seconds = time.perf_counter() - started
             except Exception as error:  # noqa: BLE001 - the loop goes on, for everyone not in this batch
-                _log_error("step", error)
+                log_error("step", error)
                 deltas += self._fail(scheduler, batch)
             else:
                 self._book(scheduler, batch, tokens, seconds, deltas)
@@ -312,33 +320,40 @@ class Engine:
                 self._work.wait()
             return scheduler.schedule()
 
-    def _sample(self, runner: Runner, logits: Any, batch: Batch) -> dict[str, int | None]:
-        """The next token of every sequence of the batch that is still open; None where none could be chosen."""
+    def _sample(self, runner: Runner, logits: Any, batch: Batch) -> dict[str, Choice]:
+        """The next token of every sequence of the batch that is still open."""
         sampling = [chunk for chunk in batch if chunk.samples]
         rows: list[int] = []
         picks: list[Pick] = []
         ids: list[str] = []
+        choices: dict[str, Choice] = {}
         for row, chunk in enumerate(sampling):
             # An abort may take it out at any moment, from the event loop's thread.
             if generation := self._generations.get(chunk.sequence.id):
+                try:
+                    picks.append(generation.pick())
+                except ValueError:
+                    choices[chunk.sequence.id] = Choice(None, problem="the grammar of this answer failed")
+                    continue
                 ids.append(chunk.sequence.id)
                 rows.append(row)
-                picks.append(generation.pick())
         if not rows:
-            return {}
+            return choices
         try:
-            return dict(zip(ids, runner.sample(logits, rows, picks), strict=True))
+            tokens = runner.sample(logits, rows, picks)
         except Exception as error:  # noqa: BLE001 - one row's fault must not end the others
-            _log_error("sampling, repeated one by one", error)
-        return {
-            job_id: _sample_one(runner, logits, row, pick) for job_id, row, pick in zip(ids, rows, picks, strict=True)
+            log_error("sampling, repeated one by one", error)
+            tokens = [_sample_one(runner, logits, row, pick) for row, pick in zip(rows, picks, strict=True)]
+        told = _likelihoods(runner, logits, rows, tokens, picks)
+        return choices | {
+            job_id: Choice(token, told.get(row)) for job_id, row, token in zip(ids, rows, tokens, strict=True)
         }
 
     def _book(
         self,
         scheduler: Scheduler,
         batch: Batch,
-        tokens: dict[str, int | None],
+        choices: dict[str, Choice],
         seconds: float,
         deltas: list[tuple[Output, Delta]],
     ) -> None:
@@ -350,7 +365,7 @@ class Engine:
                 generation = self._generations.get(chunk.sequence.id)
                 if generation is None or not scheduler.complete(chunk) or not chunk.samples:
                     continue
-                delta = _advance(generation, tokens.get(chunk.sequence.id))
+                delta = advance(generation, choices.get(chunk.sequence.id) or Choice(None))
                 if delta.finish is not None:
                     self._close(scheduler, generation, delta.finish)
                 if delta.text or delta.finish is not None:
@@ -362,10 +377,10 @@ class Engine:
             for chunk in batch:
                 if generation := self._generations.get(chunk.sequence.id):
                     self._close(scheduler, generation, FinishReason.ERROR)
-                    deltas.append((generation.output, _failed(generation, "the model's forward failed")))
+                    deltas.append((generation.output, failed(generation, "the model's forward failed")))
         return deltas
 
-    def _close(self, scheduler: Scheduler, generation: _Generation, reason: FinishReason) -> None:
+    def _close(self, scheduler: Scheduler, generation: Generation, reason: FinishReason) -> None:
         scheduler.finish(generation.sequence, reason)
         del self._generations[generation.sequence.id]
         self.totals.finished += 1
@@ -377,45 +392,31 @@ class Engine:
             self._loop.call_soon_threadsafe(call)
 
 
-def _advance(generation: _Generation, token: int | None) -> Delta:
-    """Take in a sampled token (None: there was none): the text to show, and whether it is the last."""
-    if token is None:
-        return _failed(generation, "the model's output for this request is not a number")
-    try:
-        reason = generation.sequence.append(token)
-        text = "" if reason is FinishReason.STOP else generation.text.add(token)
-        if generation.text.stopped:
-            reason = FinishReason.STOP
-        elif reason is not None:
-            text += generation.text.flush()
-            # The rest that was held back may complete a stop string.
-            reason = FinishReason.STOP if generation.text.stopped else reason
-    except Exception as error:  # noqa: BLE001 - ends this request only
-        _log_error("decoding", error)
-        return _failed(generation, "the answer's tokens could not be decoded")
-    return Delta(text, generation.sequence.generated, reason)
+def _likelihoods(
+    runner: Runner, logits: Any, rows: Sequence[int], tokens: Sequence[int | None], picks: Sequence[Pick]
+) -> dict[int, Likelihood]:
+    """By row, for those that ask."""
+    asked = [
+        (row, token, pick.params.logprobs)
+        for row, token, pick in zip(rows, tokens, picks, strict=True)
+        if token is not None and pick.params.logprobs is not None
+    ]
+    if not asked:
+        return {}
+    return {
+        row: found
+        for (row, _, _), found in zip(asked, runner.likelihoods(logits, *zip(*asked, strict=True)), strict=True)
+    }
 
 
 def _sample_one(runner: Runner, logits: Any, row: int, pick: Pick) -> int | None:
     try:
         return runner.sample(logits, [row], [pick])[0]
     except Exception as error:  # noqa: BLE001 - ends this request only
-        _log_error("sampling", error)
+        log_error("sampling", error)
         return None
-
-
-def _failed(generation: _Generation, message: str) -> Delta:
-    return Delta("", generation.sequence.generated, FinishReason.ERROR, GenerationFailed(message))
 
 
 def _push_all(deltas: Sequence[tuple[Output, Delta]]) -> None:
     for output, delta in deltas:
         output.push(delta)
-
-
-def _log_error(where: str, error: Exception) -> None:
-    """Kind and place only: a message may quote what a caller sent."""
-    frames = "; ".join(
-        f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)
-    )
-    log.error("%s failed: %s at %s", where, type(error).__name__, frames)

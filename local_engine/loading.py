@@ -27,6 +27,7 @@ from local_engine.attention import PAGED_ATTENTION, KvCache
 from local_engine.config import BLOCK_SIZE, Limits, Settings, kv_cache_tokens, limits
 from local_engine.engine import Model
 from local_engine.errors import LoadError
+from local_engine.grammar import Grammars
 from local_engine.runner import ModelRunner
 from local_engine.selfcheck import compare, tolerance
 from local_engine.source import model_source
@@ -99,6 +100,7 @@ def load(settings: Settings) -> Model:
         text=text,
         limits=bounds,
         end_tokens=_end_tokens(model, text),
+        grammars=_grammars(model, text),
         description=(
             f"{parameters_of(config) / 1e6:.1f} M parameters, {_precision(settings, model)} on {device.type}, "
             f"window {bounds.window}, KV cache {bounds.num_blocks * BLOCK_SIZE} tokens"
@@ -238,6 +240,14 @@ def _end_tokens(model: Any, text: Text) -> frozenset[int]:
         if found is not None:
             return frozenset(found if isinstance(found, list) else [found])
     return frozenset()
+
+
+def _grammars(model: Any, text: Text) -> Grammars | None:
+    try:
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        return Grammars(text.tokenizer_json(), vocabulary, _end_tokens(model, text))
+    except ValueError:  # a kind of tokenizer that llguidance does not know: everything else works all the same
+        return None
 
 
 def _cache(settings: Settings, model: Any) -> tuple[Limits, KvCache]:

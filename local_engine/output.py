@@ -7,17 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from local_engine.errors import RequestError
-from local_engine.sequence import FinishReason
+from local_engine.sequence import FinishReason, Likelihood
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Text that is new, and in the last one why it is the last. `completion_tokens` counts the end token as well."""
+    """Text that is new, and in the last one why it is the last. `completion_tokens` counts the end token as well.
+    `likelihoods` are those of the tokens that came since the delta before, where they are asked for."""
 
     text: str
     completion_tokens: int = 0
     finish: FinishReason | None = None
     error: RequestError | None = None
+    likelihoods: tuple[Likelihood, ...] = ()
+    cached_tokens: int = 0
 
 
 class Output:

@@ -15,20 +15,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from local_engine.errors import InvalidRequest
+from local_engine.grammar import GrammarKind, Wanted
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 500
 """Of one stop string. Every token is compared with all beginnings of all stop strings, on the engine's thread."""
 LARGEST_TOP_K = 2**31
 """Larger than any vocabulary, and still an index."""
+MAX_CHOICES = 16
+MAX_LOGPROBS = 20
+MAX_BIASES = 1024
 MAX_PROBLEMS_SHOWN = 20
 MAX_REQUEST_ID_LENGTH = 128
 
 REFUSED: dict[str, tuple[object, ...]] = {
-    "n": (1,),
     "best_of": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (),
     "prompt_logprobs": (),
     "echo": (False,),
     "suffix": ("",),
@@ -36,17 +37,6 @@ REFUSED: dict[str, tuple[object, ...]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "logit_bias": ({},),
-    "presence_penalty": (0, 0.0),
-    "frequency_penalty": (0, 0.0),
-    "repetition_penalty": (1, 1.0),
-    "min_p": (0, 0.0),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
@@ -118,6 +108,52 @@ class _StreamOptions(_Body):
     include_usage: bool = False
 
 
+def _biases(value: object) -> object:
+    """Token ids, which are text in JSON, and how much is added to their logits."""
+    if value is None:
+        return ()
+    if not isinstance(value, dict) or len(value) > MAX_BIASES:
+        raise PydanticCustomError("bias", "must be an object of at most {most} token ids", {"most": MAX_BIASES})
+    biases = []
+    for token, bias in value.items():
+        if not (token.isascii() and token.isdecimal()) or isinstance(bias, bool) or not isinstance(bias, int | float):
+            raise PydanticCustomError("bias", "must hold token ids and numbers")
+        if not -100 <= bias <= 100:
+            raise PydanticCustomError("bias", "must hold numbers from -100 to 100")
+        biases.append((int(token), float(bias)))
+    return tuple(biases)
+
+
+class _Schema(_Body):
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class _ResponseFormat(_Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _Schema | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> _ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise PydanticCustomError("format", "`json_schema` goes with the type json_schema, and that with it")
+        return self
+
+
+class _Structured(_Body):
+    """vLLM's `structured_outputs`."""
+
+    json_: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1, max_length=1024)] | None = None
+    grammar: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> _Structured:
+        if sum(given is not None for given in (self.json_, self.regex, self.choice, self.grammar)) != 1:
+            raise PydanticCustomError("structured", "give one of json, regex, choice and grammar")
+        return self
+
+
 class _Generation(_Body):
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -127,15 +163,51 @@ class _Generation(_Body):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     stop: Annotated[tuple[str, ...], BeforeValidator(_stop)] = ()
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: Annotated[tuple[tuple[int, float], ...], BeforeValidator(_biases)] = ()
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    ignore_eos: bool | None = None
+    response_format: _ResponseFormat | None = None
+    structured_outputs: _Structured | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[str], Field(min_length=1, max_length=1024)] | None = None
+    guided_grammar: str | None = None
+    cache_salt: Annotated[str, Field(max_length=256)] | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _one_structure(self) -> _Generation:
+        formatted = self.response_format is not None and self.response_format.type != "text"
+        guided = (self.guided_json, self.guided_regex, self.guided_choice, self.guided_grammar)
+        if formatted + (self.structured_outputs is not None) + sum(given is not None for given in guided) > 1:
+            raise PydanticCustomError("structure", "the answer's structure is asked for more than once")
+        return self
 
 
 class _Chat(_Generation):
     messages: Annotated[list[_Message], Field(min_length=1)]
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+    @model_validator(mode="after")
+    def _logprobs_first(self) -> _Chat:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise PydanticCustomError("logprobs", "`top_logprobs` needs `logprobs`: true")
+        return self
+
+    @property
+    def told(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class _Completion(_Generation):
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     prompt: Annotated[str | tuple[int, ...], BeforeValidator(_prompt)]
 
 
@@ -177,6 +249,17 @@ class GenerationRequest:
     stop: tuple[str, ...]
     stream: bool
     include_usage: bool
+    n: int = 1
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    structure: Wanted | None = None
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,14 +282,14 @@ def parse_chat(body: bytes) -> GenerationRequest:
     """A body of /v1/chat/completions. Raises InvalidRequest."""
     raw = _object(body)
     chat = _validated(_Chat, raw)
-    return _generation(chat, _messages(chat.messages), chat=True)
+    return _generation(chat, _messages(chat.messages), chat.told, chat=True)
 
 
 def parse_completion(body: bytes) -> GenerationRequest:
     """A body of /v1/completions. Raises InvalidRequest."""
     raw = _object(body)
     completion = _validated(_Completion, raw)
-    return _generation(completion, completion.prompt, chat=False)
+    return _generation(completion, completion.prompt, completion.logprobs, chat=False)
 
 
 def parse_tokenize(body: bytes) -> TokenizeRequest:
@@ -298,8 +381,27 @@ def _messages(messages: list[_Message]) -> tuple[Message, ...]:
     return tuple(Message("system" if m.role == "developer" else m.role, m.content) for m in messages)
 
 
+def _structure(body: _Generation) -> Wanted | None:
+    """What the answer must look like, whoever's words ask for it."""
+    if (asked := body.response_format) is not None:
+        if asked.json_schema is not None:
+            return Wanted("json_schema", orjson.dumps(asked.json_schema.schema_).decode(), "response_format")
+        return Wanted.json_object() if asked.type == "json_object" else None
+    if (given := body.structured_outputs) is not None:
+        forms = (given.json_, given.regex, given.choice, given.grammar)
+        names = ["structured_outputs"] * 4
+    else:
+        forms = (body.guided_json, body.guided_regex, body.guided_choice, body.guided_grammar)
+        names = ["guided_json", "guided_regex", "guided_choice", "guided_grammar"]
+    kinds: tuple[GrammarKind, ...] = ("json_schema", "regex", "choice", "lark")
+    for kind, form, name in zip(kinds, forms, names, strict=True):
+        if form is not None:
+            return Wanted(kind, form if isinstance(form, str) else orjson.dumps(form).decode(), name)
+    return None
+
+
 def _generation(
-    body: _Generation, prompt: tuple[Message, ...] | str | tuple[int, ...], *, chat: bool
+    body: _Generation, prompt: tuple[Message, ...] | str | tuple[int, ...], logprobs: int | None, *, chat: bool
 ) -> GenerationRequest:
     return GenerationRequest(
         model=body.model,
@@ -313,4 +415,15 @@ def _generation(
         stop=body.stop,
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        n=body.n or 1,
+        min_p=body.min_p or 0.0,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=body.logit_bias,
+        min_tokens=body.min_tokens or 0,
+        ignore_eos=bool(body.ignore_eos),
+        logprobs=logprobs,
+        structure=_structure(body),
+        cache_salt=body.cache_salt or "",
     )

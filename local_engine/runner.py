@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from local_engine.attention import DecodeRows, KvCache, PagedForward, PrefillSpan
-from local_engine.sampling import choose
+from local_engine.sampling import choose, likelihoods
 from local_engine.scheduler import Batch, Chunk
-from local_engine.sequence import Pick
+from local_engine.sequence import Likelihood, Pick
 
 
 class ModelRunner:
@@ -57,6 +57,13 @@ class ModelRunner:
         if len(rows) != len(logits):
             logits = logits[self._longs(list(rows))]
         return choose(logits, picks)
+
+    @torch.inference_mode()
+    def likelihoods(
+        self, logits: Tensor, rows: Sequence[int], tokens: Sequence[int], tops: Sequence[int]
+    ) -> list[Likelihood]:
+        """How likely the chosen tokens of these rows were, and the so many likeliest ones of each."""
+        return likelihoods(logits[self._longs(list(rows))], tokens, tops)
 
     def _clear_tails(self, chunks: Sequence[Chunk]) -> None:
         """Zero each block that is a sequence's newest and last.

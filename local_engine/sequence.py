@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -22,7 +23,10 @@ class FinishReason(Enum):
 class SamplingParams:
     """How one request's tokens are chosen. Invariant: values are in range (checked at the border).
 
-    temperature 0 is greedy; top_k 0 keeps all tokens; max_tokens bounds the generated tokens, the end token included.
+    temperature 0 is greedy; top_k 0 keeps all tokens, and so does min_p 0; max_tokens bounds the generated tokens, the
+    end token included; until there are min_tokens the end token is not chosen, and with ignore_eos it ends nothing.
+    Penalties and biases as vLLM has them: the repetition penalty looks at prompt and answer, presence and frequency at
+    the answer alone. `logprobs`: how many of the likeliest tokens are told with each one chosen; None tells nothing.
     """
 
     max_tokens: int
@@ -31,14 +35,45 @@ class SamplingParams:
     top_k: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed by what came before, or by a bias."""
+        return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty or self.logit_bias)
 
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """One token's choice to make: the parameters and a number drawn from [0, 1) (unused where greedy)."""
+    """One token's choice to make: the parameters and a number drawn from [0, 1) (unused where greedy).
+
+    `tokens` and `prompt_length` are what came before, for penalties; `banned` tokens are not chosen, nor any whose bit
+    in `allowed` is not set (a bit a token, the lowest of the first byte first; None: all are).
+    """
 
     params: SamplingParams
     draw: float
+    tokens: SequenceOf[int] = ()
+    prompt_length: int = 0
+    banned: frozenset[int] = frozenset()
+    allowed: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """The natural logarithms of the probabilities of the token chosen and of the likeliest ones, as the model gave
+    them: before penalties, temperature and cuts."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(slots=True, eq=False)

@@ -15,6 +15,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import orjson
@@ -39,6 +40,8 @@ from local_engine.errors import (
     NotFound,
     RequestError,
 )
+from local_engine.grammar import Grammar
+from local_engine.output import Output
 from local_engine.protocol import (
     GenerationRequest,
     TokenizeRequest,
@@ -154,19 +157,70 @@ class _Endpoints:
         wanted, prompt = await _read(await _body(request), parse, model.text)
         if wanted.model is not None and wanted.model != self._settings.name:
             raise ModelNotFound(f"this engine serves {self._settings.name} only", param="model")
-        params = SamplingParams(
-            max_tokens=_max_tokens(len(prompt), wanted, self._settings.default_max_tokens, model),
-            temperature=wanted.temperature,
-            top_p=wanted.top_p,
-            top_k=wanted.top_k,
-            seed=wanted.seed,
-            stop=wanted.stop,
+        grammar = await self._grammar(model, wanted)
+        params = _params(wanted, _max_tokens(len(prompt), wanted, self._settings.default_max_tokens, model))
+        if any(token >= model.text.vocab_size for token, _ in params.logit_bias):
+            raise InvalidRequest(f"logit_bias: token ids must be below {model.text.vocab_size}", param="logit_bias")
+        answer_id = ("chatcmpl-" if wanted.chat else "cmpl-") + uuid.uuid4().hex
+        job = Job(
+            answer_id,
+            tuple(prompt),
+            params,
+            wishes.priority,
+            wishes.first_token_by,
+            grammar,
+            salt=wanted.cache_salt.encode(),
         )
-        job_id = ("chatcmpl-" if wanted.chat else "cmpl-") + uuid.uuid4().hex
-        output = self._engine.add(Job(job_id, tuple(prompt), params, wishes.priority, wishes.first_token_by))
-        identity = Identity(job_id, int(self._clock()), self._settings.name, wanted.chat, len(prompt))
-        form = Events(identity, include_usage=wanted.include_usage) if wanted.stream else Whole(identity)
-        return Answer(output, form)
+        outputs = self._added(job, wanted.n)
+        identity = Identity(
+            answer_id, int(self._clock()), self._settings.name, wanted.chat, len(prompt), choices=wanted.n
+        )
+        piece = model.text.piece
+        streamed = wanted.stream
+        form = Events(identity, piece, include_usage=wanted.include_usage) if streamed else Whole(identity, piece)
+        return Answer(outputs, form)
+
+    async def _grammar(self, model: Model, wanted: GenerationRequest) -> Grammar | None:
+        if wanted.structure is None:
+            return None
+        if model.grammars is None:
+            raise InvalidRequest("this model's tokenizer cannot follow a structure", param=wanted.structure.param)
+        return await asyncio.to_thread(model.grammars.compiled, wanted.structure)
+
+    def _added(self, job: Job, choices: int) -> list[Output]:
+        """All choices of a request, or none of them. Each after the first draws from a seed of its own."""
+        outputs: list[Output] = []
+        try:
+            for index in range(choices):
+                seed = job.params.seed
+                params = replace(job.params, seed=None if seed is None else (seed + index) % 2**64)
+                outputs.append(
+                    self._engine.add(replace(job, id=f"{job.id}-{index}", params=params, like=f"{job.id}-0"))
+                )
+        except RequestError:
+            for output in outputs:
+                output.close()
+            raise
+        return outputs
+
+
+def _params(wanted: GenerationRequest, max_tokens: int) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=wanted.temperature,
+        top_p=wanted.top_p,
+        top_k=wanted.top_k,
+        seed=wanted.seed,
+        stop=wanted.stop,
+        min_p=wanted.min_p,
+        repetition_penalty=wanted.repetition_penalty,
+        presence_penalty=wanted.presence_penalty,
+        frequency_penalty=wanted.frequency_penalty,
+        logit_bias=wanted.logit_bias,
+        min_tokens=min(wanted.min_tokens, max_tokens),
+        ignore_eos=wanted.ignore_eos,
+        logprobs=wanted.logprobs,
+    )
 
 
 def _max_tokens(prompt: int, wanted: GenerationRequest, default: int, model: Model) -> int:

@@ -104,6 +104,10 @@ class Text:
         """Tokens of plain text, with the tokenizer's own opening token unless told otherwise."""
         return _ids(self._tokenizer, prompt, special_tokens=special_tokens)
 
+    def piece(self, token: int) -> str:
+        """A token's own text; U+FFFD where it is a part of a character."""
+        return str(self._tokenizer.decode([token], skip_special_tokens=False))
+
     def decoder(self, prompt: Sequence[int], stop: Sequence[str]) -> AnswerText:
         """The text of an answer to this prompt, token by token."""
         return AnswerText(self._tokenizer, prompt[-PROMPT_TAIL:], stop)

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from local_engine.config import Limits, Settings
 from local_engine.engine import Model
 from local_engine.scheduler import Batch
-from local_engine.sequence import Pick
+from local_engine.sequence import Likelihood, Pick
 from local_engine.serve import Address, serve
 from local_engine.text import Text
 
@@ -43,6 +43,11 @@ class Counting:
 
     def sample(self, logits: list[int], rows: Sequence[int], picks: Sequence[Pick]) -> list[int | None]:
         return [(logits[row] + 1) % 26 for row in rows]
+
+    def likelihoods(
+        self, logits: list[int], rows: Sequence[int], tokens: Sequence[int], tops: Sequence[int]
+    ) -> list[Likelihood]:
+        return [Likelihood(token, 0.0) for token in tokens]
 
 
 def model() -> Model:

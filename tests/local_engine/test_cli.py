@@ -24,7 +24,7 @@ def test_help_explains_every_setting_and_shows_a_first_request() -> None:
     ("flags", "said"),
     [
         (["--threads", "0", "--drain-seconds", "-1"], ["--threads must be", "--drain-seconds must"]),
-        (["--quantization", "int4"], ["--quantization must be one of none: no other is built yet"]),
+        (["--quantization", "int3"], ["--quantization must be one of none, fp16, bf16, int8, int4"]),
     ],
 )
 def test_settings_that_cannot_work_are_all_named_at_once(flags: list[str], said: list[str]) -> None:

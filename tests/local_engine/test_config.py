@@ -15,7 +15,7 @@ from local_engine.errors import ConfigError
     [
         ({"model": ""}, "--model"),
         ({"dtype": "float16"}, "--dtype"),
-        ({"quantization": "int4"}, "--quantization"),
+        ({"quantization": "int3"}, "--quantization"),
         ({"threads": 0}, "--threads"),
         ({"kv_cache_tokens": 1}, "--kv-cache-tokens"),
         ({"max_batch_tokens": 0, "max_running": 0}, "--max-running"),

@@ -14,7 +14,7 @@ from local_engine.engine import Engine, Job, Model, State
 from local_engine.errors import EngineError, LoadError, NotReady, Overloaded
 from local_engine.output import Delta, Output
 from local_engine.scheduler import Batch
-from local_engine.sequence import FinishReason, Pick, SamplingParams
+from local_engine.sequence import FinishReason, Likelihood, Pick, SamplingParams
 from local_engine.text import Text
 
 END = 255
@@ -46,6 +46,11 @@ class CountingRunner:
         if BAD_SAMPLE in last:
             raise RuntimeError("no such row")
         return [None if token == NOT_A_NUMBER else UNDECODABLE if token == BAD_TEXT else token + 1 for token in last]
+
+    def likelihoods(
+        self, logits: list[int], rows: Sequence[int], tokens: Sequence[int], tops: Sequence[int]
+    ) -> list[Likelihood]:
+        return [Likelihood(token, 0.0) for token in tokens]
 
 
 class RandomRunner(CountingRunner):

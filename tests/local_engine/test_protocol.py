@@ -115,6 +115,25 @@ def test_a_message_is_one_role_and_one_text(messages: list[object], parsed: tupl
         ({"stream": SECRET}, "stream"),
         ({"stream_options": {"include_usage": SECRET}}, "stream_options.include_usage"),
         ({"model": 5}, "model"),
+        ({"n": 0}, "n"),
+        ({"n": 17}, "n"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"frequency_penalty": SECRET}, "frequency_penalty"),
+        ({"logit_bias": {SECRET: 1}}, "logit_bias"),
+        ({"logit_bias": {"7": 101}}, "logit_bias"),
+        ({"logit_bias": {"7": True}}, "logit_bias"),
+        ({"logprobs": SECRET}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"response_format": {"type": SECRET}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": SECRET}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
+        ({"guided_choice": []}, "guided_choice"),
     ],
 )
 def test_a_wrong_field_is_named_and_its_value_is_not_repeated(fields: dict[str, Any], param: str) -> None:
@@ -127,15 +146,7 @@ def test_a_wrong_field_is_named_and_its_value_is_not_repeated(fields: dict[str, 
 @pytest.mark.parametrize(
     ("field", "neutral", "asking"),
     [
-        ("n", 1, 2),
-        ("logprobs", False, True),
-        ("logprobs", None, 0),
         ("tools", [], [{"type": "function"}]),
-        ("response_format", {"type": "text"}, {"type": "json_schema"}),
-        ("response_format", None, {"type": "json_object"}),
-        ("presence_penalty", 0, 0.5),
-        ("frequency_penalty", 0.0, -1),
-        ("logit_bias", {}, {"50256": -100}),
         ("tool_choice", "auto", "required"),
         ("echo", False, True),
     ],
@@ -148,7 +159,7 @@ def test_what_is_not_built_is_refused_by_name_unless_it_asks_for_nothing(
 
 
 def test_all_problems_are_reported_at_once() -> None:
-    message = problem(n=3, temperature=9, max_tokens=0, messages=[{"role": "x", "content": 1}]).message
+    message = problem(tools=[{}], temperature=9, max_tokens=0, messages=[{"role": "x", "content": 1}]).message
     assert message.count("; ") == 4
 
 
@@ -228,3 +239,29 @@ def test_a_wrong_wish_is_refused_by_its_header(header: str, value: str) -> None:
 )
 def test_a_request_id_is_taken_over_if_it_may_stand_in_a_header(sent: str, taken: str | None) -> None:
     assert parse_request_id({"x-request-id": sent}) == taken
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "text"),
+    [
+        ({"response_format": {"type": "json_object"}}, "json_schema", '{"type":"object"}'),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array"}}}},
+            "json_schema",
+            '{"type":"array"}',
+        ),
+        ({"structured_outputs": {"regex": "a+"}}, "regex", "a+"),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, "choice", '["a","b"]'),
+        ({"guided_json": '{"type": "array"}'}, "json_schema", '{"type": "array"}'),
+        ({"guided_grammar": "start: /a/"}, "lark", "start: /a/"),
+    ],
+)
+def test_a_structure_may_be_asked_for_in_openais_and_vllms_words(fields: dict[str, Any], kind: str, text: str) -> None:
+    structure = chat(**fields).structure
+    assert structure is not None
+    assert (structure.kind, structure.text) == (kind, text)
+
+
+def test_a_structure_is_asked_for_once() -> None:
+    twice = problem(response_format={"type": "json_object"}, guided_regex="a")
+    assert "asked for more than once" in twice.message

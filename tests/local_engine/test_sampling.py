@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from local_engine.sampling import choose
+from local_engine.sampling import _adjusted, choose, likelihoods
 from local_engine.sequence import Pick, SamplingParams
 
 
@@ -41,6 +42,9 @@ def test_the_draw_is_looked_up_in_the_cumulated_probabilities(draw: float, token
         ({"top_p": 1e-9}, {1}),
         ({"top_k": 3, "top_p": 0.6}, {1, 2}),  # 0.5 of 0.95 is below 0.6, so the next one stays
         ({"top_k": 2, "top_p": 0.6}, {1}),  # 0.5 of 0.8 is not
+        ({"min_p": 0.5}, {1, 2}),
+        ({"min_p": 1.0}, {1}),
+        ({"min_p": 0.5, "top_k": 1}, {1}),
         ({"temperature": 0.01}, {1}),
         ({"temperature": 1e-30}, {1}),
         ({"temperature": 5e-324}, {1}),  # is 0 in float32
@@ -85,3 +89,37 @@ def test_a_row_that_is_not_finite_gives_none_and_harms_no_other(bad: float, chan
     rows = torch.tensor([[0.0, 5.0, 1.0], [0.0, bad, 1.0], [9.0, 0.0, 0.0]])
     chosen = choose(rows, [pick(0.5, **changes)] * 3)
     assert chosen == [1, None, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "expected"),
+    [
+        ({"repetition_penalty": 2.0}, {"tokens": [1, 3], "prompt_length": 1}, [1.0, 1.0, -1.0, -4.0]),
+        ({"presence_penalty": 0.5}, {"tokens": [0, 1, 1], "prompt_length": 1}, [1.0, 1.5, -1.0, -2.0]),
+        ({"frequency_penalty": 0.5}, {"tokens": [0, 1, 1], "prompt_length": 1}, [1.0, 1.0, -1.0, -2.0]),
+        ({"frequency_penalty": -0.5}, {"tokens": [3], "prompt_length": 0}, [1.0, 2.0, -1.0, -1.5]),
+        ({"logit_bias": ((2, 5.0), (0, -1.0))}, {}, [0.0, 2.0, 4.0, -2.0]),
+        ({}, {"banned": frozenset({1})}, [1.0, float("-inf"), -1.0, -2.0]),
+        ({}, {"allowed": b"\x05"}, [1.0, float("-inf"), -1.0, float("-inf")]),
+    ],
+)
+def test_penalties_biases_bans_and_grammars_change_one_row_alone(
+    changes: dict[str, object], more: dict[str, object], expected: list[float]
+) -> None:
+    row = [1.0, 2.0, -1.0, -2.0]
+    given = torch.tensor([row, row])
+    one = Pick(SamplingParams(max_tokens=1, **changes), 0.0, **more)  # type: ignore[arg-type]
+    assert _adjusted(given, [pick(), one]).tolist() == [row, expected]
+    assert given.tolist() == [row, row]
+
+
+def test_a_grammar_that_leaves_nothing_gives_no_token() -> None:
+    blocked = Pick(SamplingParams(max_tokens=1), 0.5, allowed=b"\x00")
+    assert choose(logits(0.2, 0.5, 0.3), [blocked]) == [None]
+
+
+def test_likelihoods_are_the_logarithms_of_the_models_own_probabilities() -> None:
+    (found,) = likelihoods(logits(0.2, 0.5, 0.3), [2], [2])
+    assert found.token == 2
+    assert math.exp(found.logprob) == pytest.approx(0.3)
+    assert [(token, round(math.exp(log), 6)) for token, log in found.top] == [(1, 0.5), (2, 0.3)]

@@ -152,7 +152,7 @@ def test_a_supervised_process_that_cannot_load_stays_and_says_why(tmp_path: Path
     ("flags", "status", "said"),
     [
         (["--model", "./nowhere"], 1, "./nowhere is not a directory"),
-        (["--model", "demo", "--dtype", "int3", "--quantization", "int4"], 2, "--quantization must be one of none"),
+        (["--model", "demo", "--dtype", "int3", "--quantization", "int3"], 2, "--quantization must be one of none"),
         (["--port", "99999"], 2, "--port"),
         (["--uds", "/nowhere/at/all"], 2, "cannot listen on unix:/nowhere/at/all"),
         (["--uds", "/tmp/" + "x" * 200], 2, "AF_UNIX path too long"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -22,7 +23,7 @@ from local_engine.engine import Engine, Model, Runner, State
 from local_engine.errors import LoadError
 from local_engine.loading import load
 from local_engine.scheduler import Batch
-from local_engine.sequence import Pick
+from local_engine.sequence import Likelihood, Pick
 from local_engine.server import MAX_BODY_BYTES, create_app
 from local_engine.text import Text
 
@@ -46,6 +47,11 @@ class GatedRunner:
 
     def sample(self, logits: Any, rows: Sequence[int], picks: Sequence[Pick]) -> list[int | None]:
         return self._runner.sample(logits, rows, picks)
+
+    def likelihoods(
+        self, logits: Any, rows: Sequence[int], tokens: Sequence[int], tops: Sequence[int]
+    ) -> list[Likelihood]:
+        return self._runner.likelihoods(logits, rows, tokens, tops)
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +234,15 @@ def test_draining_ends_a_stream_with_an_error_event(tiny: Model, tmp_path: Path)
         (b"{", 400, "invalid_request", "not JSON"),
         (b"{}", 400, "invalid_request", "messages: Field required"),
         ({"model": "other"}, 404, "model_not_found", "serves tiny only"),
-        ({"n": 2}, 400, "invalid_request", "n: is not supported"),
+        ({"tools": [{"type": "function"}]}, 400, "invalid_request", "tools: is not supported"),
+        ({"logit_bias": {"100000": 1}}, 400, "invalid_request", "logit_bias: token ids must be below"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "xyzzy"}}}},
+            400,
+            "invalid_request",
+            "response_format cannot be followed",
+        ),
+        ({"guided_regex": "(xyzzy"}, 400, "invalid_request", "guided_regex cannot be followed"),
         ({"max_tokens": 250}, 400, "context_length_exceeded", "max_tokens is 250, together more than the 256"),
         (
             {"messages": [{"role": "user", "content": "xyzzy " * 200}]},
@@ -420,6 +434,8 @@ def test_load_counts_and_measures(talk: Callable[[Talk], Any]) -> None:
         "aborted_total": 0,
         "finished_total": 0,
         "preempted_total": 0,
+        "prefix_asked_tokens_total": 0,
+        "prefix_found_tokens_total": 0,
         "acceptance": None,
     }
     assert (after["steps_total"], after["finished_total"], after["free_blocks"]) == (6, 1, 256)
@@ -577,3 +593,79 @@ def test_nothing_that_a_caller_sent_is_logged(tiny: Model, tmp_path: Path, caplo
         asyncio.run(run())
     assert "RuntimeError" in caplog.text
     assert "hunter2" not in caplog.text
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 5}, "age": {"type": "integer", "maximum": 150}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("asked", "fits"),
+    [
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
+            lambda t: set(orjson.loads(t)) == {"name", "age"},
+        ),
+        ({"guided_regex": "[a-c]{3}-[0-9]{2}"}, lambda t: re.fullmatch("[a-c]{3}-[0-9]{2}", t)),
+        ({"guided_choice": ["yes", "no", 'per"haps']}, lambda t: t in ("yes", "no", 'per"haps')),
+    ],
+    ids=["schema", "regex", "choice"],
+)
+def test_an_answer_follows_the_structure_that_is_asked_for(
+    talk: Callable[[Talk], Any], asked: dict[str, object], fits: Callable[[str], object], seed: int
+) -> None:
+    """A random model says nonsense, and still only what fits; the answer ends when nothing may follow."""
+
+    async def conversation(client: httpx.AsyncClient, _: Engine) -> Any:
+        body = HELLO | asked | {"max_tokens": 120, "seed": seed, "temperature": 1.5}
+        return (await client.post(CHAT, json=body)).json()
+
+    (choice,) = talk(conversation)["choices"]
+    assert choice["finish_reason"] == "stop"
+    assert fits(choice["message"]["content"])
+
+
+def test_several_choices_differ_stream_together_and_compute_their_prompt_once(talk: Callable[[Talk], Any]) -> None:
+    long = {"messages": [{"role": "user", "content": "the quick brown fox " * 8}], "seed": 3, "max_tokens": 8, "n": 3}
+
+    async def conversation(client: httpx.AsyncClient, engine: Engine) -> Any:
+        whole = (await client.post(CHAT, json=long)).json()
+        single = (await client.post(CHAT, json=long | {"n": 1})).json()
+        streamed = chunks((await client.post(CHAT, json=long | {"stream": True})).text)
+        return whole, single, streamed, engine.report()
+
+    whole, single, streamed, report = talk(conversation)
+    texts = [choice["message"]["content"] for choice in whole["choices"]]
+    assert len(set(texts)) == 3
+    assert texts[0] == single["choices"][0]["message"]["content"]
+    for index, text in enumerate(texts):
+        own = [c["choices"][0] for c in streamed if c["choices"][0]["index"] == index]
+        assert "".join(c["delta"].get("content", "") for c in own) == text
+        assert own[0]["delta"]["role"] == "assistant" and own[-1]["finish_reason"] == "length"
+    assert report.prefix_found > 0.7 * report.prefix_asked
+    assert single["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+
+
+def test_likelihoods_come_with_every_token_that_is_shown(talk: Callable[[Talk], Any]) -> None:
+    async def conversation(client: httpx.AsyncClient, _: Engine) -> Any:
+        no_special = {str(token): -100 for token in range(4)}  # these are chosen, and not shown
+        body = HELLO | {
+            "logprobs": True,
+            "top_logprobs": 2,
+            "max_tokens": 6,
+            "temperature": 0,
+            "logit_bias": no_special,
+        }
+        return (await client.post(CHAT, json=body)).json()
+
+    choice = talk(conversation)["choices"][0]
+    told = choice["logprobs"]["content"]
+    assert "".join(entry["token"] for entry in told) == choice["message"]["content"]
+    for entry in told:
+        assert entry["top_logprobs"][0]["logprob"] >= entry["logprob"] < 0
+        assert len(entry["top_logprobs"]) == 2

@@ -1,0 +1,118 @@
+"""Owns structured output: a schema, pattern or grammar becomes the set of tokens that may come next; refuses tensors.
+
+llguidance does the work (https://github.com/guidance-ai/llguidance).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import orjson
+from llguidance import LLMatcher, LLTokenizer
+
+from local_engine.errors import InvalidRequest
+
+GrammarKind = Literal["json_schema", "regex", "choice", "lark"]
+
+MAX_CHARACTERS = 256 * 1024
+_ANY_OBJECT: dict[str, object] = {"type": "object"}
+_LONGEST_REASON = 300
+_WORD = re.compile(r"\w+")
+_SCHEMA_WORDS = frozenset(
+    {"type", "properties", "required", "items", "enum", "const", "pattern", "format", "minimum", "maximum", "anyof"}
+    | {"minlength", "maxlength", "minitems", "maxitems", "additionalproperties", "allof", "oneof", "not", "ref", "defs"}
+    | {"object", "array", "string", "number", "integer", "boolean", "null", "start"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What an answer must look like: a JSON Schema or a list of texts as JSON, or a pattern or grammar as text."""
+
+    kind: GrammarKind
+    text: str
+    param: str
+
+    @classmethod
+    def json_object(cls) -> Wanted:
+        """Any JSON object."""
+        return cls("json_schema", orjson.dumps(_ANY_OBJECT).decode(), "response_format")
+
+
+class Grammar:
+    """A compiled grammar. Invariant: sound, so that a matcher of it starts."""
+
+    def __init__(self, tokenizer: LLTokenizer, compiled: str) -> None:
+        self._tokenizer = tokenizer
+        self._compiled = compiled
+
+    def matcher(self) -> Matcher:
+        """A matcher at the beginning of an answer."""
+        return Matcher(LLMatcher(self._tokenizer, self._compiled))
+
+
+class Matcher:
+    """How far one answer has come in its grammar. Used by the engine's thread only."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing can follow."""
+        return bool(self._matcher.is_stopped())
+
+    def allowed(self) -> bytes:
+        """A bit for each token, the lowest bit of the first byte for token 0. Raises ValueError where it fails."""
+        bits: bytes = self._matcher.compute_bitmask()
+        if self._matcher.is_error():
+            raise ValueError("the grammar failed")
+        return bits
+
+    def add(self, token: int) -> None:
+        """The answer goes on with this token. Raises ValueError where the grammar does not allow it."""
+        if not self._matcher.consume_token(token):
+            raise ValueError("the token does not fit the grammar")
+
+
+class Grammars:
+    """Compiles grammars for one model's tokenizer. Any thread may call."""
+
+    def __init__(self, tokenizer_json: str, vocabulary: int, end_tokens: frozenset[int]) -> None:
+        """`vocabulary`: how many logits the model gives, which may be more than the tokenizer has tokens."""
+        self._tokenizer = LLTokenizer(tokenizer_json, n_vocab=vocabulary, eos_token=sorted(end_tokens))
+
+    def compiled(self, wanted: Wanted) -> Grammar:
+        """Raises InvalidRequest with llguidance's reason."""
+        if len(wanted.text) > MAX_CHARACTERS:
+            raise InvalidRequest(f"{wanted.param} is longer than {MAX_CHARACTERS} characters", param=wanted.param)
+        try:
+            compiled = _source(wanted)
+            problem = LLMatcher.validate_grammar(compiled, self._tokenizer)
+        except ValueError as error:
+            problem = str(error)
+        if problem:
+            reason = _without_words_of(wanted.text, " ".join(problem.split()))[:_LONGEST_REASON]
+            raise InvalidRequest(f"{wanted.param} cannot be followed: {reason}", param=wanted.param)
+        return Grammar(self._tokenizer, compiled)
+
+
+def _without_words_of(text: str, problem: str) -> str:
+    """The compiler's sentence without what the caller wrote; the vocabulary of JSON Schema may stay."""
+    own = {word for word in _WORD.findall(text) if word.lower() not in _SCHEMA_WORDS}
+    return _WORD.sub(lambda found: "…" if found[0] in own else found[0], problem)
+
+
+def _source(wanted: Wanted) -> str:
+    match wanted.kind:
+        case "json_schema":
+            return str(LLMatcher.grammar_from_json_schema(wanted.text))
+        case "regex":
+            return str(LLMatcher.grammar_from_regex(wanted.text))
+        case "choice":
+            choices = orjson.loads(wanted.text)
+            return str(LLMatcher.grammar_from_lark("start: " + " | ".join(orjson.dumps(c).decode() for c in choices)))
+        case "lark":
+            return str(LLMatcher.grammar_from_lark(wanted.text))
