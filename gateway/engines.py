@@ -27,6 +27,24 @@ class Known:
     counter: TokenCounter
 
 
+async def known_from(described: Any) -> Known:
+    """What an engine's `/tokenizer` says. Raises ValueError where its window or tokenizer is missing."""
+    if not isinstance(described, dict) or not {"tokenizer", "chat_template", "context_window"} <= described.keys():
+        raise ValueError("tokenizer, chat_template or context_window is missing")
+    window = described["context_window"]
+    if type(window) is not int or window <= 0 or not isinstance(described["chat_template"], str):
+        raise ValueError("chat_template or context_window is not what it should be")
+    counter = await asyncio.to_thread(
+        LocalTokenizer,
+        orjson.dumps(described["tokenizer"]).decode(),
+        described["chat_template"],
+        described.get("bos_token"),
+        described.get("eos_token"),
+        datetime.now(),
+    )
+    return Known(window, counter)
+
+
 @dataclass(frozen=True, slots=True)
 class Down:
     """Why an engine cannot be called, in words fit for callers, and in how many seconds to ask again."""
@@ -96,17 +114,7 @@ class Engine:
 
     async def engine_up(self, name: str, described: Mapping[str, Any]) -> None:
         """Raises ValueError where it does not say what its window and tokenizer are."""
-        if not isinstance(described, dict) or not {"tokenizer", "chat_template", "context_window"} <= described.keys():
-            raise ValueError("tokenizer, chat_template or context_window is missing")
-        counter = await asyncio.to_thread(
-            LocalTokenizer,
-            orjson.dumps(described["tokenizer"]).decode(),
-            described["chat_template"],
-            described.get("bos_token"),
-            described.get("eos_token"),
-            datetime.now(),
-        )
-        self.known, self.down = Known(described["context_window"], counter), None
+        self.known, self.down = await known_from(described), None
         self._changed(self)
 
     def engine_said(self, name: str, line: str) -> None:

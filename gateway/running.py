@@ -27,9 +27,10 @@ from gateway.backends.build import authorities_of, backend_of
 from gateway.backends.cloud import CloudLibrary
 from gateway.chat import ChatPath, Log, Serving
 from gateway.encodings import load_encoding
-from gateway.engines import Engine
+from gateway.engines import Engine, Known
 from gateway.fleet import Fleet
 from gateway.labels import Scanner
+from gateway.loads import Loads, Source
 from gateway.metrics import DeploymentFigures, Metrics, PolicyFigures
 from gateway.policy import Policy
 from gateway.policyfile import Problem
@@ -80,6 +81,7 @@ class _Generation:
     deployments: Mapping[str, Deployment]
     opened: Mapping[str, Backend]
     engines: Mapping[str, Engine]
+    sources: tuple[Source, ...]
     backends: Backends = field(init=False)
 
     def __post_init__(self) -> None:
@@ -108,6 +110,7 @@ class Gateway:
         prepared = _prepare(policy, None)
         self._generation = self._generation_of(policy, prepared, [])
         self._live = [self._generation]
+        self._loads = Loads(self.fleet, self._described, time.monotonic)
         serving = Serving(policy, prepared.scanner, {}, self._generation.backends)
         self.path = ChatPath(serving, self.fleet, log, time.monotonic, time.time, new_id, self.metrics.request)
 
@@ -136,12 +139,13 @@ class Gateway:
         _spawn(self._background, self._start_up())
         for engine in self._generation.engines.values():
             engine.start()
+        self._loads.follow(self._generation.sources)
         try:
             yield
         finally:
             for task in self._background:
                 task.cancel()
-            await asyncio.gather(*self._background, return_exceptions=True)
+            await asyncio.gather(self._loads.stop(), *self._background, return_exceptions=True)
             await asyncio.gather(self._close(self._live), *self._closing)
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -161,10 +165,13 @@ class Gateway:
         self.path.serving = Serving(policy, prepared.scanner, counters, generation.backends)
         for name, engine in generation.engines.items():
             if before.engines.get(name) is engine:
-                self._apply(engine)
+                self._apply(name, engine.known)
             else:
                 self._engine_changed(engine)
                 engine.start()
+        self._loads.follow(generation.sources)
+        for name, elsewhere in self._loads.known.items():
+            self._apply(name, elsewhere)
         state = self.policy_state
         self.policy_state = PolicyState(
             policy.path, policy.hash, datetime.now(UTC), loads=state.loads + 1, refusals=state.refusals
@@ -207,7 +214,12 @@ class Gateway:
             )
             uds = engine.supervisor.spec.uds if engine is not None else None
             opened[name] = same or backend_of(deployment, uds, prepared.authorities[name], self._library)
-        return _Generation(policy.deployments, opened, engines)
+        sources = []
+        for deployment in reachable:
+            engine = engines.get(deployment.name)
+            uds = engine.supervisor.spec.uds if engine is not None else None
+            sources.append(Source.of(deployment, uds, prepared.authorities[deployment.name]))
+        return _Generation(policy.deployments, opened, engines, tuple(s for s in sources if s is not None))
 
     def _engine_of(self, deployment: Deployment, live: list[_Generation]) -> Engine:
         name = deployment.name
@@ -266,7 +278,7 @@ class Gateway:
         name = engine.name
         if self._generation.engines.get(name) is not engine:
             return  # a former policy's
-        self._apply(engine)
+        self._apply(name, engine.known)
         if engine.down is not None:
             self.fleet.set_down(name, engine.down.reason, time.monotonic(), engine.down.retry_after)
             self._log.info("engine", deployment=name, state="down", reason=engine.down.reason)
@@ -276,14 +288,19 @@ class Gateway:
             self._log.info("engine", deployment=name, state="up", context_window=window)
             self._tell(f"{name}: {deployment.model} is ready (window {window} tokens)")
 
-    def _apply(self, engine: Engine) -> None:
+    def _described(self, name: str, known: Known) -> None:
+        """An engine elsewhere said what it serves."""
+        self._apply(name, known)
+        self._log.info("engine", deployment=name, state="described", context_window=known.window)
+
+    def _apply(self, name: str, known: Known | None) -> None:
         """Let an engine's own window and tokenizer count, once it has said what they are."""
-        if engine.known is None:
+        if known is None:
             return
         serving = self.path.serving
-        deployment = replace(serving.policy.deployments[engine.name], window=engine.known.window)
-        self.path.serving = replace(serving, policy=serving.policy.with_deployment(deployment))
-        self._with_counter(deployment.tokenizer, engine.known.counter)
+        own = replace(serving.policy.deployments[name], window=known.window, tokenizer=f"deployment:{name}")
+        self.path.serving = replace(serving, policy=serving.policy.with_deployment(own))
+        self._with_counter(own.tokenizer, known.counter)
 
     def _engine_said(self, name: str, line: str) -> None:
         self._tell(f"{name}: {line}")

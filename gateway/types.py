@@ -20,6 +20,7 @@ UNSCANNABLE = "unscannable"
 NUSD_PER_USD = 1_000_000_000
 
 BackendKind = Literal["local", "openai", "litellm"]
+LoadKind = Literal["hybridgate", "vllm"]
 Capability = Literal["tools", "images", "schema"]
 
 
@@ -169,8 +170,10 @@ class Deployment:
     costs (routing), `full_price` what a token costs with everything shared out (bills); None where both are the same.
     `cost_basis` says in a sentence what both consist of. `speed` is a prior from the catalog. `tokenizer` names what
     counts its tokens: `deployment:NAME` for the served model's own, `tiktoken:ENCODING`, or `bytes` where only the
-    bound is known. `ca_file` is a PEM file of the authorities to trust for an https address. `quantization` is how an
-    engine of ours stores its weights. `served_locally` is true for an engine that the gateway starts itself.
+    bound is known. `load` is the way in which an engine of another backend than `local` says how
+    busy it is; None where it has none. `ca_file` is a PEM file
+    of the authorities to trust for an https address. `quantization` is how an engine of ours stores its weights.
+    `served_locally` is true for an engine that the gateway starts itself.
     """
 
     name: str
@@ -188,10 +191,16 @@ class Deployment:
     default_max_tokens: int = 1024
     capabilities: frozenset[Capability] = frozenset()
     tokenizer: str = "bytes"
+    load: LoadKind | None = None
     timeouts: Timeouts = Timeouts()
     ca_file: str | None = None
     quantization: str = "none"
     unavailable: str | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is an engine of this project, wherever that runs."""
+        return self.backend == "local" or self.load == "hybridgate"
 
     @property
     def served_locally(self) -> bool:

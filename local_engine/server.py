@@ -116,6 +116,7 @@ class _Endpoints:
                 "version": 1,
                 "waiting": load.waiting,
                 "running": load.running,
+                "max_running": self._engine.model.limits.max_running,
                 "queued_prefill_tokens": load.queued_prefill_tokens,
                 "free_blocks": load.free_blocks,
                 "total_blocks": load.total_blocks,

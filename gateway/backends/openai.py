@@ -49,7 +49,7 @@ class OpenAIBackend:
 
     async def open(self, call: Call) -> PlainAnswer | StreamedAnswer:
         headers = {**self._headers, "x-request-id": call.request_id}
-        if self._deployment.backend == "local":
+        if self._deployment.is_ours:
             headers["x-hybridgate-priority"] = str(call.priority)
             if call.first_token_by_ms is not None:
                 headers["x-hybridgate-first-token-by"] = f"{call.first_token_by_ms:.0f}"
@@ -98,7 +98,7 @@ class OpenAIBackend:
             return UpstreamUnauthorized("the deployment refused our credentials")
         if status in (429, 503):
             # Our engine refuses single requests that it cannot start in time; others may still be welcome.
-            cool_off = None if self._deployment.backend == "local" else retry_after or 1.0
+            cool_off = None if self._deployment.is_ours else retry_after or 1.0
             return UpstreamOverloaded("the deployment is full", retry_after=cool_off)
         return UpstreamFailed(f"the deployment answered with status {status}", retry_after=retry_after)
 

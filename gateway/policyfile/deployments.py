@@ -159,6 +159,7 @@ class _Reading:
             window=info.window if self.replaced or shape.context_window is None else shape.context_window,
             capabilities=info.capabilities if shape.capabilities is None else frozenset(shape.capabilities),
             tokenizer=self._tokenizer(),
+            load=shape.load,
             timeouts=_timeouts(shape.timeouts),
             ca_file=shape.ca_file,
             quantization=shape.quantization or "none",
@@ -179,6 +180,9 @@ class _Reading:
             self._wrong('"url" has several addresses; `backend: litellm` takes one', "url")
         elif len(self.shape.url or []) > 1:
             self._wrong('"url" has several addresses, and balancing over replicas is not implemented yet', "url")
+        if backend in ("local", "litellm") and "load" in stated:
+            why = "our engine always says" if backend == "local" else "a cloud provider does not say"
+            self._wrong(f'"load" has no use here: {why} how busy it is', "load", key=True)
         if backend == "litellm" and "ca_file" in stated:
             self._wrong('"ca_file" has no use here: set SSL_CERT_FILE for cloud providers', "ca_file", key=True)
         if backend == "local" and "url" not in stated and "api_key" in stated:

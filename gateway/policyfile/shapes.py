@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from gateway.policyfile.tree import Loc, Node, Place, Problem
-from gateway.types import NUSD_PER_USD, BackendKind, Capability
+from gateway.types import NUSD_PER_USD, BackendKind, Capability, LoadKind
 
 Report = Callable[[Problem], None]
 
@@ -256,6 +256,7 @@ class DeploymentShape(Shape):
     capabilities: list[Capability] | None = None
     quantization: Literal["none", "fp16", "bf16", "int8", "int4"] | None = None
     tokenizer: Literal["o200k_base", "cl100k_base", "bytes"] | None = None
+    load: LoadKind | None = None
     cost: CostShape | None = None
     timeouts: TimeoutsShape | None = None
     ca_file: Text | None = None

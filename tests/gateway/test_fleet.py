@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +16,6 @@ from gateway.errors import (
     UpstreamUnauthorized,
 )
 from gateway.fleet import FAILURES_TO_OPEN, FIRST_COOL_OFF, LONGEST_COOL_OFF, Fleet, Flight
-from gateway.measures import DecayingHistogram
 from gateway.types import DeploymentStatus
 
 
@@ -136,32 +133,6 @@ def test_in_flight_is_what_started_and_has_not_ended(events: list[tuple[str, flo
         known = status(fleet, now)
         assert known.in_flight == len(running)
         assert (known.circuit == "open") <= (known.down is not None)
-
-
-@pytest.mark.parametrize("q", [0.5, 0.95])
-def test_a_quantile_is_within_its_bucket_of_the_exact_one(q: float) -> None:
-    chance = random.Random(7)
-    samples = [chance.lognormvariate(4, 0.6) for _ in range(4000)]
-    histogram = DecayingHistogram()
-    for sample in samples:
-        histogram.add(sample, 0.0)
-    assert histogram.quantile(q) == pytest.approx(sorted(samples)[int(q * len(samples))], rel=0.05)
-
-
-def test_old_measurements_fade() -> None:
-    histogram = DecayingHistogram()
-    for _ in range(1000):
-        histogram.add(10.0, 0.0)
-    for _ in range(100):
-        histogram.add(500.0, 600.0)
-    assert histogram.quantile(0.5) == pytest.approx(500.0, rel=0.05)
-
-
-def test_years_of_measurements_do_not_overflow() -> None:
-    histogram = DecayingHistogram()
-    for day in range(1000):
-        histogram.add(10.0, day * 86400.0)
-    assert histogram.quantile(0.95) == pytest.approx(10.0, rel=0.05)
 
 
 def test_a_client_that_leaves_before_the_first_token_says_nothing_of_the_deployment() -> None:

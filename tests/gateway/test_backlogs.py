@@ -1,0 +1,208 @@
+"""What waits at an engine: readings, corrected by what was sent since; forecasts and how good they were."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.backlogs import GOOD_FOR, EngineBacklog
+from gateway.estimate import FIRST_MARGIN, first_token_ms, forecast_ms
+from gateway.fleet import Fleet
+from gateway.types import Backlog, DeploymentStatus, EngineLoad, Speed
+from tests.fakes import deployment
+
+IDLE = EngineLoad(
+    waiting=0,
+    running=0,
+    queued_prefill_tokens=0,
+    free_blocks=1000,
+    total_blocks=1000,
+    block_size=16,
+    prefill_tokens_per_s=1000.0,
+    decode_tokens_per_s=100.0,
+    step_s=0.01,
+    max_running=8,
+)
+
+
+def load(**changed: Any) -> EngineLoad:
+    values = {name: getattr(IDLE, name) for name in IDLE.__slots__}
+    return EngineLoad(**(values | changed))
+
+
+def read(reading: EngineLoad, asked_at: float = 0.0, now: float = 0.0) -> EngineBacklog:
+    engine = EngineBacklog()
+    engine.loaded(reading, asked_at, now)
+    return engine
+
+
+def forecast(engine: EngineBacklog, prompt: int, priority: int = 0, now: float = 0.0) -> float:
+    backlog = engine.backlog(now)
+    assert backlog is not None
+    return forecast_ms(backlog, prompt, priority, now)
+
+
+def test_a_first_token_comes_after_the_queue_the_prompt_and_a_step() -> None:
+    engine = read(load(queued_prefill_tokens=500))
+    assert forecast(engine, 200) == pytest.approx(500 + 200 + 10)
+
+
+def test_what_was_sent_since_the_reading_counts_and_drains() -> None:
+    engine = read(IDLE)
+    engine.sent(300, 0, True, 0.0)
+    assert forecast(engine, 100) == pytest.approx(300 + 100 + 10)
+    assert forecast(engine, 100, now=0.2) == pytest.approx(100 + 100 + 10)
+    assert forecast(engine, 100, now=0.5) == pytest.approx(100 + 10)
+
+
+def test_a_reading_counts_what_was_sent_before_it_was_asked_for() -> None:
+    engine = read(IDLE)
+    engine.sent(300, 0, True, 0.10)
+    engine.sent(40, 0, True, 0.20)
+    engine.loaded(load(queued_prefill_tokens=250), asked_at=0.15, now=0.21)
+    assert forecast(engine, 0, now=0.21) == pytest.approx(250 + 40 + 10)
+
+
+def test_a_request_of_a_lower_number_waits_for_those_that_go_before_it_only() -> None:
+    engine = read(IDLE)
+    engine.sent(600, 5, True, 0.0)
+    engine.sent(200, 1, True, 0.0)
+    assert forecast(engine, 0, priority=0) == pytest.approx(10)
+    assert forecast(engine, 0, priority=1) == pytest.approx(200 + 10)
+    assert forecast(engine, 0, priority=5) == pytest.approx(800 + 10)
+    engine.started(200, 1)
+    assert forecast(engine, 0, priority=1) == pytest.approx(10)
+
+
+def test_a_whole_answer_waits_until_its_first_token_is_due() -> None:
+    engine = read(IDLE)
+    engine.sent(500, 3, False, 0.0)
+    assert engine.backlog(0.1).ahead == ((3, 1.0),)  # type: ignore[union-attr]
+    assert engine.backlog(0.6).ahead == ()  # type: ignore[union-attr]
+
+
+def test_a_full_cache_is_waited_for_at_the_rate_at_which_blocks_come_back() -> None:
+    engine = read(load(free_blocks=10, running=6))
+    for _ in range(20):
+        engine.held(4.0, 0.0)
+    # 480 tokens need 30 blocks, 20 more than are free; 990 are held for 4 s each: 247.5 come back in a second.
+    assert forecast(engine, 480) == pytest.approx(1000 * 20 / 247.5 + 480 + 10)
+
+
+def test_a_full_house_is_waited_for_at_the_rate_at_which_places_come_back() -> None:
+    engine = read(load(running=8))
+    for _ in range(20):
+        engine.held(4.0, 0.0)
+    assert forecast(engine, 100) == pytest.approx(1000 * 1 / 2 + 100 + 10)
+
+
+def test_an_old_or_missed_reading_says_nothing() -> None:
+    engine = read(IDLE)
+    assert engine.backlog(GOOD_FOR + 0.01) is None and engine.busy(GOOD_FOR + 0.01) is None
+    engine.loaded(IDLE, 2.0, 2.0)
+    assert engine.backlog(2.0) is not None
+    engine.missed()
+    assert engine.backlog(2.0) is None and engine.busy(2.0) is None
+
+
+def test_rates_that_were_not_measured_make_no_forecast() -> None:
+    assert read(load(prefill_tokens_per_s=None)).backlog(0.0) is None
+    assert read(load(prefill_tokens_per_s=None)).busy(0.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("reading", "share"),
+    [
+        (IDLE, 0.0),
+        (load(free_blocks=250), 0.75),
+        (load(running=4, waiting=2), 0.75),
+        (load(queued_prefill_tokens=250), 0.25),
+        (load(queued_prefill_tokens=99999, free_blocks=0), 1.0),
+    ],
+)
+def test_an_engine_is_as_busy_as_what_is_fullest(reading: EngineLoad, share: float) -> None:
+    assert read(reading).busy(0.0) == pytest.approx(share)
+
+
+def test_forecasts_get_the_margin_that_they_turned_out_to_need_each_size_its_own() -> None:
+    engine = read(IDLE)
+    assert engine.backlog(0.0).margins == (FIRST_MARGIN,) * 4  # type: ignore[union-attr]
+    for sample in range(100):
+        engine.compared(20.0, 60.0, sample * 0.01)
+        engine.compared(2000.0, 2200.0, sample * 0.01)
+    engine.loaded(IDLE, 1.0, 1.0)
+    margins = engine.backlog(1.0).margins  # type: ignore[union-attr]
+    assert margins[0] == pytest.approx(3.0, rel=0.05) and margins[3] == pytest.approx(1.1, rel=0.05)
+    assert margins[1] == margins[2] == FIRST_MARGIN
+    engine.forget()
+    assert engine.backlog(1.0).margins == (FIRST_MARGIN,) * 4  # type: ignore[union-attr]
+
+
+# What is believed of a deployment, first to last.
+
+HOME = deployment("home", speed=Speed(prefill_tokens_per_s=2000.0, ms_per_output_token=5.0))
+MEASURED = DeploymentStatus(first_token_p95_ms=80.0, first_token_p95_ms_by_size=(50.0, 60.0, 70.0, 80.0, 90.0))
+
+
+@pytest.mark.parametrize(
+    ("status", "prompt", "expected"),
+    [
+        (DeploymentStatus(), 1000, 500 + 5.0),
+        (DeploymentStatus(first_token_p95_ms=80.0), 1000, 80.0),
+        (MEASURED, 1000, 60.0),
+        (MEASURED, 1_000_000, 90.0),
+    ],
+)
+def test_measurements_are_believed_before_the_catalog(status: DeploymentStatus, prompt: int, expected: float) -> None:
+    assert first_token_ms(HOME, status, prompt, 0, 0.0) == pytest.approx(expected)
+
+
+def test_an_engine_is_believed_before_measurements_while_its_reading_is_good() -> None:
+    backlog = Backlog(
+        at=0.0, good_until=1.0, tokens=500.0, prefill_tokens_per_s=1000.0, step_s=0.01, margins=(1.1,) * 4
+    )
+    status = DeploymentStatus(first_token_p95_ms=80.0, backlog=backlog)
+    assert first_token_ms(HOME, status, 100, 0, 0.0) == pytest.approx(610 * 1.1)
+    assert first_token_ms(HOME, status, 100, 0, 1.1) == 80.0
+
+
+# Through the fleet.
+
+
+def test_the_fleet_corrects_and_learns_from_what_comes() -> None:
+    fleet = Fleet(["d"])
+    fleet.loaded("d", IDLE, 0.0, 0.0)
+    flights = [fleet.started("d", 0.0, 300, priority=2) for _ in range(3)]
+    backlog = fleet.snapshot(0.0, 0.0).deployments["d"].backlog
+    assert backlog is not None and backlog.tokens == 900 and backlog.ahead == ((2, 1.0),)
+    assert [flight.forecast_ms for flight in flights] == pytest.approx([310.0, 610.0, 910.0])
+    for number, flight in enumerate(flights):
+        fleet.first_token(flight, 0.5 + number * 0.5)
+        fleet.ended(flight, None, 5.0)
+    fleet.loaded("d", IDLE, 5.0, 5.0)
+    backlog = fleet.snapshot(5.0, 0.0).deployments["d"].backlog
+    assert backlog is not None and backlog.tokens == 0 and backlog.ahead == ()
+
+
+def test_a_request_that_ends_without_a_first_token_waits_no_longer() -> None:
+    fleet = Fleet(["d"])
+    fleet.loaded("d", IDLE, 0.0, 0.0)
+    fleet.abandoned(fleet.started("d", 0.0, 300, priority=2))
+    backlog = fleet.snapshot(0.0, 0.0).deployments["d"].backlog
+    assert backlog is not None and backlog.ahead == ()
+
+
+def test_what_was_in_flight_before_an_engine_came_back_says_nothing_of_it() -> None:
+    fleet = Fleet(["d"])
+    fleet.loaded("d", IDLE, 0.0, 0.0)
+    old = fleet.started("d", 0.0, 300)
+    fleet.set_up("d", 1.0)
+    fleet.loaded("d", IDLE, 1.0, 1.0)
+    new = fleet.started("d", 1.0, 100)
+    fleet.first_token(old, 9.0)
+    fleet.ended(old, None, 9.5)
+    status = fleet.snapshot(1.0, 0.0).deployments["d"]
+    assert status.first_token_p95_ms is None and status.in_flight == 1
+    assert status.backlog is not None and status.backlog.ahead == ((0, 1.0),)
+    fleet.abandoned(new)
