@@ -17,21 +17,11 @@ from gateway.errors import GatewayError
 from gateway.explain import explanation
 from gateway.labels import Scanner
 from gateway.policy import Policy
-from gateway.policyfile.shapes import (
-    Checked,
-    Nusd,
-    Report,
-    Seconds,
-    Shape,
-    Text,
-    Version,
-    Word,
-    Words,
-    check,
-    suggestion,
-)
-from gateway.policyfile.shapes import subject_of as subject_of
+from gateway.policyfile.entries import Checked, Report, check, suggestion
+from gateway.policyfile.entries import subject_of as subject_of
+from gateway.policyfile.shapes import Shape
 from gateway.policyfile.tree import Place, Problem, parse
+from gateway.policyfile.values import Nusd, OrAlone, Seconds, Text, Version, Word, Words
 from gateway.refusal import refusal
 from gateway.routing import decide
 from gateway.types import UNSCANNABLE, Decision, Deployment, Gate, RequestFacts, usd
@@ -40,17 +30,13 @@ from gateway.written import RequestShape, StateShape, asked, facts_of, in_state,
 SUFFIX = "_test.yaml"
 
 
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
 def _status(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 200 <= value <= 599:
         raise ValueError("must be an HTTP status, such as 403, or 200 where a deployment answers")
     return value
 
 
-Names = Annotated[list[Text], BeforeValidator(_listed)]
+Names = Annotated[list[Text], OrAlone()]
 Status = Annotated[int, BeforeValidator(_status)]
 
 
@@ -73,6 +59,8 @@ class ExpectShape(Shape):
 
 
 class CaseShape(Shape):
+    required = ("name", "expect")
+
     name: Text | None = None
     request: RequestShape | None = None
     state: StateShape | None = None
@@ -80,6 +68,8 @@ class CaseShape(Shape):
 
 
 class CasesShape(Shape):
+    required = ("version", "policy", "cases")
+
     version: Version | None = None
     policy: Text | None = None
     environment: dict[Text, str] | None = None
@@ -144,12 +134,12 @@ def read_cases(path: str, text: str) -> tuple[CaseFile | None, list[Problem]]:
     if root is None:
         return None, problems
     file = check(CasesShape, root, "", problems.append)
-    problems += file.missing("version", "policy", "cases")
+    problems += file.missing()
     cases = []
     seen: set[str] = set()
     for position, node in enumerate(root.items("cases"), 1):
         entry = check(CaseShape, node, subject_of("case", node, position), problems.append)
-        problems += entry.missing("name", "expect")
+        problems += entry.missing()
         shape = entry.shape
         problems += _wrong(entry, seen)
         if entry.intact and shape.name and shape.expect:

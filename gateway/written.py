@@ -20,18 +20,8 @@ from gateway.facts import Stated, facts_from
 from gateway.labels import Scanner
 from gateway.masking import Masker
 from gateway.policy import DATA_CLASS_HEADER, Policy
-from gateway.policyfile.shapes import (
-    HeaderName,
-    HeaderValue,
-    Nusd,
-    Seconds,
-    Sentence,
-    Shape,
-    Text,
-    Tokens,
-    Word,
-    Words,
-)
+from gateway.policyfile.shapes import Shape
+from gateway.policyfile.values import HeaderName, HeaderValue, Nusd, Seconds, Sentence, Text, Tokens, Word, Words
 from gateway.tokens import count as count_tokens
 from gateway.types import (
     Caller,

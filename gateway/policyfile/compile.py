@@ -15,10 +15,10 @@ from typing import Any
 from gateway.policy import AUTO, DEFAULT_RULE, Policy
 from gateway.policyfile import checks
 from gateway.policyfile.deployments import Declared, check_models, declared
+from gateway.policyfile.entries import Checked, check
 from gateway.policyfile.language import PolicyShape
 from gateway.policyfile.names import Names
 from gateway.policyfile.rules import default_of, invariants_of, labels_of, patterns_of, rules_of, slo_of
-from gateway.policyfile.shapes import Checked, check
 from gateway.policyfile.tree import Node, Place, Problem, parse
 from gateway.types import UNSCANNABLE
 
@@ -65,7 +65,7 @@ class _Compilation:
             raise self._errors()
         content = [root.plain]
         file = check(PolicyShape, root, "", self.problems.append)
-        self.problems += file.missing("version", "deployments", "default")
+        self.problems += file.missing()
         tree = self._deployments_tree(file)
         content.append(tree.plain if tree else None)
         existing = declared(tree, self.env, self.price_map, self.problems.append) if tree else None

@@ -15,15 +15,8 @@ from urllib.parse import urlsplit
 from gateway.catalog.prices import ModelInfo, local_model_info, model_info
 from gateway.policy import AUTO, DEFAULT_RULE
 from gateway.policyfile.costing import Costing, Served, costing
-from gateway.policyfile.shapes import (
-    Checked,
-    DeploymentShape,
-    DeploymentsShape,
-    Report,
-    TimeoutsShape,
-    check,
-    suggestion,
-)
+from gateway.policyfile.entries import Checked, Report, check, suggestion
+from gateway.policyfile.shapes import DeploymentShape, DeploymentsShape, TimeoutsShape
 from gateway.policyfile.tree import Node
 from gateway.types import Capability, Deployment, Timeouts
 
@@ -58,7 +51,7 @@ class _Environment:
 def declared(root: Node, env: Mapping[str, str], price_map: Mapping[str, Any], report: Report) -> Declared:
     """Compiles the deployments file. Rules are not known yet, so `models` is checked later, by `check_models`."""
     file = check(DeploymentsShape, root, "", report)
-    for problem in file.missing("version", "deployments"):
+    for problem in file.missing():
         report(problem)
     entries = root.children("deployments")
     if "deployments" in root.keys and not entries and file.intact:
@@ -131,7 +124,7 @@ class _Reading:
     def deployment(self) -> Deployment | None:
         """The deployment, or None where anything about it is wrong. Called once."""
         shape = self.shape
-        for problem in self.entry.missing("backend", "model", "zone"):
+        for problem in self.entry.missing():
             self.report(problem)
             self.sound = False
         self._check_backend()

@@ -11,33 +11,34 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import BeforeValidator, Discriminator, Field, InstanceOf, Tag
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, InstanceOf, Tag, WithJsonSchema
 
 from gateway.conditions import MINUTES_A_DAY, WEEKDAYS
 from gateway.policy import Otherwise, Protected, Sticky, Unknown
-from gateway.policyfile.shapes import (
-    MAPPING,
+from gateway.policyfile.entries import MAPPING, suggestion
+from gateway.policyfile.shapes import Shape, TimeoutsShape
+from gateway.policyfile.values import (
     HeaderName,
     HeaderValues,
     Label,
     Nusd,
+    OrAlone,
     Seconds,
     Sentence,
-    Shape,
     Text,
-    TimeoutsShape,
     Title,
     Tokens,
     Version,
     Word,
     Words,
-    as_list,
-    suggestion,
+    between,
+    like,
 )
 
 _DAYS = re.compile(rf"({'|'.join(WEEKDAYS)})(?:-({'|'.join(WEEKDAYS)}))?")
 _CLOCK = re.compile(r"([01][0-9]|2[0-4]):([0-5][0-9])")
 _GLOB = re.compile(r"[!-~]{1,128}")
+_MOST_WEIGHT = 1_000_000
 _OF_THE_MACHINE = ("localtime", "posix", "right/")  # names for what a machine has set, and other counts of seconds
 
 
@@ -82,8 +83,8 @@ def _share(value: Any) -> float:
 
 
 def _weight(value: Any) -> float:
-    if not _is_number(value) or not 0 <= value <= 1_000_000:
-        raise ValueError("must be a number from 0 to 1000000")
+    if not _is_number(value) or not 0 <= value <= _MOST_WEIGHT:
+        raise ValueError(f"must be a number from 0 to {_MOST_WEIGHT}")
     return float(value)
 
 
@@ -93,14 +94,14 @@ def _glob(value: Any) -> str:
     return value
 
 
-Days = Annotated[
-    list[Annotated[tuple[int, ...], BeforeValidator(_days)]], BeforeValidator(as_list), Field(min_length=1)
+Days = Annotated[list[Annotated[tuple[int, ...], BeforeValidator(_days), like(_DAYS)]], Field(min_length=1), OrAlone()]
+Clock = Annotated[int, BeforeValidator(_minute), like(_CLOCK)]
+Zone = Annotated[InstanceOf[ZoneInfo], BeforeValidator(_zone), WithJsonSchema({"type": "string"})]
+Share = Annotated[
+    float, BeforeValidator(_share), WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": 1})
 ]
-Clock = Annotated[int, BeforeValidator(_minute)]
-Zone = Annotated[InstanceOf[ZoneInfo], BeforeValidator(_zone)]
-Share = Annotated[float, BeforeValidator(_share)]
-Weight = Annotated[float, BeforeValidator(_weight)]
-Globs = Annotated[list[Annotated[str, BeforeValidator(_glob)]], BeforeValidator(as_list), Field(min_length=1)]
+Weight = Annotated[float, BeforeValidator(_weight), between(0, _MOST_WEIGHT)]
+Globs = Annotated[list[Annotated[str, BeforeValidator(_glob), like(_GLOB)]], Field(min_length=1), OrAlone()]
 
 
 class PolicyShape(Shape):
@@ -110,6 +111,8 @@ class PolicyShape(Shape):
         "mask": "it belongs in an invariant",
         "weights": "they belong in a rule",
     }
+
+    required = ("version", "deployments", "default")
 
     version: Version | None = None
     deployments: Text | None = None
@@ -122,6 +125,7 @@ class PolicyShape(Shape):
 
 
 class LabelItemShape(Shape):
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
     hints: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("all", "any", "not"), "one fact is enough for a label, and nothing takes it away"
     )
@@ -133,12 +137,14 @@ class LabelItemShape(Shape):
 
 
 class LabelShape(Shape):
+    required = ("any",)
     hints: ClassVar[Mapping[str, str]] = LabelItemShape.hints
 
     any: Annotated[list[LabelItemShape], Field(min_length=1)] | None = None
 
 
 class InvariantWhenShape(Shape):
+    never_empty = True
     hints: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("all", "any", "does_not_fit", "fits", "header", "model", "not", "tag", "time"),
         "an invariant looks at any_label, tenant and key_tag, which nobody can take off a request",
@@ -150,6 +156,7 @@ class InvariantWhenShape(Shape):
 
 
 class InvariantShape(Shape):
+    required = ("name", "when", "stay_in")
     not_built = frozenset({"resume"})
 
     name: Title | None = None
@@ -159,6 +166,8 @@ class InvariantShape(Shape):
 
 
 class SloShape(Shape):
+    never_empty = True
+
     first_token_p95: Seconds | None = None
     total_p95: Seconds | None = None
     per_token_p95: Seconds | None = None
@@ -171,6 +180,7 @@ _SIDES = {
 
 
 class TokenRangeShape(Shape):
+    never_empty = True
     hints: ClassVar[Mapping[str, str]] = _SIDES
 
     at_least: Tokens | None = None
@@ -186,6 +196,8 @@ class LoadShape(Shape):
 
 
 class TimeShape(Shape):
+    required = ("zone",)
+
     zone: Zone | None = None
     days: Days | None = None
     from_: Annotated[Clock | None, Field(alias="from")] = None
@@ -193,6 +205,7 @@ class TimeShape(Shape):
 
 
 class WhenShape(Shape):
+    never_empty = True
     hints: ClassVar[Mapping[str, str]] = {"headers": "it is called `header`", "label": "it is called `any_label`"}
 
     any_label: Words | None = None
@@ -218,6 +231,8 @@ class WhenShape(Shape):
 
 
 class RequireShape(Shape):
+    never_empty = True
+
     slo: Literal["met"] | None = None
     cost_at_most: Nusd | None = None
     first_token_at_most: Seconds | None = None
@@ -226,6 +241,8 @@ class RequireShape(Shape):
 
 
 class OrderWeightsShape(Shape):
+    never_empty = True
+
     marginal_cost: Weight | None = None
     first_token: Weight | None = None
     total_latency: Weight | None = None
@@ -239,6 +256,7 @@ OrderBy = Annotated[
 
 
 class DefaultShape(Shape):
+    required: ClassVar[tuple[str, ...]] = ("candidates",)
     not_built = frozenset({"budgets", "cache", "hedge", "limits", "priority", "resume", "shadow"})
     hints: ClassVar[Mapping[str, str]] = {
         "name": "the default is called `default`",
@@ -260,6 +278,7 @@ class DefaultShape(Shape):
 
 
 class RuleShape(DefaultShape):
+    required = ("name", "candidates")
     hints: ClassVar[Mapping[str, str]] = {"mask": "it belongs in an invariant"}
 
     name: Title | None = None

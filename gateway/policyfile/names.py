@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from gateway.policyfile.shapes import Checked, Shape, suggestion
+from gateway.policyfile.entries import Checked, suggestion
+from gateway.policyfile.shapes import Shape
 from gateway.policyfile.tree import Problem
 from gateway.types import Deployment
 

@@ -15,6 +15,7 @@ from gateway.conditions import Match
 from gateway.labels import Scanner, pattern_problem
 from gateway.policy import DEFAULT_RULE, Invariant, LabelSource, OrderBy, OrderTerm, Require, Rule, Slo
 from gateway.policyfile.deployments import RESERVED
+from gateway.policyfile.entries import Checked, Report, check, subject_of, suggestion
 from gateway.policyfile.language import (
     DefaultShape,
     InvariantShape,
@@ -27,7 +28,7 @@ from gateway.policyfile.language import (
     SloShape,
 )
 from gateway.policyfile.names import Names, undefined
-from gateway.policyfile.shapes import Checked, Report, Shape, check, subject_of, suggestion
+from gateway.policyfile.shapes import Shape
 from gateway.policyfile.tree import Node, Problem
 from gateway.policyfile.when import match_of, wrong_conditions
 from gateway.types import ON_PREMISES, UNSCANNABLE
@@ -47,7 +48,7 @@ def labels_of(root: Node, detectors: frozenset[str], report: Report) -> tuple[La
     compiled = []
     for name, node in root.children("labels").items():
         entry = check(LabelShape, node, f'label "{name}"', report, root.place_of(("labels", name), key=True))
-        _report_all(entry.missing("any"), report)
+        _report_all(entry.missing(), report)
         if name == UNSCANNABLE:
             report(entry.problem(f'the name "{UNSCANNABLE}" is built in: what cannot be read raises it'))
         _report_all(_wrong_items(entry, detectors), report)
@@ -133,7 +134,7 @@ def invariants_of(root: Node, names: Names, report: Report) -> tuple[Invariant, 
     for position, node in enumerate(root.items("invariants"), 1):
         entry = check(InvariantShape, node, subject_of("invariant", node, position), report)
         wrong = [
-            *entry.missing("name", "when", "stay_in"),
+            *entry.missing(),
             *_used_twice(entry, entry.shape.name, seen),
             *_wrong_references(entry, names),
             *_wrong_mask(entry, names),
@@ -186,7 +187,7 @@ def rules_of(root: Node, names: Names, report: Report) -> list[Written]:
     seen: set[str] = set()
     for position, node in enumerate(root.items("rules"), 1):
         entry = check(RuleShape, node, subject_of("rule", node, position), report)
-        _report_all(entry.missing("name", "candidates"), report)
+        _report_all(entry.missing(), report)
         _report_all(_used_twice(entry, entry.shape.name, seen), report)
         _report_all(_wrong_name(entry, names), report)
         when = entry.shape.when
@@ -205,7 +206,7 @@ def default_of(root: Node, names: Names, report: Report) -> Written | None:
     if node is None:
         return None
     entry = check(DefaultShape, node, DEFAULT_RULE, report, root.place_of((DEFAULT_RULE,), key=True))
-    _report_all(entry.missing("candidates"), report)
+    _report_all(entry.missing(), report)
     _report_all(_wrong_preferences(entry, names), report)
     if entry.shape.protected == "skip":
         report(entry.problem('"protected: skip" has no rule to go on to; write refuse', "protected"))

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gateway.conditions import MINUTES_A_DAY, Globs, Hours, Load, Match, Range
+from gateway.policyfile.entries import Checked, suggestion
 from gateway.policyfile.language import LoadShape, TimeShape, TokenRangeShape, WhenShape
 from gateway.policyfile.names import Names, undefined
-from gateway.policyfile.shapes import Checked, Shape, suggestion
+from gateway.policyfile.shapes import Shape
 from gateway.policyfile.tree import Loc, Node, Problem
 
 
