@@ -8,7 +8,7 @@ case means the same everywhere.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -24,8 +24,8 @@ from gateway.policyfile.tree import Place, Problem, parse
 from gateway.policyfile.values import Nusd, OrAlone, Seconds, Text, Version, Word, Words
 from gateway.refusal import refusal
 from gateway.routing import decide
-from gateway.types import UNSCANNABLE, Decision, Deployment, Gate, RequestFacts, usd
-from gateway.written import RequestShape, StateShape, asked, facts_of, in_state, laid_over, snapshot_of
+from gateway.types import UNSCANNABLE, Decision, Gate, RequestFacts, usd
+from gateway.written import RequestShape, StateShape, asked, configured, facts_of, in_state, laid_over, snapshot_of
 
 SUFFIX = "_test.yaml"
 
@@ -219,7 +219,7 @@ def _no_such(noun: str, name: str, known: Iterable[str]) -> str:
 def run(case: Case, policy: Policy, scanner: Scanner) -> Verdict:
     """Decide the case's request. Every deployment counts as configured unless the case says otherwise: whether a key
     is set is no matter of the policy. `scanner` has the policy's kinds."""
-    policy = in_state(policy, case.state, _configured)
+    policy = in_state(configured(policy), case.state)
     snapshot = snapshot_of(policy, case.state)
     try:
         facts = facts_of(policy, scanner, asked(case.request))
@@ -230,10 +230,6 @@ def run(case: Case, policy: Policy, scanner: Scanner) -> Verdict:
     got = _Outcome(policy, decision, facts.labels, None if decision.candidates else refusal(decision), facts)
     told = explanation(policy, facts, snapshot, decision)
     return Verdict(case, decision.rule, got.goes_to, tuple(got.differences(case.expect)), told)
-
-
-def _configured(deployment: Deployment) -> Deployment:
-    return replace(deployment, unavailable=None) if deployment.unavailable is not None else deployment
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ nothing of them could hold what a caller wrote. What is as it is by default is l
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, get_args
 
@@ -47,7 +47,9 @@ class Recorded:
     """One line of a log of decisions, as far as deciding again and comparing need it.
 
     `facts` and `snapshot` are what was decided from; the rest is what came of it: the rule and the policy's hash, the
-    candidates in order, who answered (None: nobody did) and how that went.
+    candidates in order, who answered (None: nobody did) and how that went. `failed` are the deployments that were tried
+    in vain, `rejected` the gate of each that was removed, `predicted_first_token_ms` what was predicted of the one that
+    answered. `masked`: it got placeholders.
     """
 
     decision_id: str
@@ -63,6 +65,11 @@ class Recorded:
     cost_nusd: int | None = None
     first_token_ms: float | None = None
     total_ms: float = 0.0
+    status: int = 200
+    failed: frozenset[str] = frozenset()
+    rejected: Mapping[str, str] = field(default_factory=dict)
+    predicted_first_token_ms: float | None = None
+    masked: bool = False
 
     def snapshot_of(self, names: Iterable[str]) -> Snapshot:
         """The snapshot for a policy with these deployments: one of which nothing was written is up and not measured."""
@@ -93,6 +100,11 @@ def recorded(line: Mapping[str, Any]) -> Recorded | None:
             cost_nusd=round(float(line["cost_usd"]) * 1e9) if "cost_usd" in line else None,
             first_token_ms=line.get("first_token_ms"),
             total_ms=line["total_ms"],
+            status=line["status"],
+            failed=frozenset(line.get("failed", {})),
+            rejected=dict(line.get("rejected", {})),
+            predicted_first_token_ms=line.get("predicted", {}).get("first_token_ms"),
+            masked="masked" in line,
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"the record cannot be read: {type(error).__name__} {error}") from None

@@ -7,7 +7,7 @@ Owns their shapes and what each key means. Refuses to decide, and to read files 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
@@ -25,7 +25,6 @@ from gateway.policyfile.values import HeaderName, HeaderValue, Nusd, Seconds, Se
 from gateway.tokens import count as count_tokens
 from gateway.types import (
     Caller,
-    Deployment,
     DeploymentStatus,
     RequestFacts,
     Snapshot,
@@ -204,17 +203,22 @@ def _over(below: S, above: S) -> S:
     return below.model_copy(update={name: getattr(above, name) for name in above.model_fields_set})
 
 
-def in_state(policy: Policy, state: StateShape, default: Callable[[Deployment], Deployment]) -> Policy:
-    """The policy with what the state says of its deployments; `default` makes those that it does not call
-    unconfigured."""
+def configured(policy: Policy) -> Policy:
+    """The policy as it is where every key and address is set."""
+    for deployment in policy.deployments.values():
+        if deployment.unavailable is not None:
+            policy = policy.with_deployment(replace(deployment, unavailable=None))
+    return policy
+
+
+def in_state(policy: Policy, state: StateShape) -> Policy:
+    """The policy with what the state says of its deployments."""
     unconfigured = frozenset(state.unconfigured or ())
     for deployment in policy.deployments.values():
         status = (state.deployments or {}).get(deployment.name, StatusShape())
-        changed = (
-            replace(deployment, unavailable="it is not configured")
-            if deployment.name in unconfigured
-            else default(deployment)
-        )
+        changed = deployment
+        if deployment.name in unconfigured:
+            changed = replace(changed, unavailable="it is not configured")
         if status.context_window is not None:
             changed = replace(changed, window=status.context_window)
         if changed != deployment:

@@ -12,7 +12,7 @@ import orjson
 import typer
 from rich.console import Console
 
-from gateway.cli import testing
+from gateway.cli import replay, testing
 from gateway.cli.terminal import PolicyPath, fail, loaded, policy_path, table
 from gateway.errors import GatewayError
 from gateway.explain import explanation
@@ -29,6 +29,7 @@ from gateway.wire.chat import parse
 
 commands = typer.Typer(help="Check a policy, and see why a request goes where it goes.", no_args_is_help=True)
 commands.command()(testing.test)
+commands.command()(replay.replay)
 
 
 @commands.command()

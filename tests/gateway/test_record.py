@@ -116,6 +116,10 @@ def test_a_line_is_read_with_what_came_of_it() -> None:
     assert isinstance(record, Recorded)
     assert (record.facts.prompt.bound, record.snapshot.draw, record.cost_nusd) == (40, 0.25, 1500)
     assert record.candidates == ("a", "b") and record.snapshot.deployments["b"].busy == 0.5
+    more = {"failed": {"c": "reset"}, "rejected": {"d": "zone"}, "predicted": {"first_token_ms": 80.5}, "masked": 2}
+    record = recorded(LINE | more)
+    assert record is not None and (record.failed, record.rejected) == (frozenset({"c"}), {"d": "zone"})
+    assert (record.predicted_first_token_ms, record.masked, record.status) == (80.5, True, 200)
 
 
 @pytest.mark.parametrize("line", [{"event": "engine", "state": "up"}, {"event": "request", "status": 404}, {}])

@@ -12,10 +12,13 @@ import time
 from pathlib import Path
 
 import httpx
+import orjson
 import pytest
 
 from gateway.admin import admin_app
 from gateway.demo.providers import FakeProviders, serving
+from gateway.loading import load_policy
+from gateway.replaylog import replay
 from tests.running import running_from
 
 POLICY = """
@@ -101,3 +104,25 @@ def test_the_program_serves_both_ports_and_reloads_on_sighup(tmp_path: Path) -> 
         told = process.stderr.read().decode()
     assert "is loaded: " in told and f"metrics: http://127.0.0.1:{ports[1]}/metrics" in told
     assert '"state":"loaded"' in (tmp_path / "log").read_text()
+
+
+def test_what_the_server_writes_can_be_replayed(tmp_path: Path) -> None:
+    """Plain, streamed and refused requests: by the same policy nothing changes, by another what it says."""
+
+    async def check() -> None:
+        async with serving(FakeProviders()) as url, running_from(write(tmp_path, url)) as (g, _):
+            await g.http.post("/v1/chat/completions", json=BODY)
+            await g.http.post("/v1/chat/completions", json={**BODY, "stream": True})
+            await g.http.post("/v1/chat/completions", json={**BODY, "model": "nobody"})
+            lines = [orjson.dumps(line) + b"\n" for line in g.log.lines]
+        (tmp_path / "log").write_bytes(b"".join(lines))
+        sums, skipped = replay([str(tmp_path / "log")], load_policy(tmp_path / "policy.yaml", {}), 10)
+        assert (sums.requests, sums.changed, skipped.others, skipped.unreadable) == (2, 0, 1, 0)
+        assert sums.cost_increase == 0 and sums.whole.costed == 2
+        text = DEPLOYMENTS.replace("URL", f"{url}/v1").replace("on_premises", "us_cloud").replace("  home:", "  away:")
+        (tmp_path / "deployments.yaml").write_text(text.replace("input: 1, output: 2", "input: 2, output: 4"))
+        (tmp_path / "policy.yaml").write_text(POLICY.replace("home", "away"))
+        sums, _ = replay([str(tmp_path / "log")], load_policy(tmp_path / "policy.yaml", {}), 10)
+        assert sums.changed == 2 and sums.cost_increase == pytest.approx(1.0) and sums.after.local_share == 0
+
+    asyncio.run(check())
