@@ -11,6 +11,7 @@ to be as it was measured of late with prompts of that size; one that was not mea
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from math import inf
 
@@ -114,19 +115,12 @@ def _until_free(missing: float, used: float, hold_s: float) -> float:
 
 def size_of_prompt(tokens: float) -> int:
     """Which of the sizes of prompts it is; see `PROMPT_SIZES`."""
-    return _size(tokens, PROMPT_SIZES)
+    return bisect_left(PROMPT_SIZES, tokens)
 
 
 def size_of_forecast(milliseconds: float) -> int:
     """Which of the sizes of forecasts it is; see `FORECAST_SIZES_MS`."""
-    return _size(milliseconds, FORECAST_SIZES_MS)
-
-
-def _size(value: float, ends: tuple[float, ...]) -> int:
-    for index, end in enumerate(ends):
-        if value <= end:
-            return index
-    return len(ends)
+    return bisect_left(FORECAST_SIZES_MS, milliseconds)
 
 
 def engine_seconds(backlog: Backlog, prompt_tokens: int, output_tokens: int) -> float:

@@ -39,13 +39,13 @@ def static_gate(deployment: Deployment, facts: RequestFacts, permit: Permit) -> 
     name = deployment.name
     if facts.deployments is not None and name not in facts.deployments:
         return Rejection(name, "caller", "this key may not use it")
-    if permit.passage(deployment.zone) is None:
+    if permit.zones is not None and permit.passage(deployment.zone) is None:
         return Rejection(name, "zone", f"zone {deployment.zone} is outside of what {permit.because} permits")
     if facts.tools or facts.images or facts.schema:
         for capability in _needed(facts):
             if capability not in deployment.capabilities:
                 return Rejection(name, "capability", f"does not support {capability}")
-    if not deployment.fits(facts.prompt, facts.max_tokens):
+    if deployment.window is not None and not deployment.fits(facts.prompt, facts.max_tokens):
         prompt = facts.prompt.at_most(deployment.tokenizer)
         output = deployment.output_tokens(facts.max_tokens)
         reason = f"{prompt} prompt and {output} output tokens do not fit its window of {deployment.window}"

@@ -30,6 +30,15 @@ Sticky = Literal["request", "key", "tenant"]
 Protected = Literal["refuse", "skip"]
 
 
+# What is asked of a candidate's times: which of TIMES, who asks, and how many milliseconds at most.
+Asked = tuple[int, str, float]
+TIMES = ("first token", "whole answer", "each token")
+
+
+def _asks(who: str, *limits: float | None) -> tuple[Asked, ...]:
+    return tuple((which, who, limit) for which, limit in enumerate(limits) if limit is not None)
+
+
 @dataclass(frozen=True, slots=True)
 class Slo:
     """A latency class that a caller names: of 100 answers 95 have their first token within `first_token_p95_ms`, are
@@ -40,6 +49,12 @@ class Slo:
     first_token_p95_ms: float | None
     total_p95_ms: float | None = None
     per_token_p95_ms: float | None = None
+
+    asks: tuple[Asked, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        asks = _asks(self.name, self.first_token_p95_ms, self.total_p95_ms, self.per_token_p95_ms)
+        object.__setattr__(self, "asks", asks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +103,9 @@ class Invariant:
         return not concerning or not concerning <= self.mask or not self.any_label.isdisjoint(masked_labels)
 
 
+UNBOUND = Permit(labels=frozenset(), zones=None)
+
+
 def permit(invariants: Iterable[Invariant], facts: RequestFacts) -> Permit:
     """Where a request with these facts may go: all invariants that match apply, so more labels never allow more."""
     matching = [invariant for invariant in invariants if invariant.concerns(facts)]
@@ -113,6 +131,11 @@ class Require:
     first_token_at_most_ms: float | None = None
     total_at_most_ms: float | None = None
     per_token_at_most_ms: float | None = None
+    asks: tuple[Asked, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        times = self.first_token_at_most_ms, self.total_at_most_ms, self.per_token_at_most_ms
+        object.__setattr__(self, "asks", _asks("the rule", *times))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +192,7 @@ class Policy:
     asked_headers: Mapping[str, frozenset[str]] = field(init=False, repr=False, compare=False)
     thresholds: frozenset[tuple[str, int]] = field(init=False, repr=False, compare=False)
     slo_ranks: Mapping[str, int] = field(init=False, repr=False, compare=False)
+    protects_labels_alone: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         asked: dict[str, frozenset[str]] = {}
@@ -182,6 +206,7 @@ class Policy:
         object.__setattr__(self, "asked_headers", asked)
         object.__setattr__(self, "thresholds", frozenset(thresholds))
         by_speed = sorted(self.slo.values(), key=lambda slo: slo.first_token_p95_ms or inf)
+        object.__setattr__(self, "protects_labels_alone", all(invariant.any_label for invariant in self.invariants))
         object.__setattr__(self, "slo_ranks", {slo.name: rank for rank, slo in enumerate(by_speed)})
 
     def priority(self, slo: str | None, permit: Permit) -> int:
@@ -209,6 +234,8 @@ class Policy:
 
     def permit(self, facts: RequestFacts) -> Permit:
         """Where a request with these facts may go: all invariants that match apply, so more labels never allow more."""
+        if not facts.labels and self.protects_labels_alone:
+            return UNBOUND
         return permit(self.invariants, facts)
 
     def labels_of(

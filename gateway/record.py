@@ -6,9 +6,10 @@ nothing of them could hold what a caller wrote. What is as it is by default is l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
+from operator import attrgetter
 from typing import Any, get_args
 
 from gateway.types import (
@@ -39,7 +40,10 @@ _BACKLOG = (
     "block_size",
     "free_places",
     "decode_tokens_per_s",
+    "ahead",
+    "margins",
 )
+_of_backlog = attrgetter(*_BACKLOG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +152,8 @@ def facts_from_record(written: Mapping[str, Any]) -> RequestFacts:
 
 
 def status_to_record(status: DeploymentStatus, now: float) -> dict[str, Any]:
-    """What is known of a deployment as a JSON object; empty where nothing is and it is up."""
+    """What is known of a deployment as a JSON object; empty where nothing is and it is up. `backlog` is a list: seconds
+    since it was brought up to date, then its fields in the order of `_BACKLOG`."""
     written: dict[str, Any] = {}
     if status.down is not None:
         written["down"] = status.down
@@ -162,12 +167,8 @@ def status_to_record(status: DeploymentStatus, now: float) -> dict[str, Any]:
         written["first_token_p95_ms_by_size"] = [round(value, 1) for value in status.first_token_p95_ms_by_size]
     backlog = status.backlog
     if backlog is not None and now <= backlog.good_until:
-        known = {name: getattr(backlog, name) for name in _BACKLOG}
-        told = {name: round(value, 6) for name, value in known.items() if value is not None and value < inf}
-        told["age"] = round(now - backlog.at, 4)
-        told["ahead"] = backlog.ahead
-        told["margins"] = [round(value, 3) for value in backlog.margins]
-        written["backlog"] = told
+        told = [None if value == inf else value for value in _of_backlog(backlog)]
+        written["backlog"] = [round(now - backlog.at, 4), *told]
     return written
 
 
@@ -192,11 +193,9 @@ def _status(told: Mapping[str, Any]) -> DeploymentStatus:
     )
 
 
-def _backlog(told: Mapping[str, Any]) -> Backlog:
-    return Backlog(
-        at=-told["age"],
-        good_until=inf,
-        ahead=tuple((priority, share) for priority, share in told["ahead"]),
-        margins=tuple(told["margins"]),
-        **{name: told[name] for name in _BACKLOG if name in told},
-    )
+def _backlog(told: Sequence[Any]) -> Backlog:
+    age, *values = told
+    known = {name: value for name, value in zip(_BACKLOG, values, strict=True) if value is not None}
+    known["ahead"] = tuple((priority, share) for priority, share in known["ahead"])
+    known["margins"] = tuple(known["margins"])
+    return Backlog(at=-age, good_until=inf, **known)

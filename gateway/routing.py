@@ -9,8 +9,8 @@ The server, `policy explain`, `replay`, `simulate` and the tests call the same `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from math import inf
 
@@ -23,7 +23,7 @@ from gateway.estimate import (
     per_token_ms,
 )
 from gateway.gates import gate, static_gate
-from gateway.policy import AUTO, Policy, Require, Rule, Slo
+from gateway.policy import AUTO, TIMES, Asked, Policy, Require, Rule, Slo
 from gateway.refusal import refusal
 from gateway.types import (
     NUSD_PER_USD,
@@ -39,9 +39,6 @@ from gateway.types import (
     Snapshot,
     usd,
 )
-
-# What is asked of a time: whose it is, who asks, and milliseconds at the 95th percentile.
-_Asked = tuple[str, str, float]
 
 
 def decide(policy: Policy, facts: RequestFacts, snapshot: Snapshot) -> Decision:
@@ -81,26 +78,69 @@ def matching_rules(policy: Policy, facts: RequestFacts, snapshot: Snapshot) -> I
     yield policy.default
 
 
+@dataclass(slots=True)
+class _Question:
+    """What is asked of every candidate of a rule."""
+
+    facts: RequestFacts
+    now: float
+    priority: int
+    require: Require | None
+    asked: tuple[Asked, ...]
+    unknown_is_unmet: bool
+
+    def predicted(self, deployment: Deployment, status: DeploymentStatus) -> Candidate:
+        facts = self.facts
+        prompt = facts.prompt.about(deployment.tokenizer)
+        output = likely_output(deployment, facts)
+        cost = None if deployment.price is None else deployment.price.of(prompt, output)
+        first = first_token_ms(deployment, status, prompt, self.priority, self.now)
+        each = per_token_ms(deployment, status, self.now)
+        total = None if first is None or each is None else first + each * max(0, output // facts.n - 1)
+        engine_s, congestion = None, 0
+        if status.backlog is not None:
+            engine_s = engine_seconds(status.backlog, prompt, output)
+            congestion = congestion_nusd(status, engine_s)
+        note = "" if self.require is None else self._unmet(self.require, cost, (first, total, each))
+        return Candidate(deployment.name, cost, first, not note, note, congestion, total, each, engine_s)
+
+    def _unmet(self, require: Require, cost: int | None, times: Sequence[float | None]) -> str:
+        """What of the rule's requirement is predicted not to be met; empty where all is."""
+        unmet = []
+        cap = require.cost_at_most_nusd
+        if cap is not None and (self.unknown_is_unmet if cost is None else cost > cap):
+            unmet.append(f"cost {'unknown' if cost is None else usd(cost) + ' USD'}, required at most {usd(cap)} USD")
+        for which, who, limit in self.asked:
+            time = times[which]
+            if self.unknown_is_unmet if time is None else time > limit:
+                told = "not measured" if time is None else f"{time:.0f} ms"
+                unmet.append(f"{TIMES[which]} p95 {told}, {who} requires {limit:g} ms")
+        return "; ".join(unmet) if unmet else ""
+
+
 def _weigh(policy: Policy, rule: Rule, facts: RequestFacts, permit: Permit, snapshot: Snapshot) -> Decision:
     candidates: list[Candidate] = []
     rejections: list[Rejection] = []
-    slo = facts.slo or rule.slo
-    priority = policy.priority(slo, permit)
-    slo_class = policy.slo[slo] if slo is not None else None
-    asked = _asked(rule.require, slo_class)
+    require = rule.require
+    name = facts.slo or rule.slo
+    slo = policy.slo[name] if name is not None else None
+    priority = policy.priority(name, permit)
+    asked = () if require is None else slo.asks + require.asks if slo is not None and require.slo_met else require.asks
+    question = _Question(facts, snapshot.now, priority, require, asked, rule.unknown == "ineligible")
     for name in rule.candidates:
         deployment, status = policy.deployments[name], snapshot.deployments[name]
         rejection = gate(deployment, facts, permit, status)
         if rejection is None:
-            candidate = _predicted(deployment, status, facts, priority, snapshot.now, rule, asked)
+            candidate = question.predicted(deployment, status)
             candidates.append(candidate if permit.allows(deployment.zone) else _masked(candidate))
         else:
             rejections.append(rejection)
-    if rule.match is not None:  # why a rule for long prompts matched belongs to why nothing else may answer
+    if rule.match is not None and rule.match.does_not_fit:
+        # Why a rule for long prompts matched belongs to why nothing else may answer.
         for name in sorted(rule.match.does_not_fit.difference(rule.candidates)):
             rejection = static_gate(policy.deployments[name], facts, permit)
             rejections += [rejection] if rejection is not None else []
-    if rule.require is not None and rule.otherwise == "reject":
+    if require is not None and rule.otherwise == "reject":
         rejections += [Rejection(c.deployment, "require", c.note) for c in candidates if not c.meets]
         candidates = [candidate for candidate in candidates if candidate.meets]
     return Decision(
@@ -110,86 +150,22 @@ def _weigh(policy: Policy, rule: Rule, facts: RequestFacts, permit: Permit, snap
         tuple(rejections),
         facts.labels,
         policy.hash,
-        slo,
+        slo.name if slo is not None else None,
         rule.timeouts,
         priority,
-        _first_token_by_ms(rule.require, slo_class),
+        _first_token_by_ms(require, slo),
     )
 
 
-def _asked(require: Require | None, slo: Slo | None) -> list[_Asked]:
-    """The times that a rule requires: those of the class where it is to be met, and the rule's own."""
-    if require is None:
-        return []
-    asked: list[tuple[str, str, float | None]] = []
-    if slo is not None and require.slo_met:
-        asked += [
-            ("first token", slo.name, slo.first_token_p95_ms),
-            ("whole answer", slo.name, slo.total_p95_ms),
-            ("each token", slo.name, slo.per_token_p95_ms),
-        ]
-    asked += [
-        ("first token", "the rule", require.first_token_at_most_ms),
-        ("whole answer", "the rule", require.total_at_most_ms),
-        ("each token", "the rule", require.per_token_at_most_ms),
-    ]
-    return [(what, who, limit) for what, who, limit in asked if limit is not None]
-
-
 def _first_token_by_ms(require: Require | None, slo: Slo | None) -> float | None:
-    by = [slo.first_token_p95_ms if slo is not None else None]
-    by.append(require.first_token_at_most_ms if require is not None else None)
-    return min((limit for limit in by if limit is not None), default=None)
-
-
-def _predicted(
-    deployment: Deployment,
-    status: DeploymentStatus,
-    facts: RequestFacts,
-    priority: int,
-    now: float,
-    rule: Rule,
-    asked: list[_Asked],
-) -> Candidate:
-    prompt = facts.prompt.about(deployment.tokenizer)
-    output = likely_output(deployment, facts)
-    cost = None if deployment.price is None else deployment.price.of(prompt, output)
-    first = first_token_ms(deployment, status, prompt, priority, now)
-    each = per_token_ms(deployment, status, now)
-    total = None if first is None or each is None else first + each * max(0, output // facts.n - 1)
-    engine_s, congestion = None, 0
-    if status.backlog is not None:
-        engine_s = engine_seconds(status.backlog, prompt, output)
-        congestion = congestion_nusd(status, engine_s)
-    note = ""
-    if rule.require is not None:
-        predicted = {"first token": first, "whole answer": total, "each token": each}
-        note = _unmet(rule, rule.require, asked, cost, predicted)
-    return Candidate(deployment.name, cost, first, not note, note, congestion, total, each, engine_s)
-
-
-def _unmet(
-    rule: Rule, require: Require, asked: list[_Asked], cost: int | None, predicted: Mapping[str, float | None]
-) -> str:
-    """What of the rule's requirement is predicted not to be met; empty where all is."""
-    unmet = []
-    cap = require.cost_at_most_nusd
-    if cap is not None and (cost > cap if cost is not None else rule.unknown == "ineligible"):
-        unmet.append(f"cost {'unknown' if cost is None else usd(cost) + ' USD'}, required at most {usd(cap)} USD")
-    for what, who, limit in asked:
-        told = predicted[what]
-        if told > limit if told is not None else rule.unknown == "ineligible":
-            unmet.append(f"{what} p95 {_ms(told)}, {who} requires {limit:g} ms")
-    return "; ".join(unmet)
-
-
-def _ms(predicted: float | None) -> str:
-    return "not measured" if predicted is None else f"{predicted:.0f} ms"
+    limit = slo.first_token_p95_ms if slo is not None else None
+    own = require.first_token_at_most_ms if require is not None else None
+    return limit if own is None else own if limit is None else min(limit, own)
 
 
 def _masked(candidate: Candidate) -> Candidate:
     """The candidate with a note that it gets the request masked."""
-    return replace(candidate, note="; ".join(filter(None, ("masked", candidate.note))))
+    return candidate._replace(note="; ".join(filter(None, ("masked", candidate.note))))
 
 
 def _ranked(candidates: list[Candidate], rule: Rule, facts: RequestFacts, draw: float) -> tuple[Candidate, ...]:
@@ -199,14 +175,16 @@ def _ranked(candidates: list[Candidate], rule: Rule, facts: RequestFacts, draw: 
         return tuple(candidates)
     drawn = _drawn(rule, facts, draw) if rule.weights else None
     otherwise = "marginal_cost" if rule.otherwise == "cheapest" else "first_token"
-    keys = []
+    keys: list[tuple[bool, float, int]] = []
     for index, candidate in enumerate(candidates):
-        if candidate.deployment == drawn and candidate.meets:
+        if not candidate.meets:
+            keys.append((True, _value(candidate, otherwise, rule), index))
+        elif candidate.deployment == drawn:
             keys.append((False, -inf, index))
         else:
-            order = rule.order_by if candidate.meets else otherwise
-            keys.append((not candidate.meets, _value(candidate, order, rule), index))
-    return tuple(candidates[index] for _, _, index in sorted(keys))
+            keys.append((False, _value(candidate, rule.order_by, rule), index))
+    keys.sort()
+    return tuple([candidates[key[2]] for key in keys])
 
 
 def _value(candidate: Candidate, order: str, rule: Rule) -> float:

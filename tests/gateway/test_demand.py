@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import inf
 
 import pytest
@@ -67,10 +66,10 @@ CLOUD = Candidate("cloud", 1100, 300.0, True)
     [
         ((HOME, CLOUD), 2000.0),
         ((HOME,), inf),
-        ((HOME, replace(CLOUD, meets=False)), inf),
-        ((replace(HOME, meets=False), CLOUD), 2000.0),
-        ((replace(HOME, meets=False), replace(CLOUD, meets=False)), 2000.0),
-        ((HOME, replace(CLOUD, cost_nusd=None)), None),
+        ((HOME, CLOUD._replace(meets=False)), inf),
+        ((HOME._replace(meets=False), CLOUD), 2000.0),
+        ((HOME._replace(meets=False), CLOUD._replace(meets=False)), 2000.0),
+        ((HOME, CLOUD._replace(cost_nusd=None)), None),
         ((HOME, CLOUD, Candidate("near", 200, 60.0, True, congestion_nusd=400)), 1000.0),
     ],
 )
