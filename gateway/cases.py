@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, create_model
 
 from gateway.errors import GatewayError
 from gateway.explain import explanation
@@ -19,6 +19,7 @@ from gateway.labels import Scanner
 from gateway.policy import Policy
 from gateway.policyfile.entries import Checked, Report, check, suggestion
 from gateway.policyfile.entries import subject_of as subject_of
+from gateway.policyfile.schema import schema_of
 from gateway.policyfile.shapes import Shape
 from gateway.policyfile.tree import Place, Problem, parse
 from gateway.policyfile.values import Nusd, OrAlone, Seconds, Text, Version, Word, Words
@@ -43,6 +44,22 @@ Status = Annotated[int, BeforeValidator(_status)]
 class ExpectShape(Shape):
     """What a case expects. What is not stated is not looked at."""
 
+    meanings: ClassVar[Mapping[str, str]] = {
+        "deployment": "The request goes there first.",
+        "deployments": "These are the candidates, in this order.",
+        "rule": "That rule decides.",
+        "labels": "The request has these labels and no others.",
+        "status": "The status of the answer; 200 where a deployment may answer.",
+        "code": "The code of the error.",
+        "rejected": "Each of these deployments was removed by that gate.",
+        "not": "None of these is a candidate.",
+        "zones": "Every candidate is in one of these zones.",
+        "meets": "Whether the first candidate is predicted to meet what the rule requires.",
+        "masked": "Whether the first candidate gets the request masked.",
+        "cost_at_most": "The first candidate is predicted to cost no more.",
+        "first_token_at_most": "The first candidate is predicted to begin within this time.",
+    }
+
     deployment: Text | None = None
     deployments: Names | None = None
     rule: Text | None = None
@@ -61,6 +78,13 @@ class ExpectShape(Shape):
 class CaseShape(Shape):
     required = ("name", "expect")
 
+    meanings: ClassVar[Mapping[str, str]] = {
+        "name": "What reports call it.",
+        "request": "What is asked; a greeting without it.",
+        "state": "The fleet that it meets, laid over that of the file.",
+        "expect": "What must be so. What is not stated is not looked at.",
+    }
+
     name: Text | None = None
     request: RequestShape | None = None
     state: StateShape | None = None
@@ -70,11 +94,27 @@ class CaseShape(Shape):
 class CasesShape(Shape):
     required = ("version", "policy", "cases")
 
+    meanings: ClassVar[Mapping[str, str]] = {
+        "version": "The version of the language: 1.",
+        "policy": "The policy, relative to this file.",
+        "environment": "Variables that its files are read with.",
+        "state": "What the state of every case is laid over.",
+        "cases": "Requests, and what is expected of the decision.",
+    }
+
     version: Version | None = None
     policy: Text | None = None
     environment: dict[Text, str] | None = None
     state: StateShape | None = None
     cases: list[Any] | None = None
+
+
+_CASES = create_model("CasesShape", __base__=CasesShape, cases=(list[CaseShape] | None, None))
+
+
+def cases_schema() -> dict[str, Any]:
+    """The JSON Schema of a file of cases."""
+    return schema_of(_CASES, "Cases of a Hybridgate policy")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import orjson
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -21,7 +21,18 @@ from gateway.labels import Scanner
 from gateway.masking import Masker
 from gateway.policy import DATA_CLASS_HEADER, Policy
 from gateway.policyfile.shapes import Shape
-from gateway.policyfile.values import HeaderName, HeaderValue, Nusd, Seconds, Sentence, Text, Tokens, Word, Words
+from gateway.policyfile.values import (
+    HeaderName,
+    HeaderValue,
+    Nusd,
+    Seconds,
+    Sentence,
+    Text,
+    Tokens,
+    Word,
+    Words,
+    between,
+)
 from gateway.tokens import count as count_tokens
 from gateway.types import (
     Caller,
@@ -71,13 +82,20 @@ def _whole(value: Any) -> int:
 
 
 Moment = Annotated[str, AfterValidator(_moment)]
-Share = Annotated[float, BeforeValidator(_share)]
-Draw = Annotated[float, BeforeValidator(_draw)]
-Whole = Annotated[int, BeforeValidator(_whole)]
+Share = Annotated[float, BeforeValidator(_share), between(0, 1)]
+Draw = Annotated[float, BeforeValidator(_draw), between(0, 1)]
+Whole = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
 
 
 class KeyShape(Shape):
     """The caller's key."""
+
+    meanings: ClassVar[Mapping[str, str]] = {
+        "id": "The id of the key.",
+        "tenant": "Whose it is.",
+        "tags": "Its tags.",
+        "deployments": "The deployments that it may use; all without it.",
+    }
 
     id: Word | None = None
     tenant: Word | None = None
@@ -87,6 +105,25 @@ class KeyShape(Shape):
 
 class RequestShape(Shape):
     """A chat request: `text` alone, or `messages`, or a whole `body`; the rest is laid over it."""
+
+    meanings: ClassVar[Mapping[str, str]] = {
+        "text": "The prompt of one user message.",
+        "messages": "The messages.",
+        "body": "A whole body.",
+        "model": "The model asked for; auto without it.",
+        "max_tokens": "The most tokens that the answer may have.",
+        "prompt_tokens": "How long the prompt counts, whatever its text.",
+        "stream": "Whether the answer is streamed.",
+        "tools": "Adds a tool.",
+        "images": "Adds a picture.",
+        "schema": "Asks for structured output.",
+        "slo": "The latency class asked for.",
+        "tags": "The tags of the request.",
+        "data_class": "The header x-data-class.",
+        "max_cost": "The cost cap of the caller, such as 0.01 USD.",
+        "headers": "Any other headers.",
+        "key": "The key of the caller.",
+    }
 
     text: Sentence | None = None
     messages: Annotated[list[Any], Field(min_length=1)] | None = None
@@ -109,6 +146,15 @@ class RequestShape(Shape):
 class StatusShape(Shape):
     """What is known of one deployment."""
 
+    meanings: ClassVar[Mapping[str, str]] = {
+        "down": "Why it does not answer.",
+        "in_flight": "Requests that it answers now.",
+        "busy": "The share of its capacity in use, 0 to 1.",
+        "first_token_p95": "Its first tokens, as measured.",
+        "per_token_p95": "Its time for each further token, as measured.",
+        "context_window": "The window of its engine.",
+    }
+
     down: Sentence | None = None
     in_flight: Whole | None = None
     busy: Share | None = None
@@ -119,6 +165,14 @@ class StatusShape(Shape):
 
 class StateShape(Shape):
     """The fleet at one moment. What is not stated is up, configured and not measured."""
+
+    meanings: ClassVar[Mapping[str, str]] = {
+        "time": "The moment, such as 2026-03-02T09:30+01:00; a Wednesday at noon without it.",
+        "draw": "Chance, from 0 to below 1; 0 without it.",
+        "down": "Deployments that do not answer.",
+        "unconfigured": "Deployments whose key or address is not set.",
+        "deployments": "What is known of each deployment.",
+    }
 
     time: Moment | None = None
     draw: Draw | None = None

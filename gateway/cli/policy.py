@@ -6,12 +6,13 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import orjson
 import typer
 from rich.console import Console
 
+from gateway.cases import cases_schema
 from gateway.cli import replay, testing
 from gateway.cli.terminal import PolicyPath, fail, loaded, policy_path, table
 from gateway.errors import GatewayError
@@ -22,6 +23,7 @@ from gateway.loading import load_policy
 from gateway.masking import Masker
 from gateway.policy import Policy
 from gateway.policyfile import PolicyErrors
+from gateway.policyfile.schema import deployments_schema, policy_schema
 from gateway.routing import decide
 from gateway.tokens import count as count_tokens
 from gateway.types import Caller, Deployment, DeploymentStatus, Price, RequestFacts, Snapshot, usd
@@ -129,6 +131,15 @@ def explain(
         sys.stdout.write(orjson.dumps(told, option=orjson.OPT_INDENT_2).decode() + "\n")
         return
     _print_explanation(told)
+
+
+@commands.command()
+def schema(
+    of: Annotated[Literal["policy", "deployments", "cases"], typer.Argument(help="Of which files.")] = "policy",
+) -> None:
+    """Print the JSON Schema of the policy files, for editors."""
+    made = {"policy": policy_schema, "deployments": deployments_schema, "cases": cases_schema}[of]()
+    sys.stdout.write(orjson.dumps(made, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
 def _body(text: str, request: str, model: str, max_tokens: int | None) -> bytes:

@@ -114,6 +114,17 @@ class PolicyShape(Shape):
 
     required = ("version", "deployments", "default")
 
+    meanings: ClassVar[Mapping[str, str]] = {
+        "version": "The version of the language: 1.",
+        "deployments": "The deployments file, relative to this one.",
+        "labels": "Facts about the data of a request, by name. Any one item of a label raises it.",
+        "patterns": "Detectors of your own, by name: RE2 patterns that labels may detect.",
+        "invariants": "What must never happen. All that match apply, and nothing relaxes them.",
+        "slo": "Latency classes that callers name with x-hybridgate-slo.",
+        "rules": "What is preferred. Read top down; the first that matches decides.",
+        "default": "The rule for every request that no other matches.",
+    }
+
     version: Version | None = None
     deployments: Text | None = None
     labels: dict[Label, Any] | None = None
@@ -131,6 +142,12 @@ class LabelItemShape(Shape):
     )
     not_built = frozenset({"classifier"})
 
+    meanings: ClassVar[Mapping[str, str]] = {
+        "detects": "Detectors and patterns: one that fires on some string of the body is enough.",
+        "header": "Headers with values: one that a request sends is enough.",
+        "key_tag": "Tags of the key of a caller.",
+    }
+
     detects: Words | None = None
     header: dict[HeaderName, HeaderValues] | None = None
     key_tag: Words | None = None
@@ -139,6 +156,10 @@ class LabelItemShape(Shape):
 class LabelShape(Shape):
     required = ("any",)
     hints: ClassVar[Mapping[str, str]] = LabelItemShape.hints
+
+    meanings: ClassVar[Mapping[str, str]] = {
+        "any": "Items of which one is enough.",
+    }
 
     any: Annotated[list[LabelItemShape], Field(min_length=1)] | None = None
 
@@ -150,6 +171,12 @@ class InvariantWhenShape(Shape):
         "an invariant looks at any_label, tenant and key_tag, which nobody can take off a request",
     )
 
+    meanings: ClassVar[Mapping[str, str]] = {
+        "any_label": "The request has one of these labels.",
+        "tenant": "The key is of one of these tenants.",
+        "key_tag": "The key has one of these tags.",
+    }
+
     any_label: Words | None = None
     tenant: Words | None = None
     key_tag: Words | None = None
@@ -159,6 +186,13 @@ class InvariantShape(Shape):
     required = ("name", "when", "stay_in")
     not_built = frozenset({"resume"})
 
+    meanings: ClassVar[Mapping[str, str]] = {
+        "name": "What messages call it.",
+        "when": "Whom it concerns: all keys must hold, in a list any one item.",
+        "stay_in": "The zones that such a request never leaves.",
+        "mask": "Labels: what detectors found for them may leave these zones as placeholders instead.",
+    }
+
     name: Title | None = None
     when: InvariantWhenShape | None = None
     stay_in: Words | None = None
@@ -167,6 +201,12 @@ class InvariantShape(Shape):
 
 class SloShape(Shape):
     never_empty = True
+
+    meanings: ClassVar[Mapping[str, str]] = {
+        "first_token_p95": "Of 100 answers 95 begin within this time.",
+        "total_p95": "Of 100 answers 95 are whole within this time.",
+        "per_token_p95": "Of 100 answers 95 take at most this time for each token after the first.",
+    }
 
     first_token_p95: Seconds | None = None
     total_p95: Seconds | None = None
@@ -183,12 +223,23 @@ class TokenRangeShape(Shape):
     never_empty = True
     hints: ClassVar[Mapping[str, str]] = _SIDES
 
+    meanings: ClassVar[Mapping[str, str]] = {
+        "at_least": "From here on.",
+        "below": "Up to here, and without it.",
+    }
+
     at_least: Tokens | None = None
     below: Tokens | None = None
 
 
 class LoadShape(Shape):
     hints: ClassVar[Mapping[str, str]] = _SIDES
+
+    meanings: ClassVar[Mapping[str, str]] = {
+        "at_least": "From here on.",
+        "below": "Up to here, and without it.",
+        "unknown": "Whether a deployment that does not say how busy it is counts as in the range.",
+    }
 
     at_least: Share | None = None
     below: Share | None = None
@@ -197,6 +248,13 @@ class LoadShape(Shape):
 
 class TimeShape(Shape):
     required = ("zone",)
+
+    meanings: ClassVar[Mapping[str, str]] = {
+        "zone": "A time zone, such as Europe/Berlin or UTC.",
+        "days": "Days on which it begins, such as mon-fri; every day without it.",
+        "from": "From this time of day on, such as 08:00 in quotes.",
+        "to": "Up to this time of day; past midnight where that is not later.",
+    }
 
     zone: Zone | None = None
     days: Days | None = None
@@ -207,6 +265,29 @@ class TimeShape(Shape):
 class WhenShape(Shape):
     never_empty = True
     hints: ClassVar[Mapping[str, str]] = {"headers": "it is called `header`", "label": "it is called `any_label`"}
+
+    meanings: ClassVar[Mapping[str, str]] = {
+        "any_label": "The request has one of these labels.",
+        "does_not_fit": "Prompt and answer do not fit the window of one of these deployments.",
+        "fits": "Prompt and answer fit the window of one of these deployments.",
+        "prompt_tokens": "The size of the prompt, as the first candidate of the rule counts.",
+        "max_tokens": "The most tokens that the caller allows for the answer.",
+        "model": "The name asked for matches one of these patterns: * any characters, ? one, [ab] one of these.",
+        "tenant": "The key is of one of these tenants.",
+        "key_tag": "The key has one of these tags.",
+        "tag": "The request has one of these tags, in x-hybridgate-tags.",
+        "header": "Each of these headers has one of its values.",
+        "slo": "The caller named one of these latency classes.",
+        "stream": "Whether the answer is streamed.",
+        "tools": "Whether tools are offered.",
+        "images": "Whether the request holds images.",
+        "schema": "Whether structured output is asked for.",
+        "local_load": "How much of the capacity of each of these deployments is in use.",
+        "time": "The time of day and of the week, by the clocks of a place.",
+        "any": "Further conditions of which one must hold.",
+        "all": "Further conditions that must all hold.",
+        "not": "Further conditions that must not all hold.",
+    }
 
     any_label: Words | None = None
     does_not_fit: Words | None = None
@@ -233,6 +314,14 @@ class WhenShape(Shape):
 class RequireShape(Shape):
     never_empty = True
 
+    meanings: ClassVar[Mapping[str, str]] = {
+        "slo": "The latency class of the request is met.",
+        "cost_at_most": "What the request costs, such as 0.01 USD.",
+        "first_token_at_most": "When the answer begins.",
+        "total_at_most": "When the answer is whole.",
+        "per_token_at_most": "The time for each token after the first.",
+    }
+
     slo: Literal["met"] | None = None
     cost_at_most: Nusd | None = None
     first_token_at_most: Seconds | None = None
@@ -242,6 +331,12 @@ class RequireShape(Shape):
 
 class OrderWeightsShape(Shape):
     never_empty = True
+
+    meanings: ClassVar[Mapping[str, str]] = {
+        "marginal_cost": "Weight of a dollar.",
+        "first_token": "Weight of a second to the first token.",
+        "total_latency": "Weight of a second of the whole answer.",
+    }
 
     marginal_cost: Weight | None = None
     first_token: Weight | None = None
@@ -264,6 +359,20 @@ class DefaultShape(Shape):
         "mask": "it belongs in an invariant",
     }
 
+    meanings: ClassVar[Mapping[str, str]] = {
+        "candidates": "Deployments that may answer, each once.",
+        "weights": "Chance puts one of these candidates first, each with its share of the sum.",
+        "sticky": "What all has the same draw of the weights; a request without it.",
+        "require": "Ranks first what is predicted to meet all of it; removes none.",
+        "unknown": "Whether what has not been measured counts as meeting the requirement; ineligible without it.",
+        "otherwise": "The order of those that do not meet the requirement; fastest without it.",
+        "order_by": "The order of those that do; as listed without it.",
+        "protected": "What happens where an invariant leaves no candidate: 403, or the next rule.",
+        "slo": "The latency class of requests that name none.",
+        "timeouts": "Instead of those of the deployments.",
+        "because": "A sentence for the decision record.",
+    }
+
     candidates: Words | None = None
     weights: dict[Text, Weight] | None = None
     sticky: Sticky | None = None
@@ -280,6 +389,12 @@ class DefaultShape(Shape):
 class RuleShape(DefaultShape):
     required = ("name", "candidates")
     hints: ClassVar[Mapping[str, str]] = {"mask": "it belongs in an invariant"}
+
+    meanings: ClassVar[Mapping[str, str]] = {
+        **DefaultShape.meanings,
+        "name": "A client may ask for it as a model, and so enters there.",
+        "when": "All keys must hold, in a list any one item; without it, all requests match.",
+    }
 
     name: Title | None = None
     when: WhenShape | None = None

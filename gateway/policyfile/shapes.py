@@ -35,13 +35,15 @@ from gateway.types import BackendKind, Capability, LoadKind
 
 class Shape(BaseModel):
     """A mapping of the language. `required` keys must be stated, `never_empty` says that some must be; `not_built` are
-    keys that are designed and not there yet, `hints` what is said of others that are not there."""
+    keys that are designed and not there yet, `hints` what is said of others that are not there. `meanings` are what an
+    editor says of the keys."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     required: ClassVar[tuple[str, ...]] = ()
     never_empty: ClassVar[bool] = False
     not_built: ClassVar[frozenset[str]] = frozenset()
     hints: ClassVar[Mapping[str, str]] = {}
+    meanings: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
@@ -50,6 +52,8 @@ class Shape(BaseModel):
             described["required"] = list(cls.required)
         if cls.never_empty:
             described["minProperties"] = 1
+        for key, field in described.get("properties", {}).items():
+            field["description"] = cls.meanings[key]
         return described
 
 
@@ -60,6 +64,14 @@ class DeploymentsShape(Shape):
 
     required = ("version", "deployments")
 
+    meanings: ClassVar[Mapping[str, str]] = {
+        "version": "The version of the language: 1.",
+        "deployments": "What exists, by name.",
+        "models": (
+            "Names that clients already use: each stands for `auto` (the policy decides), a deployment or a rule."
+        ),
+    }
+
     version: Version | None = None
     deployments: dict[Word, Any] | None = None
     models: dict[Title, Text] | None = None
@@ -67,6 +79,12 @@ class DeploymentsShape(Shape):
 
 class TokenPriceShape(Shape):
     required = ("input", "output")
+
+    meanings: ClassVar[Mapping[str, str]] = {
+        "input": "Of the prompt.",
+        "output": "Of the answer.",
+        "cached_input": "Of the part of a prompt that was cached; without it, as the rest.",
+    }
 
     input: Dollars | None = None
     output: Dollars | None = None
@@ -76,12 +94,42 @@ class TokenPriceShape(Shape):
 class TokenRateShape(Shape):
     required = ("input", "output")
 
+    meanings: ClassVar[Mapping[str, str]] = {
+        "input": "Of the prompt.",
+        "output": "Of the answer.",
+    }
+
     input: Rate | None = None
     output: Rate | None = None
 
 
 class CostShape(Shape):
     """Either a price by the token, or hardware; and what comes on top of both. See policyfile/costing.py."""
+
+    meanings: ClassVar[Mapping[str, str]] = {
+        "usd_per_million_tokens": "A price by the token.",
+        "hardware": "Of the catalog: v100-32gb, a100-40gb, a100-80gb, h100-80gb, h200, tpu-v4 or cpu-host.",
+        "count": "Devices; 1 without it.",
+        "usd_per_hour": "Rent of one device, power included; the on-demand rate of the catalog without it.",
+        "spot": "Take the spot rate of the catalog.",
+        "capacity": (
+            "elastic: hours are given back when they are not needed. fixed: they are paid either way, so that "
+            "one more request costs nothing more."
+        ),
+        "purchase_usd": "Price of one device with its share of the machine.",
+        "amortised_over": "Years that it is written off over, such as 4y.",
+        "maintenance": "Share of the purchase price a year, such as 0.05.",
+        "electricity_usd_per_kwh": "Price of energy.",
+        "pue": "Power of the site over power of its machines: cooling and losses.",
+        "host_usd_per_hour": "What the host costs on top.",
+        "storage_usd_per_month": "What storage costs on top.",
+        "utilization": "Share of hours that are busy; the bill is inversely proportional to it.",
+        "tokens_per_s": "What a busy engine does, as measured; the roofline says without it.",
+        "load_balancer_usd_per_month": "What the load balancer costs on top.",
+        "monitoring_usd_per_month": "What monitoring costs on top.",
+        "data_transfer_usd_per_gb": "What it costs to send prompts out.",
+        "tokens_per_month": "What monthly costs are shared out over.",
+    }
 
     usd_per_million_tokens: TokenPriceShape | None = None
 
@@ -109,6 +157,13 @@ class CostShape(Shape):
 class TimeoutsShape(Shape):
     never_empty = True
 
+    meanings: ClassVar[Mapping[str, str]] = {
+        "connect": "To open the connection.",
+        "first_token": "From sending the request to the first token.",
+        "idle": "Between two chunks of a stream.",
+        "total": "The whole answer.",
+    }
+
     connect: Seconds | None = None
     first_token: Seconds | None = None
     idle: Seconds | None = None
@@ -119,6 +174,27 @@ class DeploymentShape(Shape):
     not_built = frozenset({"draft", "limits", "mask", "weight"})
     hints: ClassVar[Mapping[str, str]] = {"api_base": "the address is called `url` for every backend"}
     required = ("backend", "model", "zone")
+
+    meanings: ClassVar[Mapping[str, str]] = {
+        "backend": (
+            "local: the engine of this project. openai: any server on the OpenAI wire. litellm: a cloud provider."
+        ),
+        "model": "What the backend calls it; for litellm with the provider, as in openai/gpt-4o-mini.",
+        "zone": (
+            "Where the data goes: any word, which invariants name. The engine that the gateway starts is on_premises."
+        ),
+        "url": "The address, up to and with its /v1.",
+        "api_key": "The name of an environment variable, as in ${OPENAI_API_KEY}; never the key itself.",
+        "context_window": "Tokens of prompt and answer, such as 128k or 8Ki.",
+        "default_max_tokens": "Tokens kept free for an answer whose length the caller does not limit.",
+        "capabilities": "What it can do besides text.",
+        "quantization": "How the engine holds its weights.",
+        "tokenizer": "What counts its tokens; bytes is safe and overestimates.",
+        "load": "How the engine behind `backend: openai` says how busy it is.",
+        "cost": "What its tokens cost: by the token, or hardware.",
+        "timeouts": "How long to wait.",
+        "ca_file": "A PEM file with the authorities to trust for an https address.",
+    }
 
     backend: BackendKind | None = None
     model: Text | None = None

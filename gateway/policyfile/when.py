@@ -161,9 +161,10 @@ class _Conditions:
             near = suggestion(name, self.names.deployments)
             yield self.entry.problem(f'deployment "{name}" is not defined{near}', *loc, key=True)
         deployment = self.names.deployments.get(name)
-        if deployment is not None and deployment.backend == "litellm":
-            message = f'"{_field(loc)}" is never known: a cloud provider does not tell its load'
-            yield self.entry.problem(message, *loc, key=True)
+        if deployment is not None and deployment.load is None and deployment.backend != "local":
+            cloud = deployment.backend == "litellm"
+            why = "a cloud provider does not tell its load" if cloud else 'the deployment has no "load"; state it'
+            yield self.entry.problem(f'"{_field(loc)}" is never known: {why}', *loc, key=True)
 
     def _time(self, stated: TimeShape, loc: Loc) -> Iterator[Problem]:
         keys, field = self._keys(loc), _field(loc)

@@ -13,9 +13,11 @@ from zoneinfo import ZoneInfo
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from gateway.policy import Invariant, Policy, permit
 from gateway.policyfile import PolicyErrors, compile_policy
+from gateway.policyfile.schema import deployments_schema, policy_schema
 from gateway.types import DeploymentStatus, RequestFacts, Snapshot, TokenCount
 
 DEPLOYMENTS = "version: 1\ndeployments:\n  local: {backend: local, model: demo, zone: on_premises}\n"
@@ -93,6 +95,9 @@ deployments:
 models: {gpt-4o: auto, gpt-4: chat}
 """
 
+POLICY_SCHEMA = Draft202012Validator(policy_schema())
+DEPLOYMENTS_SCHEMA = Draft202012Validator(deployments_schema())
+
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
@@ -164,9 +169,13 @@ def test_the_files_to_be_damaged_are_right() -> None:
 @given(damaged(VALID_POLICY), damaged(VALID_DEPLOYMENTS))
 @settings(max_examples=80, deadline=None)
 def test_whatever_the_files_hold_loading_ends_with_a_policy_or_problems(policy: str, deployments: str) -> None:
-    """No mistake is an exception of any other kind, and every problem has a place in one of the files."""
+    """No mistake is an exception of any other kind, and every problem has a place in one of the files. What loads is
+    right by the exported schemas as well."""
     found = problems(policy, deployments)
     assert all(line.startswith(("etc/policy.yaml:", "etc/deployments.yaml:")) for line in found)
+    if not found:
+        assert POLICY_SCHEMA.is_valid(yaml.safe_load(policy))
+        assert DEPLOYMENTS_SCHEMA.is_valid(yaml.safe_load(deployments))
 
 
 @given(st.text(max_size=60))
