@@ -33,6 +33,7 @@ def explanation(policy: Policy, facts: RequestFacts, snapshot: Snapshot, decisio
         "rule": decision.rule,
         "because": decision.because,
         "labels": sorted(decision.labels),
+        "slo": decision.slo,
         "prompt_tokens": {"estimate": facts.prompt.estimate, "at_most": facts.prompt.bound, **facts.prompt.exact},
         "deployment": decision.candidates[0].deployment if decision.candidates else None,
         "rules": [
@@ -44,7 +45,10 @@ def explanation(policy: Policy, facts: RequestFacts, snapshot: Snapshot, decisio
                 "zone": policy.deployments[candidate.deployment].zone,
                 "cost_usd": _dollars(candidate.cost_nusd),
                 "bill_usd": _dollars(likely_bill(policy.deployments[candidate.deployment], facts)),
+                "congestion_usd": _dollars(candidate.congestion_nusd),
                 "first_token_p95_ms": candidate.first_token_ms,
+                "per_token_p95_ms": candidate.per_token_ms,
+                "total_p95_ms": candidate.total_ms,
                 "meets_requirement": candidate.meets,
                 "note": candidate.note,
             }

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from math import inf
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import orjson
@@ -20,7 +21,10 @@ from gateway.facts import Stated, facts_from
 from gateway.labels import Scanner
 from gateway.masking import Masker
 from gateway.policy import DATA_CLASS_HEADER, Policy
+from gateway.policyfile.entries import check
 from gateway.policyfile.shapes import Shape
+from gateway.policyfile.tree import Problem
+from gateway.policyfile.tree import parse as parse_yaml
 from gateway.policyfile.values import (
     HeaderName,
     HeaderValue,
@@ -35,6 +39,8 @@ from gateway.policyfile.values import (
 )
 from gateway.tokens import count as count_tokens
 from gateway.types import (
+    FORECAST_SIZES_MS,
+    Backlog,
     Caller,
     DeploymentStatus,
     RequestFacts,
@@ -45,6 +51,10 @@ from gateway.types import (
 from gateway.wire.chat import parse
 
 S = TypeVar("S", bound=Shape)
+
+# Of an engine whose queue is given and whose speed is not: about a 7B model on a large GPU.
+PREFILL_TOKENS_PER_S = 10_000
+DECODE_TOKENS_PER_S = 100
 
 TIME = "2026-01-07T12:00:00+00:00"  # a Wednesday
 
@@ -81,6 +91,13 @@ def _whole(value: Any) -> int:
     return value
 
 
+def _positive(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= 100_000_000:
+        raise ValueError("must be a whole number above 0")
+    return value
+
+
+Positive = Annotated[int, BeforeValidator(_positive), Field(ge=1)]
 Moment = Annotated[str, AfterValidator(_moment)]
 Share = Annotated[float, BeforeValidator(_share), between(0, 1)]
 Draw = Annotated[float, BeforeValidator(_draw), between(0, 1)]
@@ -143,6 +160,20 @@ class RequestShape(Shape):
     key: KeyShape | None = None
 
 
+class QueueShape(Shape):
+    """What an engine says of its work: prompt tokens that wait, and how fast it takes them in."""
+
+    meanings: ClassVar[Mapping[str, str]] = {
+        "tokens": "Prompt tokens that wait.",
+        "prefill_tokens_per_s": "Prompt tokens that it takes in a second.",
+        "decode_tokens_per_s": "Tokens that it makes in a second.",
+    }
+
+    tokens: Whole | None = None
+    prefill_tokens_per_s: Positive | None = None
+    decode_tokens_per_s: Positive | None = None
+
+
 class StatusShape(Shape):
     """What is known of one deployment."""
 
@@ -152,6 +183,7 @@ class StatusShape(Shape):
         "busy": "The share of its capacity in use, 0 to 1.",
         "first_token_p95": "Its first tokens, as measured.",
         "per_token_p95": "Its time for each further token, as measured.",
+        "queue": "What its engine says of its work.",
         "context_window": "The window of its engine.",
     }
 
@@ -160,6 +192,7 @@ class StatusShape(Shape):
     busy: Share | None = None
     first_token_p95: Seconds | None = None
     per_token_p95: Seconds | None = None
+    queue: QueueShape | None = None
     context_window: Tokens | None = None
 
 
@@ -179,6 +212,15 @@ class StateShape(Shape):
     down: Words | None = None
     unconfigured: Words | None = None
     deployments: dict[Word, StatusShape] | None = None
+
+
+def read(path: str, text: str, shape: type[S]) -> tuple[S | None, list[Problem]]:
+    """A file that holds one shape, or all that is wrong with it."""
+    root, problems = parse_yaml(path, text)
+    if root is None:
+        return None, problems
+    found = check(shape, root, "", problems.append)
+    return (None, problems) if problems else (found.shape, [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +335,20 @@ def snapshot_of(policy: Policy, state: StateShape) -> Snapshot:
             first_token_p95_ms=None if first_token is None else first_token * 1000,
             busy=status.busy,
             per_token_p95_ms=None if per_token is None else per_token * 1000,
+            backlog=None if status.queue is None else _backlog(status.queue),
         )
     wall = datetime.fromisoformat(state.time or TIME).timestamp()
     return Snapshot(now=0.0, draw=state.draw or 0.0, deployments=statuses, wall=wall)
+
+
+def _backlog(queue: QueueShape) -> Backlog:
+    decode = queue.decode_tokens_per_s or DECODE_TOKENS_PER_S
+    return Backlog(
+        at=0.0,
+        good_until=inf,
+        tokens=queue.tokens or 0,
+        prefill_tokens_per_s=queue.prefill_tokens_per_s or PREFILL_TOKENS_PER_S,
+        step_s=1 / decode,
+        margins=(1.0,) * (len(FORECAST_SIZES_MS) + 1),  # as if its forecasts had come true
+        decode_tokens_per_s=decode,
+    )

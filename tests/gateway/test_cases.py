@@ -16,7 +16,7 @@ from gateway.cases import CaseShape, CasesShape, ExpectShape, run
 from gateway.cli import main
 from gateway.policyfile.shapes import Shape
 from gateway.testing import Suite, as_json, files_of, junit, load, result_of
-from gateway.written import KeyShape, RequestShape, StateShape, StatusShape
+from gateway.written import KeyShape, QueueShape, RequestShape, StateShape, StatusShape
 
 DEPLOYMENTS = """
 version: 1
@@ -105,6 +105,12 @@ def differences(folder: Path, case: str) -> list[str]:
         f"request: {{body: {{messages: [{{role: user, content: {MAIL}}}]}}}}\nexpect: {{labels: [personal]}}",
         "request: {max_tokens: 10, prompt_tokens: 10}\nexpect: {cost_at_most: 0.000003 USD}",
         "expect: {masked: false}",
+        "request: {slo: fast, prompt_tokens: 100}\n"
+        "state: {deployments: {home: {queue: {tokens: 200, prefill_tokens_per_s: 10000, decode_tokens_per_s: 100}}}}\n"
+        "expect: {deployment: home, meets: true, first_token_at_most: 40ms}",
+        "request: {slo: fast, prompt_tokens: 100}\n"
+        "state: {deployments: {home: {queue: {tokens: 900}}, cloud: {first_token_p95: 45ms}}}\n"
+        "expect: {deployment: cloud, meets: true}",
     ],
 )
 def test_a_case_that_says_what_happens_passes(folder: Path, case: str) -> None:
@@ -268,7 +274,9 @@ def test_pytest_collects_the_cases(folder: Path) -> None:
     assert f"{path}:5: wrong\n  deployment: expected cloud, got home (cloud: zone: " in done.stdout
 
 
-@pytest.mark.parametrize("shape", [CasesShape, CaseShape, RequestShape, KeyShape, StateShape, StatusShape, ExpectShape])
+@pytest.mark.parametrize(
+    "shape", [CasesShape, CaseShape, RequestShape, KeyShape, StateShape, StatusShape, QueueShape, ExpectShape]
+)
 def test_every_key_is_documented(shape: type[Shape]) -> None:
     documented = set(re.findall(r"\w+", (Path(__file__).parents[2] / "policies" / "README.md").read_text()))
     assert {field.alias or name for name, field in shape.model_fields.items()} <= documented

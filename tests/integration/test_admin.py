@@ -17,6 +17,7 @@ import pytest
 
 from gateway.admin import admin_app
 from gateway.demo.providers import FakeProviders, serving
+from gateway.livestate import state_from
 from gateway.loading import load_policy
 from gateway.replaylog import replay
 from tests.running import running_from
@@ -64,6 +65,9 @@ def test_requests_are_counted_and_a_reload_tells_what_came_of_it(tmp_path: Path)
                 assert "hybridgate_policy_errors 1.0" in (await admin.get("/metrics")).text
                 assert (await admin.get("/readyz")).status_code == 200
                 assert (await admin.get("/livez")).status_code == 200
+                live = state_from((await admin.get("/state")).json())
+                assert live.policy_hash == g.gateway.policy_state.hash and live.unavailable == {"home": None}
+                assert live.statuses["home"].first_token_p95_ms and url not in (await admin.get("/state")).text
                 assert (await admin.post("/metrics")).status_code == 405
                 assert (await admin.post("/v1/chat/completions", json=BODY)).status_code == 404
 
