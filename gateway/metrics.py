@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from gateway.errors import EgressDenied
 from gateway.telemetry import Record
-from gateway.types import NUSD_PER_USD, Candidate, DeploymentStatus
+from gateway.types import NUSD_PER_USD, DeploymentStatus
 
 # Seconds. The bounds of the shipped classes (50 ms, 100 ms, 1 s) are bounds of buckets, so that the share of requests
 # within a class is a quotient of two series.
@@ -104,8 +104,15 @@ FORECASTS = Described(
     "hybridgate_first_token_forecasts_total",
     "counter",
     ("deployment", "result"),
-    "Streams whose first token was predicted: `within` the predicted 95th percentile or `above` it. 95 of 100 are "
-    "meant to be within.",
+    "Streams whose first token was predicted and came at the first attempt: `within` the predicted 95th percentile or "
+    "`above` it. 95 of 100 are meant to be within.",
+)
+SLO = Described(
+    "hybridgate_slo_requests_total",
+    "counter",
+    ("slo", "result"),
+    "Streams with a latency class: `met` where the first token came within what the class and the rule ask for, else "
+    "`missed`.",
 )
 UP = Described("hybridgate_deployment_up", "gauge", ("deployment", "zone"), "1 where the deployment can be called now.")
 IN_FLIGHT = Described(
@@ -147,6 +154,7 @@ METRICS = (
     FIRST_TOKEN,
     DURATION,
     FORECASTS,
+    SLO,
     UP,
     IN_FLIGHT,
     CIRCUIT_OPEN,
@@ -242,6 +250,7 @@ class Metrics(Collector):
         self._rows: dict[tuple[str, str, str], _Row] = {}
         self._labels: Counter[str] = Counter()
         self._failovers: Counter[str] = Counter()
+        self._classes: Counter[tuple[str, str]] = Counter()
         self._egress_denied = 0
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -282,7 +291,7 @@ class Metrics(Collector):
             row.prompt_tokens += usage.prompt_tokens
             row.cached_tokens += usage.cached_tokens
             row.completion_tokens += usage.completion_tokens
-        predicted = _predicted(record)
+        predicted = record.predicted
         if record.cost_nusd is not None:
             row.cost_nusd += record.cost_nusd
         if record.marginal_nusd is not None and predicted is not None and predicted.cost_nusd is not None:
@@ -290,11 +299,18 @@ class Metrics(Collector):
             row.predicted_nusd += predicted.cost_nusd
         if record.first_token_ms is not None:
             row.first_token.add(record.first_token_ms / 1000)
-            if predicted is not None and predicted.first_token_ms is not None:
+            self._classed(record, record.first_token_ms)
+            if predicted is not None and predicted.first_token_ms is not None and not record.failed:
                 if record.first_token_ms <= predicted.first_token_ms:
                     row.within += 1
                 else:
                     row.above += 1
+
+    def _classed(self, record: Record, first_token_ms: float) -> None:
+        decision = record.decision
+        if decision is not None and decision.slo is not None and decision.first_token_by_ms is not None:
+            met = first_token_ms <= decision.first_token_by_ms
+            self._classes[decision.slo, "met" if met else "missed"] += 1
 
     def collect(self) -> Iterator[Metric]:
         """All metrics, for a scrape."""
@@ -303,6 +319,7 @@ class Metrics(Collector):
         yield _counted(FAILOVERS, {(name,): count for name, count in self._failovers.items()})
         yield _counted(EGRESS_DENIED, {(): self._egress_denied})
         yield from self._by_deployment()
+        yield _counted(SLO, {(slo, result): count for (slo, result), count in self._classes.items()})
         policy, deployments = self._now()
         yield from _of_deployments(list(deployments))
         yield from _of_policy(policy)
@@ -325,16 +342,6 @@ class Metrics(Collector):
         yield _histogram(DURATION, {name: row.duration for name, row in sums.items()})
         results: dict[tuple[str, ...], int] = {(name, "within"): row.within for name, row in answered.items()}
         yield _counted(FORECASTS, results | {(name, "above"): row.above for name, row in answered.items()})
-
-
-def _predicted(record: Record) -> Candidate | None:
-    """What the decision had said of the deployment that answered."""
-    if record.decision is None:
-        return None
-    for candidate in record.decision.candidates:
-        if candidate.deployment == record.deployment:
-            return candidate
-    return None
 
 
 def _counted(metric: Described, values: Mapping[tuple[str, ...], float]) -> Metric:

@@ -26,7 +26,9 @@ def now() -> tuple[PolicyFigures, Iterable[DeploymentFigures]]:
 
 def record(deployment: str | None = "home", outcome: str = "ok", rule: str = "chat", **changed: object) -> Record:
     candidates = (Candidate("home", 100, 80.0, True), Candidate("cloud", 900, None, True))
-    decision = Decision(rule, "", candidates, (), frozenset({"personal"}), "0123456789ab")
+    decision = Decision(
+        rule, "", candidates, (), frozenset({"personal"}), "0123456789ab", slo="fast", first_token_by_ms=75.0
+    )
     made = Record("r", "d", decision=decision, deployment=deployment, outcome=outcome, total_ms=420.0)
     for name, value in changed.items():
         setattr(made, name, value)
@@ -66,6 +68,14 @@ def test_an_answered_request_is_counted_with_its_tokens_cost_and_times() -> None
     assert value(samples, "hybridgate_first_token_forecasts_total", deployment="home", result="within") == 1
     assert value(samples, "hybridgate_first_token_forecasts_total", deployment="home", result="above") == 1
     assert value(samples, "hybridgate_labelled_requests_total", label="personal") == 2
+    results = [value(samples, "hybridgate_slo_requests_total", slo="fast", result=r) for r in ("met", "missed")]
+    assert results == [1, 1]
+
+
+def test_a_failover_is_no_test_of_what_was_predicted() -> None:
+    metrics = Metrics(now)
+    metrics.request(record(failed=[Outcome(Attempt("cloud", 1), "reset")], first_token_ms=900.0))
+    assert value(scraped(metrics), "hybridgate_first_token_forecasts_total", deployment="home", result="above") == 0
 
 
 def test_failovers_refusals_and_what_the_door_stops_are_counted() -> None:
