@@ -1,5 +1,5 @@
 """Text as detectors read it: digits of any script as 0 to 9, compatibility forms as what they stand for (NFKC), all
-dashes as "-", characters that nobody sees left out.
+dashes as "-", characters that nobody sees left out, placeholders of what was masked as empty brackets.
 
 Owns the replacements, and where in the original each character of the result came from. Every cluster of the original
 (a character, or one with the marks that attach to it) is replaced by itself, so that both directions are exact. No
@@ -59,7 +59,8 @@ def _is_mark(character: str) -> bool:
 def _composing() -> set[str]:
     """Characters that may become one with what stands before them: the last ones of canonical compositions."""
     pairs = (unicodedata.decomposition(chr(code)).split() for code in _LOOKED_AT)
-    return {chr(int(pair[1], 16)) for pair in pairs if len(pair) == 2 and pair[0][0] != "<"} | set(map(chr, _JAMO))
+    found = {chr(int(pair[1], 16)) for pair in pairs if len(pair) == 2 and pair[0][0] != "<"} | set(map(chr, _JAMO))
+    return {character for character in found if character <= _LAST_OF_BMP}  # above, only signs of dead scripts
 
 
 def _ranges(characters: Iterable[str]) -> list[tuple[str, str]]:
@@ -80,7 +81,8 @@ def _class(characters: Iterable[str]) -> str:
 
 _COMPOSING = _composing()
 # An RE2 pattern that fires wherever folding changes anything.
-CHANGES = "[" + "".join(f"{first}-{last}" for first, last in _ranges({*_REPLACED, *_COMPOSING})) + "]"
+_PLACEHOLDER = r"\[[A-Z][A-Z_]*_[0-9]{1,6}\]"
+CHANGES = "[" + "".join(f"{first}-{last}" for first, last in _ranges({*_REPLACED, *_COMPOSING})) + f"]|{_PLACEHOLDER}"
 
 _MARKS = _class(_COMPOSING | set(filter(_is_mark, map(chr, _LOOKED_AT))))
 _COMPOSES = re.compile(f"[{_class(_COMPOSING)}]")
@@ -90,8 +92,17 @@ _SINGLES = re.compile(_SINGLE)
 _CLUSTERS = re.compile(f"([^{_MARKS}][{_MARKS}]{{1,{MOST_MARKS}}})[{_MARKS}]*|{_SINGLE}")
 
 
+_PLACEHOLDERS = re.compile(_PLACEHOLDER)
+_ALL = re.compile(f"{_CLUSTERS.pattern}|{_PLACEHOLDER}")
+
+
 def folded(text: str) -> str:
     """The text as detectors read it."""
+    return legible(_PLACEHOLDERS.sub("[]", text) if "[" in text else text)
+
+
+def legible(text: str) -> str:
+    """The same with placeholders as they are."""
     if text.isascii():
         return text
     return (_CLUSTERS if _COMPOSES.search(text) else _SINGLES).sub(_replacement, text)
@@ -101,6 +112,8 @@ def _replacement(found: re.Match[str]) -> str:
     cluster = found[0]
     if len(cluster) == 1:
         return _REPLACED.get(cluster, cluster)
+    if found[1] is None:
+        return "[]"
     return "".join(_REPLACED.get(part, part) for part in unicodedata.normalize("NFKC", found[1]))
 
 
@@ -116,7 +129,8 @@ class Aligned:
     @classmethod
     def of(cls, text: str) -> Aligned:
         """The same text as `folded` gives."""
-        if text.isascii():
+        masked = "[" in text and _PLACEHOLDERS.search(text) is not None
+        if text.isascii() and not masked:
             return cls(text.encode(), range(len(text)), range(1, len(text) + 1))
         parts: list[bytes] = []
         starts, ends = array("q"), array("q")
@@ -128,7 +142,8 @@ class Aligned:
             ends.extend([last] * len(encoded))
 
         position = 0
-        for found in (_CLUSTERS if _COMPOSES.search(text) else _SINGLES).finditer(text):
+        pattern = _ALL if masked else _CLUSTERS if _COMPOSES.search(text) else _SINGLES
+        for found in pattern.finditer(text):
             for place in range(position, found.start()):
                 add(text[place], place, place + 1)
             position = found.end()

@@ -1,42 +1,32 @@
 """What kinds of private data and secrets a text holds, and where.
 
-Owns the two passes over a text: one linear-time automaton over all patterns of all wanted kinds, then the checks of
-those that fired, of which there are a limited number. The detectors are rows of `detectors.py` and an operator's own
-patterns; both read text as `fold.py` leaves it. Refuses to repeat what was found.
+Owns the two passes over a text: automata over the hints of all wanted kinds, in linear time, then the detectors whose
+hints fired, as far as the work that a scan may take goes. The detectors are those of `detectors`, and an operator's own
+patterns; all read text as `fold.py` leaves it. Refuses to repeat what was found.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import re2
-
-from gateway.detectors import DETECTORS, Detector
+from gateway.automaton import Automaton, Search, pattern_problem, searcher
+from gateway.detectors import CLUES, DIGIT_KINDS, KINDS, ROWS, RUNS, Numbers, Row
+from gateway.detectors.base import Seen
 from gateway.fold import CHANGES, Aligned, encode, folded
 from gateway.types import UNSCANNABLE
 
-KINDS: frozenset[str] = frozenset(detector.kind for detector in DETECTORS)
+__all__ = ["KINDS", "Scanner", "Span", "pattern_problem", "placeholder"]
 
-# Bytes for the automaton's states: it forgets and rebuilds them when full, which is slow, never wrong.
-_MEMORY = 64 << 20
-_MEMORY_OF_ONE = 1 << 20  # of one pattern of an operator's own; RE2 refuses one that needs more
-
-# Candidates that are checked in one scan, at 10 to 40 µs each. What was not looked at may not pass, so a text with
-# more of them is `unscannable`.
-MOST_CANDIDATES = 20_000
-
-_HALF = "\u00bd"
+# The work of one scan, in groups of digits that are looked at; a candidate of a row counts as several. What was not
+# looked at may not pass, so a text that needs more is `unscannable`.
+MOST_WORK = 100_000
+_WORK_OF_CANDIDATE = 4
 _MOST_ROUNDS = 8
-# What tells that a pattern matches between characters: at either end of a word, and of a line.
-_PROBES = ("", "a", "a a", "1.\na", "é ")
 
-
-def placeholder(kind: str, number: int) -> str:
-    """What takes the place of the `number`th thing of a kind in a masked text: `[EMAIL_1]`. No detector finds it."""
-    return f"[{kind.upper()}_{number}]"
+_NOTHING: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,25 +38,9 @@ class Span:
     end: int
 
 
-def pattern_problem(pattern: str) -> str | None:
-    """Why an operator's pattern cannot be used, as the rest of a sentence that begins with its name; None where it
-    can."""
-    if pattern != encode(folded(pattern)).decode():
-        return (
-            "holds characters that texts are rid of before they are searched: write dashes as -, digits as 0 to 9, "
-            "and letters without typographic forms or invisible characters"
-        )
-    options = _options()
-    options.max_mem = _MEMORY_OF_ONE
-    try:
-        compiled = re2.compile(pattern, options)
-    except re2.error as error:
-        said = error.args[0] if error.args else ""
-        return f"is refused by RE2: {said.decode(errors='replace') if isinstance(said, bytes) else said}"
-    for probe in _PROBES:
-        if any(found.start() == found.end() for found in compiled.finditer(probe)):
-            return "matches the empty string, so it would be found in every text"
-    return None
+def placeholder(kind: str, number: int) -> str:
+    """What takes the place of the `number`th thing of a kind in a masked text: `[EMAIL_1]`. No detector finds it."""
+    return f"[{kind.upper()}_{number}]"
 
 
 class Scanner:
@@ -90,48 +64,39 @@ class Scanner:
             if problem := pattern_problem(pattern):
                 raise ValueError(f'pattern "{name}" {problem}')
         self.kinds = wanted
-        own = (Detector(name, pattern) for name, pattern in patterns.items())
-        self._detectors = tuple(detector for detector in (*DETECTORS, *own) if detector.kind in wanted)
-        options = _options()
-        self._patterns = [re2.compile(detector.pattern, options) for detector in self._detectors]
-        self._any = re2.Set.SearchSet(options)
-        for detector in self._detectors:
-            self._any.Add(detector.hint or detector.pattern)
-        self._changes = self._any.Add(CHANGES)
-        try:
-            self._any.Compile()
-            fires = self._any.Match(encode(_HALF)) is not None  # CHANGES does, unless the automaton has no room to run
-        except re2.error:
-            fires = False
-        if not fires:
-            raise ValueError("the patterns together need more memory than a scan has: make them shorter, or fewer")
+        rows = [row for row in ROWS if row.kind in wanted]
+        words: list[_Hint] = [(row.hint or row.pattern, _RowFinder(row)) for row in rows if not row.counts]
+        words += [(CLUES[kind], kind) for kind in sorted(wanted & CLUES.keys())]
+        counts: list[_Hint] = [(row.hint or row.pattern, _RowFinder(row)) for row in rows if row.counts]
+        if wanted & DIGIT_KINDS:
+            counts.append((RUNS, Numbers(wanted & DIGIT_KINDS)))
+        own: list[_Hint] = [
+            (pattern, _RowFinder(Row(name, pattern))) for name, pattern in patterns.items() if name in wanted
+        ]
+        # Words, what counts, and what nobody knows each have an automaton of their own: together they would have as
+        # many states as there are combinations of theirs.
+        self._words = Automaton([*words, (CHANGES, None)])
+        self._others = [Automaton(hints) for hints in (counts, own) if hints]
 
     def scan(self, texts: Sequence[str]) -> frozenset[str]:
         """The kinds that occur in the texts, which are read as one, a line each: what is split over two is found.
 
         Where the texts could not be looked at to the end, `unscannable` is among them, and all kinds that may occur.
         """
-        if not self._detectors:
-            return frozenset()
         joined = "\n".join(texts)
         text = encode(joined)
-        fired = self._any.Match(text)
-        if not fired:  # None where nothing fires
-            return frozenset()
-        if self._changes in fired:
+        fired = self._words.fired(text)
+        if None in fired:
             text = encode(folded(joined))
-            fired = self._any.Match(text) or ()
-        found: set[str] = set()
-        rows = [index for index in fired if index != self._changes]
-        budget = _Budget()
+            fired = self._words.fired(text)
+        for automaton in self._others:
+            fired += automaton.fired(text)
+        if not fired:
+            return _NOTHING
         try:
-            for index in rows:
-                kind = self._detectors[index].kind
-                if kind not in found and next(self._hits(index, text, budget), None) is not None:
-                    found.add(kind)
+            return frozenset(_look(text, fired, every=False).kinds)
         except Exception:  # noqa: BLE001 - whatever a check failed of, what was not looked at may be anything
-            return frozenset({UNSCANNABLE, *(self._detectors[index].kind for index in rows)})
-        return frozenset(found)
+            return frozenset({UNSCANNABLE}.union(*(one.kinds for one in fired if isinstance(one, _Finder))))
 
     def spans(self, text: str) -> tuple[Span, ...] | None:
         """Every occurrence of every kind, in order and without overlap; None where that cannot be said. Where kinds
@@ -154,54 +119,63 @@ class Scanner:
     def _occurrences(self, text: str) -> list[Span]:
         """What is found at first sight, in any order."""
         aligned = Aligned.of(text)
-        budget = _Budget()
+        fired = self._words.fired(aligned.text)
+        for automaton in self._others:
+            fired += automaton.fired(aligned.text)
         return [
-            Span(self._detectors[index].kind, aligned.starts[start], aligned.ends[end - 1])
-            for index in self._any.Match(aligned.text) or ()
-            if index != self._changes
-            for start, end in self._hits(index, aligned.text, budget)
+            Span(kind, aligned.starts[start], aligned.ends[end - 1])
+            for kind, start, end in _look(aligned.text, fired, every=True).found
         ]
 
-    def _hits(self, index: int, text: bytes, budget: _Budget) -> Iterator[tuple[int, int]]:
-        """Where those candidates of a detector stand that its check accepts. Raises `_OutOfBudget`."""
-        detector, search = self._detectors[index], self._patterns[index].search
+
+class _RowFinder:
+    """A row of the table at work."""
+
+    __slots__ = ("_row", "_search", "kinds")
+
+    def __init__(self, row: Row) -> None:
+        self.kinds = frozenset((row.kind,))
+        self._row = row
+        self._search: Search = searcher(row.pattern)
+
+    def find(self, text: bytes, seen: Seen) -> None:
+        """Note the candidates that the row's check accepts."""
+        row, search = self._row, self._search
+        to_the_end = seen.all or row.claims
+        if row.kind in seen.kinds and not to_the_end:
+            return
         position = 0
-        while (match := search(text, position)) is not None:
-            budget.spend()
-            start, end = match.span()
-            if detector.check(text, start, end):
-                yield start, end
-                position = end
-            else:
+        while (candidate := search(text, position)) is not None:
+            seen.spend(_WORK_OF_CANDIDATE)
+            start, end = candidate
+            place = row.check(text, start, end)
+            if place is None:
                 # A rejected match of limited length may hide one that begins within it.
-                position = start + 1 if detector.overlaps else max(end, start + 1)
+                position = start + 1 if row.overlaps else max(end, start + 1)
+                continue
+            seen.add(row.kind, place)
+            if row.claims:
+                seen.claimed.append(place)
+            if not to_the_end:
+                return
+            position = max(place[1], end)
 
 
-class _OutOfBudgetError(Exception):
-    """More candidates than are checked."""
+_Finder = _RowFinder | Numbers
+_Meaning = _Finder | str | None  # a clue is a string, and None says that the text has to be folded
+_Hint = tuple[str, _Meaning]
 
 
-class _Budget:
-    """The candidates that may still be checked."""
-
-    __slots__ = ("_left",)
-
-    def __init__(self) -> None:
-        self._left = MOST_CANDIDATES
-
-    def spend(self) -> None:
-        """Raises `_OutOfBudgetError` where none is left."""
-        self._left -= 1
-        if self._left < 0:
-            raise _OutOfBudgetError
-
-
-def _options() -> re2.Options:
-    options = re2.Options()
-    options.max_mem = _MEMORY
-    options.log_errors = False  # it would write the pattern's failure to stderr
-    options.never_capture = True
-    return options
+def _look(text: bytes, fired: Sequence[_Meaning], *, every: bool) -> Seen:
+    """What the detectors that fired find, those of digits after what may claim these. Raises `OutOfWorkError`."""
+    seen = Seen({clue for clue in fired if clue.__class__ is str}, MOST_WORK, every)
+    for finder in fired:
+        if finder.__class__ is _RowFinder:
+            finder.find(text, seen)
+    for finder in fired:
+        if finder.__class__ is Numbers:
+            finder.find(text, seen)
+    return seen
 
 
 def _united(spans: Iterable[Span]) -> list[Span]:

@@ -1,0 +1,14 @@
+"""What private data and secrets look like.
+
+Owns the table of detectors: `ROWS`, each a pattern with its check, and `DigitKinds`, what numbers of digits alone can be.
+Refuses to run the patterns (`labels.py` does), and any text that is not folded (`fold.py`).
+"""
+
+from gateway.detectors import accounts, credentials, documents, people
+from gateway.detectors.base import Place, Row
+from gateway.detectors.numbers import CLUES, DIGIT_KINDS, RUNS, Numbers
+
+ROWS: tuple[Row, ...] = (*people.ROWS, *accounts.ROWS, *documents.ROWS, *credentials.ROWS)
+KINDS: frozenset[str] = DIGIT_KINDS | {row.kind for row in ROWS}
+
+__all__ = ["CLUES", "DIGIT_KINDS", "KINDS", "ROWS", "RUNS", "Numbers", "Place", "Row"]

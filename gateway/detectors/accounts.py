@@ -1,0 +1,70 @@
+"""International bank account numbers: country, two check digits, and what that country's accounts look like.
+
+Source: SWIFT's IBAN registry; ISO 13616, ISO 7064 (modulus 97, 10).
+"""
+
+from __future__ import annotations
+
+import re
+
+from gateway.detectors.base import Place, Row
+
+# Country: what follows the check digits; n a digit, a a letter, c either.
+_ACCOUNTS = {
+    "AD": "8n12c", "AE": "19n", "AL": "8n16c", "AT": "16n", "AZ": "4a20c", "BA": "16n", "BE": "12n", "BG": "4a6n8c",
+    "BH": "4a14c", "BI": "23n", "BR": "23n1a1c", "BY": "4c4n16c", "CH": "5n12c", "CR": "18n", "CY": "8n16c",
+    "CZ": "20n", "DE": "18n", "DJ": "23n", "DK": "14n", "DO": "4c20n", "EE": "16n", "EG": "25n", "ES": "20n",
+    "FI": "14n", "FK": "2a12n", "FO": "14n", "FR": "10n11c2n", "GB": "4a14n", "GE": "2a16n", "GI": "4a15c",
+    "GL": "14n", "GR": "7n16c", "GT": "24c", "HN": "4a20n", "HR": "17n", "HU": "24n", "IE": "4a14n", "IL": "19n",
+    "IQ": "4a15n", "IS": "22n", "IT": "1a10n12c", "JO": "4a4n18c", "KW": "4a22c", "KZ": "3n13c", "LB": "4n20c",
+    "LC": "4a24c", "LI": "5n12c", "LT": "16n", "LU": "3n13c", "LV": "4a13c", "LY": "21n", "MC": "10n11c2n",
+    "MD": "20c", "ME": "18n", "MK": "3n10c2n", "MN": "16n", "MR": "23n", "MT": "4a5n18c", "MU": "4a19n3a",
+    "NI": "4a20n", "NL": "4a10n", "NO": "11n", "OM": "3n16c", "PK": "4a16c", "PL": "24n", "PS": "4a21c", "PT": "21n",
+    "QA": "4a21c", "RO": "4a16c", "RS": "18n", "RU": "14n15c", "SA": "2n18c", "SC": "4a20n3a", "SD": "14n",
+    "SE": "20n", "SI": "15n", "SK": "20n", "SM": "1a10n12c", "SO": "19n", "ST": "21n", "SV": "4a20n", "TL": "19n",
+    "TN": "20n", "TR": "6n16c", "UA": "6n19c", "VA": "18n", "VG": "4a16n", "XK": "16n", "YE": "4a4n18c",
+}  # fmt: skip
+_SIGNS = {"n": "[0-9]", "a": "[A-Z]", "c": "[0-9A-Z]"}
+_SHAPES = {
+    country: re.compile(re.sub(r"(\d+)([nac])", lambda part: f"{_SIGNS[part[2]]}{{{part[1]}}}", shape))
+    for country, shape in _ACCOUNTS.items()
+}
+_LENGTHS = {country: 4 + sum(int(count) for count in re.findall(r"\d+", shape)) for country, shape in _ACCOUNTS.items()}
+_GAP = r"(?:[^0-9A-Za-z<&\\]|<(?:/?[a-z]+>)?|&(?:nbsp;)?|\\[nrt]?){0,8}"
+_START = rf"(?i)(?:^|[^0-9A-Za-z])(?:{'|'.join(_ACCOUNTS)}) ?\d{_GAP}\d(?:{_GAP}[0-9A-Z])"
+_COUNTRIES = "|".join(_ACCOUNTS)
+_HINT = rf"(?i)(?:^|[^0-9A-Za-z])(?:(?:{_COUNTRIES})\d\d|(?:{_COUNTRIES}) \d\d{_GAP}\d\d)"
+_MARKUP = re.compile(rb"</?[a-z]+>|&nbsp;|\\[nrt]")
+_NOT_ALNUM = bytes(code for code in range(256) if not bytes((code,)).isalnum())
+_WRITTEN = {
+    length: re.compile(rb"(?:(?:</?[a-z]+>|&nbsp;|\\[nrt]|[^0-9A-Za-z])*[0-9A-Za-z]){%d}(?![0-9A-Za-z])" % length)
+    for length in set(_LENGTHS.values())
+}
+_NUMBERS = {ord(letter): str(number) for number, letter in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZ", 10)}
+
+
+def is_iban(compact: str) -> bool:
+    """Whether upper-case letters and digits have their country's shape and are 1 modulo 97."""
+    shape = _SHAPES.get(compact[:2])
+    if shape is None or shape.fullmatch(compact, 4) is None:
+        return False
+    return int((compact[4:] + compact[:4]).translate(_NUMBERS)) % 97 == 1
+
+
+def iban(text: bytes, start: int, end: int) -> Place | None:
+    """The candidate begins with what stands before the number, if anything does, and may run on into the next words:
+    the country says how many letters and digits belong to it."""
+    while not text[start : start + 1].isalnum():
+        start += 1
+    candidate = text[start:end]
+    if b"<" in candidate or b"&" in candidate or b"\\" in candidate:
+        candidate = _MARKUP.sub(b"", candidate)
+    compact = candidate.translate(None, _NOT_ALNUM).decode("ascii").upper()
+    wanted = _LENGTHS[compact[:2]]
+    if not is_iban(compact[:wanted]):
+        return None
+    written = _WRITTEN[wanted].match(text, start)
+    return None if written is None else written.span()
+
+
+ROWS = (Row("iban", f"{_START}{{11,30}}", iban, _HINT, overlaps=True, claims=True),)

@@ -1,0 +1,412 @@
+"""Secrets: keys of providers and of nobody in particular, private keys, JSON web tokens, passwords after a word for them.
+
+Owns the shapes that providers give their keys, from their documentation, compared with gitleaks' public rules. Refuses
+placeholders, variables and expressions of code.
+"""
+
+from __future__ import annotations
+
+import binascii
+import math
+import re
+from base64 import urlsafe_b64decode
+from collections import Counter
+
+import orjson
+
+from gateway.detectors.base import Place, Row, whole
+from gateway.detectors.words import PASSWORD
+
+# ---- keys whose prefix says whose they are ----
+
+_TOKENS = (
+    r"sk-(?:proj|svcacct|admin|or-v1|ant-[a-z]+[0-9]{2})-[A-Za-z0-9_\-]{20,}",  # OpenAI, OpenRouter, Anthropic
+    r"sk-[A-Za-z0-9]{20,}|sk-[a-z]{2,8}-[A-Za-z0-9_\-]{24,}",  # OpenAI, DeepSeek and others
+    r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}|ABSK[A-Za-z0-9+/]{100,}",  # AWS
+    r"(?:ghp|gho|ghu|ghs|ghr)_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{40,}",
+    r"AIza[0-9A-Za-z_\-]{35}|GOCSPX-[A-Za-z0-9_\-]{28}|ya29\.[A-Za-z0-9_\-]{30,}|1//0[A-Za-z0-9_\-]{40,}",  # Google
+    r"xox[abeoprs](?:\.xox[bp])?-[A-Za-z0-9\-]{10,}|xapp-\d-[A-Za-z0-9\-]{20,}"
+    r"|hooks\.slack\.com/(?:services|workflows)/[A-Za-z0-9/]{30,}",  # Slack
+    r"(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{16,}|whsec_[A-Za-z0-9+/=]{24,}|sk_[a-f0-9]{48}",  # Stripe, ElevenLabs
+    r"hf_[A-Za-z0-9]{30,}|api_org_[A-Za-z0-9]{30,}|r8_[A-Za-z0-9]{37}|gsk_[A-Za-z0-9]{40,}|xai-[A-Za-z0-9]{40,}"
+    r"|pplx-[A-Za-z0-9]{40,}|nvapi-[A-Za-z0-9_\-]{40,}|fw_[A-Za-z0-9]{20,}|tgp_v1_[A-Za-z0-9_\-]{30,}|pcsk_[A-Za-z0-9_]{40,}"
+    r"|lsv2_(?:pt|sk)_[a-f0-9]{32}_[a-f0-9]{10}|ph[cx]_[A-Za-z0-9]{40,}",  # models and what belongs to them
+    r"gl(?:pat|ptt|dt|rt|oas|cbt|ft|soat|imt|agent)-[A-Za-z0-9_\-.]{20,}",  # GitLab
+    r"npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_\-]{50,}|dckr_(?:pat|oat)_[A-Za-z0-9_\-]{20,}|rubygems_[a-f0-9]{48}|CLOJARS_[a-z0-9]{60}",
+    r"SG\.[A-Za-z0-9_\-]{16,}\.[A-Za-z0-9_\-]{30,}|key-[0-9a-f]{32}|SK[0-9a-f]{32}|[0-9a-f]{32}-us\d{1,2}"
+    r"|xkeysib-[a-f0-9]{64}-[A-Za-z0-9]{16}|re_[A-Za-z0-9]{8}_[A-Za-z0-9]{20,}",  # SendGrid, Mailgun, Twilio, Mailchimp, Brevo, Resend
+    r"shp(?:at|ca|pa|ss)_[a-fA-F0-9]{32}|sq0[a-z]{3}-[A-Za-z0-9_\-]{22,}|EAAA[A-Za-z0-9_\-]{60}|EAA[A-Za-z0-9]{100,}",  # Shopify, Square, Meta
+    r"do[oprt]_v1_[a-f0-9]{64}|dapi[a-f0-9]{32}|lin_(?:api|oauth)_[A-Za-z0-9]{40}|ntn_[A-Za-z0-9]{40,}|secret_[A-Za-z0-9]{43}",
+    r"hv[sbr]\.[A-Za-z0-9_\-]{24,}|AGE-SECRET-KEY-1[0-9A-Z]{58}|\.atlasv1\.[A-Za-z0-9_\-=]{60,}"
+    r"|dp\.(?:pt|st|ct|sa|scim|audit)\.[A-Za-z0-9.]{40,}|pul-[a-f0-9]{40}|ops_eyJ[A-Za-z0-9+/=]{100,}",  # Vault, Terraform, Doppler, Pulumi
+    r"\d{8,10}:AA[A-Za-z0-9_\-]{33}",  # Telegram
+    r"PMAK-[a-f0-9]{24}-[a-f0-9]{34}|NR(?:AK|JS|II|RA)-[A-Za-z0-9\-_]{20,}|AT(?:ATT|CTT|BB)[A-Za-z0-9_\-=]{24,}|figd_[A-Za-z0-9_\-]{36,}"
+    r"|gl(?:sa|c)_[A-Za-z0-9_+/=]{32,}|sntry[su]_[A-Za-z0-9_+/=]{40,}|pat[A-Za-z0-9]{14}\.[a-f0-9]{64}|pat-(?:na|eu)\d-[a-f0-9\-]{36}",
+    r"LTAI[A-Za-z0-9]{20}|AKID[A-Za-z0-9]{32}|AQVN[A-Za-z0-9_\-]{35,}|dt0[a-z]\d{2}\.[A-Z0-9]{24}\.[A-Z0-9]{64}|nfp_[A-Za-z0-9]{36,}|vc[pk]_[A-Za-z0-9]{24,}"
+    r"|sb[pv]_[a-f0-9]{40}|sb_secret_[A-Za-z0-9_\-]{24,}|pscale_[a-z]+_[A-Za-z0-9_\-.]{32,}|rnd_[A-Za-z0-9]{24,}|HRKU-[A-Za-z0-9_\-]{36,}",
+    r"shippo_(?:live|test)_[a-f0-9]{40}|duffel_(?:live|test)_[A-Za-z0-9_\-]{43}|EZ[AT]K[A-Za-z0-9]{54}|tfp_[A-Za-z0-9_\-.]{40,}|fio-u-[A-Za-z0-9_\-=]{64}"
+    r"|sgp_[A-Za-z0-9_]{40,}|sq[uap]_[a-f0-9]{40}|AKCp[A-Za-z0-9]{60,}|API-[A-Z0-9]{26}|sha256~[A-Za-z0-9_\-]{43}|A3-[A-Z0-9]{6}-[A-Z0-9\-]{20,}"
+    r"|fm[12][ar]?_[A-Za-z0-9+/=]{60,}|fo1_[A-Za-z0-9_\-]{43}|ico-[A-Za-z0-9]{32}|pnu_[a-z0-9]{36}|rdme_[a-z0-9]{70}|[skp]k\.eyJ[A-Za-z0-9_\-]{20,}\.[A-Za-z0-9_\-]{16,}",
+    r"[A-Za-z0-9_~.]{3}\dQ~[A-Za-z0-9_~.\-]{31,34}",  # Azure
+)  # fmt: skip
+
+_PREFIXES = (
+    r"\bsk-[A-Za-z0-9]|A[KSBC][IC]A[A-Z2-7]{4}|ABSK|gh[pousr]_|github_pat_|AIza|GOCSPX-|ya29\.|1//0|xox[a-z][.-]|xapp-|hooks\.slack|[srp]k_(?:live|test)_|whsec_|sk_[a-f0-9]{8}"
+    r"|hf_|api_org_|r8_|gsk_|xai-|pplx-|nvapi-|fw_|tgp_v1|pcsk_|lsv2_|ph[cx]_|\bgl[a-z]{2,5}-|npm_|pypi-|dckr_|rubygems_|CLOJARS_|\bSG\.|key-[0-9a-f]{8}|SK[0-9a-f]{8}|-us\d|xkeysib|\bre_"
+    r"|shp(?:at|ca|pa|ss)_|sq0|EAA[A-Za-z0-9]{8}|do[oprt]_v1|dapi[a-f0-9]{8}|lin_|ntn_|secret_|hv[sbr]\.|AGE-SECRET|atlasv1|dp\.[a-z]{2,5}\.|pul-|ops_eyJ|\d:AA"
+    r"|PMAK-|NR[AJIR]|AT(?:ATT|CTT|BB)|figd_|gl(?:sa|c)_|sntry|\bpat|LTAI|AKID|AQVN|dt0|nfp_|vc[pk]_|sb[pv]_|sb_secret|pscale_|rnd_|HRKU|shippo_|duffel_|EZ[AT]K|tfp_|fio-u|sgp_"
+    r"|sq[uap]_|AKCp|API-|sha256~|A3-|fm[12]|fo1_|ico-|pnu_|rdme_|[skp]k\.eyJ|\dQ~"
+)
+_PLACEHOLDER = re.compile(
+    rb"(?i)your|example|sample|changeme|change_me|placeholder|dummy|redacted|(?-i:x{4}|X{4})|\*\*\*\*|\.\.\.|insert|<[a-z_ -]+>|process\.env"
+    rb"|getenv|environ|1234567890abcdef|\[[A-Z_]+_[0-9]+\]"
+)
+_HEX = re.compile(rb"[0-9a-fA-F]+")
+
+
+def _entropy(text: bytes) -> float:
+    """Shannon's entropy in bits a character."""
+    return -sum(count / len(text) * math.log2(count / len(text)) for count in Counter(text).values())
+
+
+def token(text: bytes, start: int, end: int) -> Place | None:
+    """A provider's prefix and enough of what follows it."""
+    value = text[start:end]
+    if _PLACEHOLDER.search(value) or text[max(0, start - 1) : start].isalnum() or _entropy(value[-20:]) < 2.5:
+        return None
+    return start, end
+
+
+# ---- keys that only a name beside them gives away ----
+
+_NAMES = (
+    r"(?i)(?:api|access|secret|private|auth|account|client|subscription|encryption|signing|master|shared|service|app|bot|webhook|session|refresh|deploy)"
+    r"[_\- ]?(?:access[_\- ]?)?(?:keys?|tokens?|secrets?|schlüssel)\b"
+    r"|(?i)(?:secret|token|credentials?|authorization|bearer|apikey|x-api-key|clé api|clé d.api|clave (?:de )?(?:la )?api|chave (?:de |da )?api|chiave api"
+    r"|api[ -]?(?:nyckel|sleutel|klucz|klíč|anahtarı)|klucz api|api ?密钥|密钥|apiキー|api ?키|апи[ -]?ключ|ключ api|токен|κλειδί api|مفتاح api|एपीआई कुंजी|khóa api)"
+)
+_REACH = 48  # characters from a name to its value
+_VALUE = re.compile(rb"[A-Za-z0-9_./+=\-~]{16,}")
+_FIELD = re.compile(rb"[A-Za-z_.\-]{1,40}=")
+# What joins a name to its value closely: a sign of assignment, a verb, a line break.
+_LINK = re.compile(
+    rb"(?i)(?:[\"'`\])}>]|_?(?:value|id|no)\b){0,3}(?:\s{1,2}value)?\s{0,3}(?:=>|:=|->|[:=#]|\xef\xbc\x9a|\n|(?:is|ist|lautet|est|es|son|to|jest|bearer|basic)\b)"
+    rb"\s{0,3}(?:(?:bearer|basic|token|le|la)\s{1,2})?[\"'`(<\[]{0,2}"
+)
+
+
+def _random(value: bytes) -> bool:
+    """Whether a value looks drawn by chance: letters and digits, evenly used; not a word, a path or a placeholder."""
+    if _PLACEHOLDER.search(value) or not re.search(rb"[A-Za-z]", value):
+        return False
+    if not re.search(rb"\d", value):  # of 24 letters drawn by chance from 64 signs, one in a hundred has no digit
+        return len(value) >= 24 and len(re.findall(rb"[a-z][A-Z]", value)) >= 6 and _entropy(value) >= 4
+    return _entropy(value) >= (3.0 if _HEX.fullmatch(value) else 3.5)
+
+
+def _mixed(value: bytes) -> bool:
+    """Whether a value is one long run of digits and letters in both cases, or of hexadecimal digits."""
+    run = max(re.findall(rb"[A-Za-z0-9]+", value), key=len)
+    if len(run) >= 24 and _HEX.fullmatch(run):
+        return True
+    return len(run) >= 16 and bool(re.search(rb"[a-z]", run) and re.search(rb"[A-Z]", run) and re.search(rb"\d", run))
+
+
+def assigned(text: bytes, start: int, end: int) -> Place | None:
+    """What follows the name of a secret: closely and drawn by chance, or within a few words and very much so."""
+    link = _LINK.match(text, end)
+    for found in _VALUE.finditer(text, end, end + _REACH + 256):
+        first, last = found.span()
+        if first > end + _REACH:
+            break
+        field = _FIELD.match(text, first, last - 16)
+        first = field.end() if field is not None else first
+        value = text[first:last]
+        close = link is not None and first <= link.end()
+        if text[last : last + 1] != b"(" and _random(value) and (close or _mixed(value)):
+            return first, last
+    return None
+
+
+def bearer(text: bytes, start: int, end: int) -> Place | None:
+    """The value after a scheme of HTTP authentication."""
+    first = text.index(b" ", start) + 1
+    return (first, end) if _random(text[first:end]) else None
+
+
+def aws_secret(text: bytes, start: int, end: int) -> Place | None:
+    """Forty characters of base64 after a word for them."""
+    return (end - 40, end) if not text[end : end + 1].isalnum() and _random(text[end - 40 : end]) else None
+
+
+# ---- private keys and tokens ----
+
+_ARMOR = re.compile(rb"(?:Proc-Type|DEK-Info|Version|Comment|Hash)[^\r\n\\]*")
+_NOT_KEY = re.compile(rb"\\+[rn]|[\s\"'+,>|#]")
+_BODY = re.compile(rb"(?:[A-Za-z0-9+/=\s\"',>|:#\-]|\\[rn])*")
+_END = re.compile(rb"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
+_MOST_OF_KEY = 20_000
+
+
+def key_block(text: bytes, start: int, end: int) -> Place | None:
+    """A header that a key follows, not an ellipsis: 32 characters of base64, but for line breaks, also escaped ones."""
+    body = _NOT_KEY.sub(b"", _ARMOR.sub(b"", text[end : end + 600]))
+    if re.match(rb"[A-Za-z0-9+/=]{32}", body) is None:
+        return None
+    closed = _END.search(text, end, end + _MOST_OF_KEY)
+    if closed is not None:
+        return start, closed.end()
+    rest = _BODY.match(text, end, end + _MOST_OF_KEY)
+    return start, end if rest is None else rest.end()
+
+
+def jwt(text: bytes, start: int, end: int) -> Place | None:
+    """Three parts, of which the first is a JSON object with an algorithm."""
+    header = text[start:end].split(b".", 1)[0]
+    try:
+        decoded = orjson.loads(urlsafe_b64decode(header + b"=" * (-len(header) % 4)))
+    except (orjson.JSONDecodeError, binascii.Error):
+        return None
+    return (start, end) if isinstance(decoded, dict) and "alg" in decoded else None
+
+
+# ---- passwords ----
+
+# Signs after a word for passwords, up to the value. `close`: an assignment or a verb.
+_CLOSE = re.compile(
+    r"(?i)[\"'`\])*]{0,3}\s{0,4}(?:\([^()\n]{1,16}\)\s?|\svalue)?(?:=>|:=|->|→|\s-\s|[:=#>]|は|是|为|為|(?:is|was|are|ist|war|lautet|est|es|era|é|è|eh|to|jest|är|er|on|je|là|είναι|olarak)\b)"
+    r"(?:\s{0,4}|\s?(?:le|la|el|il)\s)[\"'`(<\[*]{0,3}"
+)
+_MARKED = re.compile(r"""^(?:<\/?[a-z]|[$%&{]|\[[A-Z_]+_\d+\])""")
+_TOKEN = re.compile(r"""[^\s"'`<>;,|()\\（）。、，；]+""")
+_NO_PASSWORD = re.compile(
+    r"(?i)(?:sha|md|aes|rsa|utf|rfc|iso|base|oauth|http|tls|ssl|v|ipv|win|mp)[ _-]?\d[\w.-]*|\d+[-.]?(?:px|ms|s|kb|mb|gb|tb|th|st|nd|rd|x|k|m|h|min|days?|chars?|characters?|bits?|bytes?|zeichen)?"
+    r"|\d{1,4}[-./:]\d{1,2}(?:[-./:]\d{1,4})?.*|\[[A-Z_]+_\d+\].*|.*[=({\[].*[)}\]].*"
+)
+_ASSIGNED = re.compile(r"^[\w.-]+[=:]|\w@[\w-]+\.\w")  # a field with its value, an address
+_WORDS_FOR_NONE = frozenset(
+    [
+        "required",
+        "optional",
+        "string",
+        "text",
+        "str",
+        "none",
+        "null",
+        "nil",
+        "true",
+        "false",
+        "undefined",
+        "password",
+        "passwd",
+        "passphrase",
+        "secret",
+        "hidden",
+        "redacted",
+        "default",
+        "empty",
+        "blank",
+        "missing",
+        "wrong",
+        "incorrect",
+        "invalid",
+        "expired",
+        "protected",
+        "changed",
+        "reset",
+        "forgotten",
+        "forgot",
+        "strength",
+        "policy",
+        "field",
+        "input",
+        "label",
+        "type",
+        "here",
+        "please",
+        "enter",
+        "must",
+        "your",
+        "the",
+        "a",
+        "an",
+        "is",
+        "are",
+        "it",
+        "not",
+        "and",
+        "or",
+        "in",
+        "on",
+        "at",
+        "for",
+        "of",
+        "to",
+        "from",
+        "with",
+        "has",
+        "was",
+        "will",
+        "can",
+        "may",
+        "value",
+        "token",
+        "hash",
+        "hashed",
+        "encrypted",
+        "bytes",
+        "any",
+        "object",
+        "varchar",
+        "char",
+        "int",
+        "file",
+        "path",
+        "confirm",
+        "confirmation",
+        "new",
+        "old",
+        "current",
+        "login",
+        "user",
+        "username",
+        "email",
+        "example",
+        "changeme",
+        "todo",
+        "tbd",
+        "n/a",
+        "na",
+        "yes",
+        "no",
+        "set",
+        "unset",
+        "stored",
+        "erforderlich",
+        "falsch",
+        "vergessen",
+        "ungültig",
+        "pflichtfeld",
+        "requis",
+        "obligatoire",
+        "incorrect",
+        "oublié",
+        "requerido",
+        "obligatorio",
+    ]
+)
+
+
+def password(text: bytes, start: int, end: int) -> Place | None:
+    """What follows a word for passwords: closely, or within a few words and nothing but a password by its looks."""
+    after = text[end : end + 160].decode(errors="ignore")
+    if (after[:1].isalnum() and after[:1].isascii()) or after[:1] == "_":
+        return None
+    link = _CLOSE.match(after)
+    place = link.end() if link is not None else 0
+    for number, found in enumerate(_TOKEN.finditer(after, place)):
+        value = found[0]
+        close = link is not None and number == 0 and found.start() == place
+        if found.start() > _REACH or number > 7:
+            return None
+        value = value if close else value.rstrip(".?!:")
+        if _is_password(value, after[found.end() : found.end() + 1], after[place - 1 : place], close):
+            first = end + len(after[: found.start()].encode())
+            return first, first + len(value.encode())
+        if close and (not value[:1].isalnum() or after[:place].strip()[:1] in (":", "=", "#")):
+            return None
+    return None
+
+
+def _is_password(value: str, following: str, quote: str, close: bool) -> bool:
+    if (
+        len(value) < (3 if close else 6)
+        or _MARKED.match(value)
+        or _NO_PASSWORD.fullmatch(value)
+        or _PLACEHOLDER.search(value.encode())
+    ):
+        return False
+    if value.lower().strip("*.!?_:") in _WORDS_FOR_NONE or not any(map(str.isalnum, value)) or following == "(":
+        return False
+    has_digit = any(map(str.isdigit, value))
+    letters = [sign for sign in value if sign.isalpha()]
+    special = any(not sign.isalnum() and sign not in "-./" for sign in value[1:-1])
+    if value[:1] in "/~" or "://" in value or (value.count("/") > 1):
+        return False
+    if close:
+        quoted = quote in ('"', "'", "`")
+        return (
+            has_digit
+            or special
+            or (quoted and value.isascii() and len(value) >= 5)
+            or (
+                bool(letters)
+                and value.isascii()
+                and not value.islower()
+                and not value.istitle()
+                and not value.isupper()
+                and "." not in value
+            )
+        )
+    if not value.isascii() or not letters or _ASSIGNED.search(value):
+        return False
+    return has_digit or special or len(re.findall(r"[a-z][A-Z]", value)) >= 3
+
+
+def credentials(text: bytes, start: int, end: int) -> Place | None:
+    """A password within an address."""
+    first, last = text.rindex(b":", start, end) + 1, text.rindex(b"@", start, end)
+    value = text[first:last]
+    if (
+        _PLACEHOLDER.search(value)
+        or value.lower() in (b"password", b"pass", b"pwd", b"secret")
+        or value[:1] in (b"$", b"<", b"{")
+    ):
+        return None
+    return first, last
+
+
+_LONG = "|".join(
+    word for word in PASSWORD.split("|") if word not in ("pass", "pw", "clave", "parola", "senha", "mdp", "pwd", "psw")
+)
+ROWS = (
+    Row(
+        "private_key",
+        r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----|---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----",
+        key_block,
+        "PRIVATE KEY",
+    ),
+    Row("private_key", r"PuTTY-User-Key-File-\d: |AGE-SECRET-KEY-1[0-9A-Z]{58}", whole, "PuTTY-User-Key|AGE-SECRET"),
+    Row("private_key", r"(?i)\bPrivateKey\s*=\s*[A-Za-z0-9+/]{43}=", whole, r"(?i)\bPrivateKey"),
+    Row(
+        "jwt",
+        r"\be[wxyz][A-Za-z0-9_\-]{10,}\.[A-Za-z0-9_\-]+\.[A-Za-z0-9_\-]*",
+        jwt,
+        r"\be(?:y[A-Z0-9]|[wx][A-Z0-9ko])",
+    ),
+    Row("api_key", "|".join(_TOKENS), token, _PREFIXES),
+    Row(
+        "api_key",
+        r"\b[MNO][A-Za-z0-9_\-]{23,25}\.[A-Za-z0-9_\-]{6}\.[A-Za-z0-9_\-]{27,}",
+        token,
+        r"\.[A-Za-z0-9_\-]{6}\.[A-Za-z0-9_\-]{20}",
+        counts=True,
+    ),  # Discord
+    Row(
+        "api_key",
+        r"(?i)(?:aws|secret)[a-z_ .\-]{0,24}(?:key|secret)?[\"']?\s*(?:=>|[:=,]|is|\n)\s*[\"']?[A-Za-z0-9/+]{40}",
+        aws_secret,
+        r"(?i)aws|secret",
+    ),
+    Row("api_key", _NAMES, assigned),
+    Row("api_key", r"(?i)\b(?:bearer|basic) [A-Za-z0-9_./+=\-~]{20,}", bearer, r"(?i)\b(?:bearer|basic) "),
+    Row("api_key", r"[a-z0-9]://[^\s/:@\"'<>]*:[^\s/:@\"'<>]{3}[^\s/:@\"'<>]*@[A-Za-z0-9\[]", credentials, "://"),
+    Row("password", r"[a-z0-9]://[^\s/:@\"'<>]*:[^\s/\"'<>]{3}[^\s/\"'<>]*@[A-Za-z0-9\[]", credentials, "://"),
+    Row("password", rf"(?i)(?:^|[^a-z])(?:{PASSWORD})|(?:{_LONG})", password),
+    Row(
+        "password",
+        r"(?i)(?:mysql|psql|mariadb|mongo|sshpass|smbclient|curl|redis-cli)[^\n|;]{0,80} (?:-p|-a|-u [^\s:]{1,40}:) ?['\"]?[^\s'\"$<{-]{4,64}",
+        lambda text, start, end: (text.rindex(b" ", start, end) + 1, end),
+        "(?i)mysql|psql|mariadb|mongo|sshpass|smbclient|curl|redis-cli",
+    ),
+)
