@@ -416,3 +416,22 @@ def test_a_rules_number_of_tokens_is_compared_with_an_exact_count_where_it_is_ne
     world.path.serving = replace(world.path.serving, counters={"tiktoken:o200k_base": counter})
     world.ask(text)
     assert world.log.lines[0]["rule"] == rule
+
+
+def test_a_policy_that_is_replaced_is_unused_once_its_last_request_is_closed() -> None:
+    """However a request ends: answered, refused, or left by its client."""
+
+    async def check() -> None:
+        world = World(home=FakeBackend([STREAM]))
+        reply = await world.reply(stream=True)
+        await world.reply(model="nobody")
+        unused = asyncio.create_task(world.door.unused())
+        await asyncio.sleep(0)
+        assert not unused.done()
+        await anext(reply.chunks)
+        await reply.close()
+        await reply.close()
+        await asyncio.wait_for(unused, 1)
+        await asyncio.wait_for(world.door.unused(), 1)
+
+    asyncio.run(check())
