@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from fnmatch import translate
 from operator import eq, le
-from typing import Any
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from gateway.types import Capability, Deployment, RequestFacts, Snapshot
@@ -125,8 +125,7 @@ def is_plain(pattern: str) -> bool:
     return _WILD.search(pattern) is None
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
+class Condition(NamedTuple):
     """One condition, of which a match wants all.
 
     `key` and `value` are what it says, `within` whether one such value means another: all that meets the first meets
@@ -144,8 +143,9 @@ class Condition:
 
     def follows_from(self, match: Match) -> bool:
         """Whether every request that matches meets this, as far as the conditions alone tell."""
-        if any(other.key == self.key and self.within(other.value, self.value) for other in match.conditions):
-            return True
+        for other in match.conditions:
+            if other.key == self.key and self.within(other.value, self.value):
+                return True
         return self.key == "any" and any(branch.covers(match) for branch in self.value)
 
 
@@ -156,7 +156,8 @@ class Match:
 
     What is empty or None states nothing. `counted_by` names the deployment whose tokenizer `prompt_tokens` is about;
     without one it is the estimate. `conditions` is compiled from the other fields once, and is all that is looked at
-    afterwards; `matches` is whether all of them hold.
+    afterwards; `matches` is whether all of them hold, `keys` what they are about but for alternatives: a match that
+    covers another has no key that the other lacks.
     """
 
     any_label: frozenset[str] = frozenset()
@@ -182,12 +183,14 @@ class Match:
     not_: Match | None = None
     conditions: tuple[Condition, ...] = field(init=False, repr=False, compare=False)
     matches: Test = field(init=False, repr=False, compare=False)
+    keys: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         compiled = [*_flags(self), *_sets(self), *_measures(self), *_compounds(self)]
         compiled.sort(key=lambda condition: condition.cost)
         object.__setattr__(self, "conditions", tuple(compiled))
         object.__setattr__(self, "matches", _all([condition.holds for condition in compiled]))
+        object.__setattr__(self, "keys", frozenset([condition.key for condition in compiled]) - {"any"})
 
     def why_not(self, facts: RequestFacts, deployments: Deployments, snapshot: Snapshot) -> str | None:
         """The conditions that do not hold, as one sentence; None where the request matches."""
@@ -201,7 +204,7 @@ class Match:
     def covers(self, other: Match) -> bool:
         """Whether every request that `other` matches is matched by this one as well, as far as the conditions alone
         tell: never wrongly true."""
-        return all(condition.follows_from(other) for condition in self.conditions)
+        return self.keys <= other.keys and all(condition.follows_from(other) for condition in self.conditions)
 
     @property
     def needs(self) -> frozenset[Capability]:

@@ -11,8 +11,9 @@ built from the parser's events, which come one by one, down to `MAX_DEPTH`.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
 import yaml
@@ -27,6 +28,9 @@ Loc = Sequence[str | int]
 _TAG = "tag:yaml.org,2002:"
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _DECIMAL = re.compile(r"[-+]?[0-9]+\.[0-9]*")
+
+
+_NEW = tuple.__new__  # of named tuples, past the function that takes their fields one by one
 
 
 class Place(NamedTuple):
@@ -54,6 +58,9 @@ class Problem:
         return f"{where}: {self.message}"
 
 
+_NO_KEYS: Mapping[str, Place] = MappingProxyType({})
+
+
 @dataclass(slots=True)
 class Node:
     """A value and its place.
@@ -67,7 +74,7 @@ class Node:
     place: Place
     value: Scalar | list[Node] | dict[str, Node]
     plain: Any
-    keys: dict[str, Place] = field(default_factory=dict)
+    keys: Mapping[str, Place]
     sound: bool = True
     size: int = 1
 
@@ -166,7 +173,7 @@ class _Builder:
         self._kinds: dict[str, str] = {}
 
     def place(self, mark: Any) -> Place:
-        return Place(self.file, mark.line + 1, mark.column + 1)
+        return _NEW(Place, (self.file, mark.line + 1, mark.column + 1))
 
     def document(self, text: str) -> Node | None:
         self._loader = yaml.CSafeLoader(text)
@@ -194,6 +201,8 @@ class _Builder:
         place = self.place(event.start_mark)
         if depth > MAX_DEPTH:
             self._stop(place, f"values are nested more than {MAX_DEPTH} deep")
+        if isinstance(event, yaml.ScalarEvent) and event.anchor is None:
+            return self._scalar(place, event)
         if isinstance(event, yaml.AliasEvent):
             return self._alias(place, str(event.anchor))
         if event.anchor is not None:
@@ -223,19 +232,19 @@ class _Builder:
 
     def _sequence(self, place: Place, depth: int) -> Node:
         items: list[Node] = []
-        sound = True
+        sound, size = True, 1
         while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
             item = self._node(event, depth + 1)
             sound = sound and item is not None and item.sound
             if item is not None:
                 items.append(item)
-        size = 1 + sum(item.size for item in items)
-        return Node(place, items, [item.plain for item in items], {}, sound, size)
+                size += item.size
+        return Node(place, items, [item.plain for item in items], _NO_KEYS, sound, size)
 
     def _mapping(self, place: Place, depth: int) -> Node:
         entries: dict[str, Node] = {}
         keys: dict[str, Place] = {}
-        sound = True
+        sound, size = True, 1
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             at = self.place(event.start_mark)
             key = self._key(at, event)
@@ -249,8 +258,8 @@ class _Builder:
             keys[key] = at
             if value is not None:
                 entries[key] = value
-        plain = {key: entry.plain for key, entry in entries.items()}
-        return Node(place, entries, plain, keys, sound, 1 + sum(entry.size for entry in entries.values()))
+                size += value.size
+        return Node(place, entries, {key: entry.plain for key, entry in entries.items()}, keys, sound, size)
 
     def _key(self, place: Place, event: Any) -> str | None:
         if not isinstance(event, yaml.ScalarEvent):
@@ -289,19 +298,19 @@ class _Builder:
         if kind == "bool":
             if value.lower() in ("true", "false"):
                 truth = value.lower() == "true"
-                return Node(place, truth, truth)
+                return Node(place, truth, truth, _NO_KEYS)
             return self._wrong(place, f'YAML reads {value} as a boolean; write "{value}" in quotes, or true or false')
         if kind in ("int", "float") and ":" in value:
             return self._wrong(place, "YAML reads digits with colons as a number in base 60; put the text in quotes")
         if kind == "int":
             if _INTEGER.fullmatch(value) and len(value) <= 18:
-                return Node(place, int(value), int(value))
+                return Node(place, int(value), int(value), _NO_KEYS)
             return self._wrong(place, "write a whole number in plain decimal digits, or put the text in quotes")
         if kind == "float":
             if _DECIMAL.fullmatch(value):
-                return Node(place, float(value), float(value))
+                return Node(place, float(value), float(value), _NO_KEYS)
             return self._wrong(place, "write a number in plain decimal digits, such as 0.25, or put the text in quotes")
-        return Node(place, value, value)
+        return Node(place, value, value, _NO_KEYS)
 
     def _wrong(self, place: Place, message: str) -> Node | None:
         self._note(place, message)
@@ -313,8 +322,8 @@ def _copy(node: Node) -> Node:
     if isinstance(node.value, dict):
         entries = {key: _copy(child) for key, child in node.value.items()}
         plain = {key: child.plain for key, child in entries.items()}
-        return Node(node.place, entries, plain, dict(node.keys), node.sound, node.size)
+        return Node(node.place, entries, plain, node.keys, node.sound, node.size)
     if isinstance(node.value, list):
         items = [_copy(child) for child in node.value]
-        return Node(node.place, items, [item.plain for item in items], {}, node.sound, node.size)
-    return Node(node.place, node.value, node.plain)
+        return Node(node.place, items, [item.plain for item in items], _NO_KEYS, node.sound, node.size)
+    return Node(node.place, node.value, node.plain, _NO_KEYS)

@@ -81,9 +81,12 @@ class _Conditions:
     def wrong(self, when: WhenShape, loc: Loc, excepted: bool) -> Iterator[Problem]:
         yield from undefined(self.entry, "label", when.any_label, self.names.labels, *loc, "any_label")
         yield from undefined(self.entry, "slo", when.slo, self.names.slo, *loc, "slo")
-        yield from self._windows(when, loc)
-        yield from self._models(when, loc)
-        yield from self._headers(when, loc)
+        if when.does_not_fit or when.fits:
+            yield from self._windows(when, loc)
+        if when.model:
+            yield from self._models(when, loc)
+        if when.header:
+            yield from self._headers(when, loc)
         for key, stated in (("prompt_tokens", when.prompt_tokens), ("max_tokens", when.max_tokens)):
             if stated is not None:
                 yield from self._range(stated, (*loc, key))
@@ -124,7 +127,7 @@ class _Conditions:
             if not pattern.strip("*"):
                 message = f'"{_field(loc)}.model" holds for every name; leave it out'
                 yield self.entry.problem(message, *loc, "model", index)
-            elif asked is not None and not any(name in Globs((pattern,)) for name in asked):
+            elif asked is not None and pattern not in asked and not any(map(Globs((pattern,)).__contains__, asked)):
                 near = suggestion(pattern, asked)
                 message = (
                     f'"{_field(loc)}.model" never holds for "{pattern}": no name that a client may ask for is like it'

@@ -86,6 +86,11 @@ def policy_text(rules: int, candidates: int) -> str:
         "{{any_label: [personal, secret], tenant: [a{n}, b{n}]}}",
         "{{key_tag: team-{n}, tools: false}}",
         "{{does_not_fit: d1, tenant: t{n}}}",
+        "{{prompt_tokens: {{at_least: {n}k, below: {n}.5k}}, model: [auto, rule*]}}",
+        "{{header: {{x-team: team-{n}}}, max_tokens: {{below: 1k}}}}",
+        "{{any: [{{tag: a{n}, stream: true}}, {{tenant: [b{n}, c{n}]}}], not: {{any_label: secret}}}}",
+        "{{time: {{zone: Europe/Berlin, days: [sat-sun], from: '08:00', to: '18:00'}}, tag: night-{n}}}",
+        "{{local_load: {{d0: {{at_least: 0.9}}}}, slo: interactive, key_tag: batch-{n}}}",
     ]
     lines = [
         "version: 1",
@@ -119,7 +124,7 @@ def deployments_text(count: int) -> str:
         zone = "on_premises" if n == 0 else "us_cloud"
         cost = f"{{usd_per_million_tokens: {{input: 0.{n + 10}, output: 0.{n + 20}}}}}"
         where = f"url: 'http://h{n}/v1', zone: {zone}, context_window: 8192"
-        lines.append(f"  d{n}: {{backend: openai, model: m, {where}, cost: {cost}}}")
+        lines.append(f"  d{n}: {{backend: openai, model: m, {where}, load: vllm, cost: {cost}}}")
     return "\n".join(lines) + "\n"
 
 
