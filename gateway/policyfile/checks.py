@@ -20,7 +20,7 @@ from gateway.types import UNSCANNABLE, Deployment, Permit, RequestFacts
 
 def unreachable(rules: Sequence[Written], default: Written | None) -> Iterator[Problem]:
     """Rules that an earlier one leaves no request for. One that skips protected requests leaves those."""
-    earlier = _Earlier()
+    earlier = Earlier()
     for written in (*rules, *([default] if default else [])):
         if not written.entry.intact:
             continue
@@ -32,7 +32,7 @@ def unreachable(rules: Sequence[Written], default: Written | None) -> Iterator[P
             earlier.add(written.rule)
 
 
-class _Earlier:
+class Earlier:
     """The rules so far. Each is filed once: under the places of that one of its conditions whose places hold the
     fewest, or as `broad` if none has a place.
 

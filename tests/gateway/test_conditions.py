@@ -10,6 +10,8 @@ from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
 from gateway.conditions import Globs, Hours, Load, Match, Range
+from gateway.policy import Rule
+from gateway.policyfile.checks import Earlier
 from gateway.types import Deployment, DeploymentStatus, RequestFacts, Snapshot, TokenCount
 
 DEPLOYMENTS = {
@@ -312,6 +314,19 @@ def test_a_match_covers_itself_and_whatever_is_stricter(one: Match, other: Match
     assert one.covers(Match(all_of=(one, other)))
     assert Match(any_of=(one, other)).covers(one)
     assert Match(not_=Match(all_of=(one, other))).covers(Match(not_=one))
+
+
+@given(st.lists(trees(SPARSE), max_size=8), trees(SPARSE))
+def test_a_rule_that_covers_is_found_among_hundreds_without_comparing_all(earlier: list[Match], match: Match) -> None:
+    """The index over earlier rules finds one if and only if there is one."""
+    index = Earlier()
+    for number, one in enumerate(earlier):
+        index.add(Rule(f"r{number}", one, ()))
+    covering = [one for one in earlier if one.covers(match)]
+    event("covered" if covering else "reachable")
+    found = index.covering(match)
+    assert (found is not None) is bool(covering)
+    assert found is None or found.match in covering
 
 
 @pytest.mark.parametrize(

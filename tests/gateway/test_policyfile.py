@@ -3,7 +3,6 @@ test_policyfile_properties.py."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from zoneinfo import ZoneInfo
 
@@ -13,7 +12,9 @@ import yaml
 from gateway.conditions import Hours, Load, Range
 from gateway.policy import Invariant, LabelSource, Match, Policy, Require, Rule, Slo
 from gateway.policyfile import MAX_BYTES, PolicyErrors, compile_policy
+from gateway.routing import decide
 from gateway.types import Deployment, Price, Timeouts
+from tests.bench.policy import FACTS, fleet_of, loaded
 
 DETECTORS = frozenset({"email", "phone", "jwt"})
 PRICES = {
@@ -462,12 +463,8 @@ default: {candidates: [cloud]}
     assert problems(policy.replace("[cloud]", "[cloud], protected: refuse")) == []
 
 
-def test_a_policy_of_500_rules_loads() -> None:
-    """Prints how long that takes: `pytest -s -k 500_rules`."""
-    when = "{{tenant: t{n}, slo: [fast], stream: true}}"
-    rule = f"  - {{{{name: rule {{n}}, when: {when}, candidates: [local, cloud], require: {{{{slo: met}}}}}}}}\n"
-    text = POLICY + "slo: {fast: {first_token_p95: 50ms}}\nrules:\n" + "".join(rule.format(n=n) for n in range(500))
-    began = time.process_time()
-    policy = load(text)
-    print(f"\n500 rules: {(time.process_time() - began) * 1000:.0f} ms of CPU")
+def test_the_benchmarks_policy_loads_and_none_of_its_rules_takes_its_request() -> None:
+    """`python -m tests.bench.policy` says how long that takes."""
+    policy = loaded(500, 20)
     assert len(policy.rules) == 500
+    assert decide(policy, FACTS, fleet_of(policy)).rule == "default"
