@@ -6,7 +6,7 @@ from datetime import datetime
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import assume, event, given
+from hypothesis import assume, event, example, given
 from hypothesis import strategies as st
 
 from gateway.conditions import Globs, Hours, Load, Match, Range
@@ -317,6 +317,9 @@ def test_a_match_covers_itself_and_whatever_is_stricter(one: Match, other: Match
 
 
 @given(st.lists(trees(SPARSE), max_size=8), trees(SPARSE))
+@example([Match(model=words("a*"))], Match(model=words("a", "ab")))
+@example([Match(model=words("a", "b"))], Match(model=words("b"), stream=True))
+@example([Match(any_of=(Match(stream=True), Match(tag=words("a"))))], Match(tag=words("a")))
 def test_a_rule_that_covers_is_found_among_hundreds_without_comparing_all(earlier: list[Match], match: Match) -> None:
     """The index over earlier rules finds one if and only if there is one."""
     index = Earlier()
