@@ -1,7 +1,8 @@
 """The operator's side: metrics, health and reload, on a port of its own.
 
 Owns those endpoints. Refuses requests for models. Nothing here says what a caller sent; whoever reaches the port learns
-the names of deployments and rules, and may have the policy read again.
+the names of deployments and rules, and may have the files read again; where others than this machine reach it,
+`OperatorsOnly` asks for an operator's key.
 """
 
 from __future__ import annotations
@@ -13,19 +14,25 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway.access import Access
+from gateway.edge import headers_of, send_error
+from gateway.errors import Unauthenticated
+from gateway.facts import request_id_of
 from gateway.livestate import state_document
-from gateway.pages import Pages, json_response, no_method, no_route, told_of
-from gateway.reload import Reloader
-from gateway.running import Gateway
+from gateway.pages import Pages, json_response, no_method, no_route, told_of, told_of_keys
+from gateway.reload import KeysReloader, Reloader
+from gateway.running import Gateway, new_id
 
 
 class Admin:
     """The endpoints that only operators use."""
 
-    def __init__(self, gateway: Gateway, reloader: Reloader) -> None:
+    def __init__(self, gateway: Gateway, reloader: Reloader, keys: KeysReloader | None) -> None:
         self._gateway = gateway
         self._reloader = reloader
+        self._keys = keys
 
     async def metrics(self, _: Request) -> Response:
         """For Prometheus."""
@@ -37,16 +44,40 @@ class Admin:
         return json_response(200, state_document(self._gateway.path.serving.policy, snapshot))
 
     async def reload(self, _: Request) -> Response:
-        """Read the policy's files now: 200 where what they say is in use, 422 with the errors where they do not
-        load."""
+        """Read the policy's files and the keys now: 200 where what they say is in use, 422 with the errors where they
+        do not load."""
         await self._reloader.reload()
-        state = self._gateway.policy_state
-        return json_response(422 if state.problems else 200, {"policy": told_of(state)})
+        state, access = self._gateway.policy_state, self._gateway.access
+        told, problems = {"policy": told_of(state)}, state.problems
+        if self._keys is not None and access is not None:
+            await self._keys.reload()
+            told["keys"], problems = told_of_keys(access), problems + access.state.problems
+        return json_response(422 if problems else 200, told)
 
 
-def admin_app(gateway: Gateway, reloader: Reloader) -> Starlette:
-    """The application for the admin port."""
-    admin, pages = Admin(gateway, reloader), Pages(gateway)
+class OperatorsOnly:
+    """An application whose paths need an operator's key, but for those that say whether the process is well."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in ("/livez", "/readyz"):
+            headers = headers_of(scope)
+            try:
+                self._access.authenticate_operator(headers)
+            except Unauthenticated as error:
+                await send_error(send, error, request_id_of(headers, new_id))
+                return
+        await self._app(scope, receive, send)
+
+
+def admin_app(
+    gateway: Gateway, reloader: Reloader, keys: KeysReloader | None = None, *, guarded: bool = False
+) -> ASGIApp:
+    """The application for the admin port; `guarded` where it is only for whoever has an operator's key."""
+    admin, pages = Admin(gateway, reloader, keys), Pages(gateway, to_all=not guarded)
     routes = [
         Route("/metrics", admin.metrics),
         Route("/state", admin.state),
@@ -56,4 +87,7 @@ def admin_app(gateway: Gateway, reloader: Reloader) -> Starlette:
     ]
     app = Starlette(routes=routes, exception_handlers={404: no_route, 405: no_method})
     app.router.redirect_slashes = False
-    return app
+    if not guarded:
+        return app
+    assert gateway.access is not None, "there are no keys to guard it with"
+    return OperatorsOnly(app, gateway.access)

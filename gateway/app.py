@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.chat import Log
 from gateway.edge import Endpoint
+from gateway.keys import Keys
 from gateway.pages import Pages, no_method, no_route
 from gateway.policy import Policy
 from gateway.running import Gateway, Tell, new_id
@@ -33,13 +34,14 @@ class Front:
         await self._behind(scope, receive, send)
 
 
-def build(settings: Settings, policy: Policy, log: Log, tell: Tell) -> tuple[Front, Gateway]:
-    """The application and the gateway behind it. Raises OSError, as `Gateway` does."""
-    gateway = Gateway(settings, policy, log, tell)
+def build(settings: Settings, policy: Policy, log: Log, tell: Tell, keys: Keys | None = None) -> tuple[Front, Gateway]:
+    """The application and the gateway behind it; without `keys` whoever reaches it may ask. Raises OSError, as
+    `Gateway` does."""
+    gateway = Gateway(settings, policy, log, tell, keys)
     pages = Pages(gateway)
     answering = {"/v1/chat/completions": gateway.path.complete, "/v1/route": pages.route}
     endpoints = {
-        path: Endpoint(answer, max_body_bytes=settings.max_body_bytes, log=log, new_id=new_id)
+        path: Endpoint(gateway.path.admit, answer, max_body_bytes=settings.max_body_bytes, log=log, new_id=new_id)
         for path, answer in answering.items()
     }
     routes = [

@@ -21,6 +21,7 @@ from gateway.backends.sse import error_event
 from gateway.errors import (
     GatewayError,
     Retryable,
+    Unauthenticated,
     UpstreamCut,
     UpstreamFailed,
     UpstreamTimeout,
@@ -28,8 +29,9 @@ from gateway.errors import (
     status_of,
 )
 from gateway.estimate import likely_bill
-from gateway.facts import Stated, facts_from, request_id_of
+from gateway.facts import CHALLENGE, Stated, facts_from, request_id_of
 from gateway.fleet import Fleet, Flight
+from gateway.keys import Keyring
 from gateway.labels import Scanner
 from gateway.masking import Masked, Masker
 from gateway.policy import Policy
@@ -52,6 +54,7 @@ from gateway.types import (
 )
 from gateway.wire.chat import parse
 
+ANONYMOUS = Caller()
 CLIENT_GONE = 499  # nginx's status for a client that closed the request; only ever logged
 # Bytes above which work on a body would hold up other requests: parsing is the cheapest, a scan costs more, and text
 # that is not ASCII must be folded before it is scanned, which costs most by far.
@@ -106,7 +109,7 @@ class Reply:
 @dataclass(slots=True)
 class ChatPath:
     """Takes chat requests to deployments. `serving` is replaced whole when the policy or what is known of an engine
-    changes."""
+    changes, `keyring` when the keys do; without one, callers need no keys."""
 
     serving: Serving
     fleet: Fleet
@@ -115,6 +118,7 @@ class ChatPath:
     wall: Callable[[], float]
     new_id: Callable[[], str]
     observe: Callable[[Record], None]
+    keyring: Keyring | None = None
     _fleet_record: FleetRecord = field(default_factory=FleetRecord)
 
     async def complete(self, headers: Mapping[str, str], body: bytes) -> Reply:
@@ -177,8 +181,17 @@ class ChatPath:
 
     def authenticate(self, headers: Mapping[str, str]) -> Caller:
         """Who asks. Without keys everyone who can reach the socket is one anonymous caller, which is why the server
-        then binds to loopback."""
-        return Caller()
+        then binds to loopback. Raises `Unauthenticated`."""
+        return ANONYMOUS if self.keyring is None else self.keyring.caller_of(headers, self.wall())
+
+    def admit(self, headers: Mapping[str, str]) -> None:
+        """Turn away whoever has no good key before any of the body is read. Raises `Unauthenticated`, and books it."""
+        try:
+            self.authenticate(headers)
+        except Unauthenticated as error:
+            decision_id = self.new_id()
+            self._book(Record(self.request_id(headers, decision_id), decision_id), self.clock(), 401, error.code)
+            raise
 
     async def parsed(self, body: bytes) -> ChatRequest:
         """The request; a large one is read beside the event loop. Raises `BadRequest`."""
@@ -317,6 +330,8 @@ class ChatPath:
 
     def _refused(self, record: Record, error: GatewayError) -> Reply:
         headers = self._headers(record)
+        if isinstance(error, Unauthenticated):
+            headers.append(CHALLENGE)
         if error.retry_after is not None:
             headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after))))
         return Reply.whole(status_of(error), headers, Chunk(orjson.dumps(body_of(error)), last=True))

@@ -15,11 +15,12 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.backends.sse import error_event
 from gateway.chat import Log, Reply
-from gateway.errors import BadRequest, GatewayError, NoCandidate, TooLarge, body_of, status_of
-from gateway.facts import request_id_of
+from gateway.errors import BadRequest, GatewayError, NoCandidate, TooLarge, Unauthenticated, body_of, status_of
+from gateway.facts import CHALLENGE, request_id_of
 
 _LINGER_SECONDS = 5.0
 
+Admitting = Callable[[Mapping[str, str]], None]
 Answering = Callable[[Mapping[str, str], bytes], Awaitable[Reply]]
 
 
@@ -87,9 +88,13 @@ class _Connection:
 
 
 class Endpoint:
-    """One POST endpoint as an ASGI application."""
+    """One POST endpoint as an ASGI application. Whoever `admit` turns away has nothing of a body read."""
 
-    def __init__(self, answer: Answering, *, max_body_bytes: int, log: Log, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self, admit: Admitting, answer: Answering, *, max_body_bytes: int, log: Log, new_id: Callable[[], str]
+    ) -> None:
+        """`admit` raises `Unauthenticated`."""
+        self._admit = admit
         self._answer = answer
         self._limit = max_body_bytes
         self._log = log
@@ -99,6 +104,7 @@ class Endpoint:
         headers = headers_of(scope)
         connection = _Connection(receive)
         try:
+            self._admit(headers)
             body = await read_body(headers, receive, self._limit)
             if body is None:
                 return
@@ -108,8 +114,8 @@ class Endpoint:
             await self._reply(headers, body, send, connection)
         except BadRequest as error:
             await send_error(send, error, request_id_of(headers, self._new_id))
-        except TooLarge as error:
-            await self._too_large(error, headers, receive, send)
+        except (TooLarge, Unauthenticated) as error:
+            await self._turn_away(error, headers, receive, send)
         except asyncio.CancelledError:
             if not connection.gone:  # the time to finish open requests is over
                 stopping = NoCandidate("the gateway is stopping: try again")
@@ -144,7 +150,7 @@ class Endpoint:
         elif connection.streaming:
             await send({"type": "http.response.body", "body": error_event(error)})
 
-    async def _too_large(self, error: TooLarge, headers: Mapping[str, str], receive: Receive, send: Send) -> None:
+    async def _turn_away(self, error: GatewayError, headers: Mapping[str, str], receive: Receive, send: Send) -> None:
         """Answer at once, then read and forget some of what is still coming: a socket that is closed on unread data is
         reset, and many clients would then never see the answer. Both the bytes and the time are bounded; the connection
         is not used again."""
@@ -186,6 +192,8 @@ async def send_error(send: Send, error: GatewayError, request_id: str, *, linger
         (b"content-length", b"%d" % len(body)),
         (b"x-request-id", request_id.encode()),
     ]
+    if isinstance(error, Unauthenticated):
+        headers.append(CHALLENGE)
     if linger:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status_of(error), "headers": headers})

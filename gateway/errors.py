@@ -2,6 +2,7 @@
 
     GatewayError
     ├── RequestError                    the caller must change something
+    │   ├── Unauthenticated      401
     │   ├── TooLarge             413   HeadTooLarge 431
     │   ├── BadRequest           400
     │   ├── ContextLengthExceeded 400
@@ -46,6 +47,13 @@ class RequestError(GatewayError):
     status = 400
     code = "bad_request"
     type = "invalid_request_error"
+
+
+class Unauthenticated(RequestError):
+    """No key, or one that is unknown, expired or revoked."""
+
+    status = 401
+    code = "invalid_api_key"
 
 
 class TooLarge(RequestError):

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
-from gateway.errors import BadRequest, UnknownModel
+from gateway.errors import BadRequest, Forbidden, UnknownModel
 from gateway.policy import AUTO, DATA_CLASS_HEADER, Policy
 from gateway.types import NUSD_PER_USD, UNSCANNABLE, Caller, ChatRequest, RequestFacts, TokenCount
+
+CHALLENGE = (b"www-authenticate", b"Bearer")  # goes with every 401 (RFC 9110, 11.6.1)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
@@ -53,15 +55,22 @@ def facts_from(
     likely_output: int | None = None,
 ) -> RequestFacts:
     """All facts of a request, from what its texts were found to hold (`kinds`, `unscannable` among them), whether that
-    can be masked, how long its prompt is, and how long this caller's answers were of late."""
+    can be masked, how long its prompt is, and how long this caller's answers were of late. Raises `Forbidden` where the
+    key may not ask for the class."""
+    if stated.slo is not None and caller.slo is not None and stated.slo not in caller.slo:
+        raise Forbidden("this key may not ask for that latency class", param="x-hybridgate-slo")
     nothing: frozenset[str] = frozenset()
     masked = policy.labels_of(nothing, headers, caller.tags, unscannable=False) if maskable else None
+    labels = policy.labels_of(kinds, headers, caller.tags, unscannable=bool(chat.parts) or UNSCANNABLE in kinds)
+    if caller.labels:  # which no masking takes away
+        labels |= caller.labels
+        masked = None if masked is None else masked | caller.labels
     return RequestFacts(
         model=chat.model,
         tenant=caller.tenant,
         key_tags=caller.tags,
         tags=stated.tags,
-        labels=policy.labels_of(kinds, headers, caller.tags, unscannable=bool(chat.parts) or UNSCANNABLE in kinds),
+        labels=labels,
         masked_labels=masked,
         prompt=prompt,
         max_tokens=chat.max_tokens,

@@ -1,4 +1,4 @@
-"""Policies from disk, with what they need from outside: litellm's price map and the names of the detectors.
+"""Policies and keys from disk, with what they need from outside: litellm's price map and the names of the detectors.
 
 Owns the reading of those files. Refuses to import litellm, which takes seconds: its map is a JSON file beside its code.
 """
@@ -15,9 +15,12 @@ from typing import Any
 
 import orjson
 
+from gateway.keyfile import KeyErrors, Known, compile_keys
+from gateway.keys import Keys
 from gateway.labels import KINDS
 from gateway.policy import Policy
 from gateway.policyfile import MAX_BYTES, PolicyErrors, Problem, compile_policy
+from gateway.types import UNSCANNABLE
 
 FileState = tuple[int, ...] | None
 
@@ -52,6 +55,36 @@ def read_policy(path: str, environ: Mapping[str, str]) -> Loaded:
     except PolicyErrors as error:
         return Loaded(None, error.problems, states)
     return Loaded(policy, (), states)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedKeys:
+    """What became of reading a file of keys: the keys, or all that is wrong. `states` is the file as it was just
+    before."""
+
+    keys: Keys | None
+    problems: tuple[Problem, ...]
+    states: Mapping[str, FileState]
+
+
+def read_keys(path: str, known: Known | None) -> LoadedKeys:
+    """The keys at `path` or what is wrong with them. `known`: what they may name; None where that is not looked at."""
+    states = {path: state_of(path)}
+    try:
+        return LoadedKeys(compile_keys(path, read_text(path), known), (), states)
+    except KeyErrors as error:
+        problems = error.problems
+    except OSError as error:
+        problems = (Problem(path, 0, 0, f"the file cannot be read: {error.strerror or 'it failed'}"),)
+    except UnicodeDecodeError as error:
+        problems = (Problem(path, 0, 0, f"the file is not UTF-8 text: byte {error.start} is wrong"),)
+    return LoadedKeys(None, problems, states)
+
+
+def known_names(policy: Policy) -> Known:
+    """What keys may name under a policy."""
+    labels = frozenset({UNSCANNABLE, *(label.name for label in policy.labels)})
+    return Known(labels, frozenset(policy.deployments), frozenset(policy.slo))
 
 
 def state_of(file: str) -> FileState:

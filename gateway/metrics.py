@@ -20,6 +20,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from gateway.errors import EgressDenied
+from gateway.keys import Standing
 from gateway.telemetry import Record
 from gateway.types import NUSD_PER_USD, DeploymentStatus
 
@@ -141,6 +142,19 @@ POLICY_IN_STEP = Described(
     "1 where the policy in use is what its files say, 0 where they do not load.",
 )
 POLICY_ERRORS = Described("hybridgate_policy_errors", "gauge", (), "Errors in the policy's files as they stand now.")
+KEYS = Described("hybridgate_keys", "gauge", ("standing",), "Callers' keys: `valid`, `expired` or `revoked` now.")
+KEYS_LOADS = Described(
+    "hybridgate_keys_loads_total",
+    "counter",
+    ("result",),
+    "Times that the file of keys was loaded, the first at start; `result` is `success` or `failure`.",
+)
+KEYS_IN_STEP = Described(
+    "hybridgate_keys_last_load_successful",
+    "gauge",
+    (),
+    "1 where the keys in use are what their file says, 0 where it does not load.",
+)
 
 METRICS = (
     REQUESTS,
@@ -163,6 +177,9 @@ METRICS = (
     POLICY_LOADS,
     POLICY_IN_STEP,
     POLICY_ERRORS,
+    KEYS,
+    KEYS_LOADS,
+    KEYS_IN_STEP,
 )
 
 
@@ -232,6 +249,16 @@ class PolicyFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyFigures:
+    """What the keys' metrics say. `standings`: how many keys of each."""
+
+    standings: Mapping[Standing, int]
+    loads: int
+    failures: int
+    errors: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeploymentFigures:
     """A deployment as it is now."""
 
@@ -242,10 +269,12 @@ class DeploymentFigures:
 
 
 class Metrics(Collector):
-    """The sums of one process. Invariant: for the event loop's thread alone, so that nothing is locked."""
+    """The sums of one process. Invariant: for the event loop's thread alone, so that nothing is locked. `keys` is asked
+    at each scrape; None where callers need none."""
 
     def __init__(self, now: Callable[[], tuple[PolicyFigures, Iterable[DeploymentFigures]]]) -> None:
         """`now` is asked at each scrape."""
+        self.keys: Callable[[], KeyFigures] | None = None
         self._now = now
         self._rows: dict[tuple[str, str, str], _Row] = {}
         self._labels: Counter[str] = Counter()
@@ -323,6 +352,8 @@ class Metrics(Collector):
         policy, deployments = self._now()
         yield from _of_deployments(list(deployments))
         yield from _of_policy(policy)
+        if self.keys is not None:
+            yield from _of_keys(self.keys())
 
     def _by_deployment(self) -> Iterator[Metric]:
         sums: dict[str, _Row] = {}
@@ -379,3 +410,9 @@ def _of_policy(policy: PolicyFigures) -> Iterator[Metric]:
     yield _counted(POLICY_LOADS, {("success",): policy.loads, ("failure",): policy.failures})
     yield _gauge(POLICY_IN_STEP, {(): not policy.errors})
     yield _gauge(POLICY_ERRORS, {(): policy.errors})
+
+
+def _of_keys(keys: KeyFigures) -> Iterator[Metric]:
+    yield _gauge(KEYS, {(standing,): count for standing, count in keys.standings.items()})
+    yield _counted(KEYS_LOADS, {("success",): keys.loads, ("failure",): keys.failures})
+    yield _gauge(KEYS_IN_STEP, {(): not keys.errors})

@@ -14,14 +14,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.access import Access
 from gateway.backends.base import Chunk
 from gateway.chat import Reply
 from gateway.edge import headers_of
-from gateway.errors import GatewayError, MethodNotAllowed, NotFound, body_of, status_of
+from gateway.errors import GatewayError, MethodNotAllowed, NotFound, Unauthenticated, body_of, status_of
 from gateway.explain import explanation
-from gateway.facts import knows, request_id_of
-from gateway.policy import AUTO
+from gateway.facts import CHALLENGE, knows, request_id_of
+from gateway.policy import AUTO, Policy
 from gateway.running import Gateway, PolicyState, new_id
+from gateway.types import Caller
 
 MOST_ERRORS_SHOWN = 20
 
@@ -29,25 +31,31 @@ MOST_ERRORS_SHOWN = 20
 class Pages:
     """The endpoints that only look at a running gateway."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, *, to_all: bool = False) -> None:
+        """`to_all`: whoever asks is told the state of deployments and files. Otherwise, where there are keys, an
+        operator's key is needed for more than the status."""
         self._gateway = gateway
+        self._to_all = to_all
 
-    async def models(self, _: Request) -> Response:
+    async def models(self, request: Request) -> Response:
         """What this caller may ask for: `auto`, the aliases, the rules, and the deployments that can be called."""
-        policy = self._gateway.path.serving.policy
-        names = {
-            AUTO: "policy",
-            **dict.fromkeys(policy.models, "alias"),
-            **{rule.name: "rule" for rule in policy.rules},
-        }
-        names |= {d.name: d.zone for d in policy.deployments.values() if d.unavailable is None}
+        try:
+            caller = self._gateway.path.authenticate(headers_of(request.scope))
+        except Unauthenticated as error:
+            return error_response(error, request)
+        names = models_for(self._gateway.path.serving.policy, caller)
         data = [{"id": name, "object": "model", "created": 0, "owned_by": owner} for name, owner in names.items()]
         return json_response(200, {"object": "list", "data": data})
 
     async def model(self, request: Request) -> Response:
-        """One model of the list."""
+        """One model of the list, or that the policy knows."""
         name = request.path_params["name"]
-        if not knows(self._gateway.path.serving.policy, name):
+        policy = self._gateway.path.serving.policy
+        try:
+            caller = self._gateway.path.authenticate(headers_of(request.scope))
+        except Unauthenticated as error:
+            return error_response(error, request)
+        if not knows(policy, name) or not may_ask(policy, caller, name):
             return error_response(NotFound("no such model: GET /v1/models lists those that are known"), request)
         return json_response(200, {"id": name, "object": "model", "created": 0, "owned_by": "hybridgate"})
 
@@ -55,7 +63,7 @@ class Pages:
         """The process answers."""
         return json_response(200, {"status": "live"})
 
-    async def ready(self, _: Request) -> Response:
+    async def ready(self, request: Request) -> Response:
         """Whether a request could be answered now, and by what; each deployment that is not usable with its reason. A
         policy file that does not load is told and changes nothing of that: the policy before it is in use."""
         policy = self._gateway.path.serving.policy
@@ -68,8 +76,22 @@ class Pages:
             name: {"zone": policy.deployments[name].zone, "usable": reason is None, "reason": reason or ""}
             for name, reason in reasons.items()
         }
-        told = {"status": status, "policy": told_of(self._gateway.policy_state), "deployments": deployments}
+        told: dict[str, Any] = {"status": status}
+        if self._shown_to(request):
+            told |= {"policy": told_of(self._gateway.policy_state), "deployments": deployments}
+            if self._gateway.access is not None:
+                told["keys"] = told_of_keys(self._gateway.access)
         return json_response(200 if usable else 503, told)
+
+    def _shown_to(self, request: Request) -> bool:
+        access = self._gateway.access
+        if self._to_all or access is None:
+            return True
+        try:
+            access.authenticate_operator(headers_of(request.scope))
+        except Unauthenticated:
+            return False
+        return True
 
     async def route(self, headers: Mapping[str, str], body: bytes) -> Reply:
         """The decision for a chat request, with its reasons; nothing is called."""
@@ -94,6 +116,35 @@ def told_of(state: PolicyState) -> dict[str, Any]:
     }
 
 
+def told_of_keys(access: Access) -> dict[str, Any]:
+    """The keys in use, and what is wrong with their file as it stands now."""
+    state = access.state
+    return {
+        "path": access.path,
+        "loaded_at": state.loaded_at.isoformat(timespec="milliseconds"),
+        "keys": dict(access.standings()),
+        "error_count": len(state.problems),
+        "errors": [str(problem) for problem in state.problems[:MOST_ERRORS_SHOWN]],
+    }
+
+
+def models_for(policy: Policy, caller: Caller) -> dict[str, str]:
+    """The names that a caller may ask for, each with what it stands for: `policy`, `alias`, `rule`, or a deployment's
+    zone."""
+    names = {AUTO: "policy", **dict.fromkeys(policy.models, "alias"), **{rule.name: "rule" for rule in policy.rules}}
+    names |= {d.name: d.zone for d in policy.deployments.values() if d.unavailable is None}
+    return {name: owner for name, owner in names.items() if may_ask(policy, caller, name)}
+
+
+def may_ask(policy: Policy, caller: Caller, model: str) -> bool:
+    """Whether the key may use what a known name stands for, or some of it."""
+    target = policy.models.get(model, model)
+    if target in policy.deployments:
+        return caller.may_use(target)
+    rule = policy.rule_named(target)
+    return rule is None or any(caller.may_use(name) for name in rule.candidates)
+
+
 async def no_route(request: Request, _: Exception) -> Response:
     """404 in the shape of every other error."""
     return error_response(NotFound("no such path: the API lives under /v1, such as POST /v1/chat/completions"), request)
@@ -111,6 +162,8 @@ def error_response(error: GatewayError, request: Request) -> Response:
     """An error with the request's id."""
     response = json_response(status_of(error), body_of(error))
     response.headers["x-request-id"] = request_id_of(headers_of(request.scope), new_id)
+    if isinstance(error, Unauthenticated):
+        response.raw_headers.append(CHALLENGE)
     return response
 
 

@@ -1,29 +1,21 @@
-"""Keeps the policy in use equal to its files: watch, load, and hand over what loads.
+"""Keeps the policy and the keys in use equal to their files: load, and hand over what loads.
 
-Owns when to look. Refuses to build anything from a policy and to say what came of it: whoever serves does that.
-
-Directories are watched, not files: an editor replaces a file by renaming another over it, and a ConfigMap swaps a
-symbolic link beside it (`..data`). Where the file itself is a link, the directory that it leads to is watched as well;
-and twice a second the files are looked at, for what no event tells: a network file system, a link further up the path.
+Refuses to watch (follow.py does), to build anything from a policy, and to say what came of it: whoever serves does
+that.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Collection, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import Mapping
 from typing import Protocol
 
-from watchfiles import Change, awatch
-
-from gateway.loading import FileState, read_policy, state_of
+from gateway.follow import Follower
+from gateway.keyfile import Known
+from gateway.keys import Keys
+from gateway.loading import FileState, read_keys, read_policy, state_of
 from gateway.policy import Policy
 from gateway.policyfile import Problem
-
-STEP_MS = 50  # a change is taken up once nothing else has changed for so long: an editor writes more than once
-LONGEST_WAIT_MS = 500  # or after this long, where something changes all the time
-LOOK_EVERY_MS = 500  # without an event
 
 
 class Serves(Protocol):
@@ -39,55 +31,29 @@ class Serves(Protocol):
         """Go on as before; the files say what is in use."""
 
 
-class Reloader:
-    """One policy's files and who serves by them. Invariant: one reload at a time, and the last change of the files is
-    always followed by one."""
+class Reloader(Follower):
+    """One policy's files and who serves by them."""
 
     def __init__(self, policy: Policy, states: Mapping[str, FileState], environ: Mapping[str, str], serves: Serves):
         """`policy` is the one in use, just read with the same `environ`; `states` are its files as they were then."""
+        super().__init__(states)
         self._path = policy.path
         self._environ = environ
         self._serves = serves
         self._hash = policy.hash
-        self._states = states
-        self._reloading = asyncio.Lock()
-        self._stopping = asyncio.Event()
-        self._asked: set[asyncio.Task[None]] = set()
 
-    async def watch(self) -> None:
-        """Follow the files until `stop`."""
-        while not self._stopping.is_set():
-            try:
-                await self._follow(await asyncio.to_thread(self._places))
-            except (OSError, RuntimeError):  # no directory, or no more watches to be had: look without events
-                await self._look(())
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_EVERY_MS / 1000):
-                        await self._stopping.wait()
-
-    def stop(self) -> None:
-        """End `watch`."""
-        self._stopping.set()
-
-    def ask(self) -> None:
-        """Reload soon, whether something seems to have changed or not: what SIGHUP means."""
-        task = asyncio.create_task(self.reload())
-        self._asked.add(task)
-        task.add_done_callback(self._asked.discard)
-
-    async def reload(self) -> None:
-        """Load the files now. What does not load is told, and changes nothing else."""
-        async with self._reloading:
-            loaded = await asyncio.to_thread(read_policy, self._path, self._environ)
-            # Where the policy file is wrong, nobody has asked for the deployments file: what it may become counts, too.
-            kept = {} if loaded.policy is not None else {file: state_of(file) for file in self._states}
-            self._states = {**kept, **loaded.states}
-            if loaded.policy is None:
-                self._serves.refuse(loaded.problems)
-            elif loaded.policy.hash == self._hash:
-                self._serves.keep()
-            else:
-                await self._adopt(loaded.policy)
+    async def _load(self, states: Mapping[str, FileState]) -> Mapping[str, FileState]:
+        """What does not load is told, and changes nothing else."""
+        loaded = await asyncio.to_thread(read_policy, self._path, self._environ)
+        # Where the policy file is wrong, nobody has asked for the deployments file: what it may become counts, too.
+        kept = {} if loaded.policy is not None else {file: state_of(file) for file in states}
+        if loaded.policy is None:
+            self._serves.refuse(loaded.problems)
+        elif loaded.policy.hash == self._hash:
+            self._serves.keep()
+        else:
+            await self._adopt(loaded.policy)
+        return {**kept, **loaded.states}
 
     async def _adopt(self, policy: Policy) -> None:
         try:
@@ -98,46 +64,41 @@ class Reloader:
         else:
             self._hash = policy.hash
 
-    async def _follow(self, places: Mapping[str, FileState]) -> None:
-        """Reload at each change until the directories are others. Raises what `awatch` does where it cannot watch."""
-        changes = awatch(
-            *places,
-            watch_filter=self._concerns,
-            debounce=LONGEST_WAIT_MS,
-            step=STEP_MS,
-            rust_timeout=LOOK_EVERY_MS,
-            yield_on_timeout=True,
-            recursive=False,
-            stop_event=self._stopping,
-        )
-        async with aclosing(changes):
-            async for changed in changes:
-                await self._look(changed)
-                if await asyncio.to_thread(self._places) != places:
-                    return
 
-    async def _look(self, changed: Collection[object]) -> None:
-        differ: bool = bool(changed) or await asyncio.to_thread(self._differ)
-        if differ:
-            await self.reload()
+class Admits(Protocol):
+    """Who admits callers by keys. Each call of the last two counts as one reload."""
 
-    def _differ(self) -> bool:
-        return any(state_of(file) != state for file, state in self._states.items())
+    path: str
 
-    def _concerns(self, _: Change, path: str) -> bool:
-        """Whether an event may be about the files: one of their names, or a ConfigMap's link."""
-        name = os.path.basename(path)
-        return name.startswith("..") or any(name == os.path.basename(file) for file in self._files())
+    def known(self) -> Known:
+        """What keys may name: the policy in use says so."""
 
-    def _places(self) -> Mapping[str, FileState]:
-        """The directories to watch, each with what it is now, since a path may come to lead elsewhere. Raises OSError
-        where there is none."""
-        folders = {os.path.dirname(os.path.abspath(file)) for file in self._files()}
-        found = {folder: state[:2] for folder in folders if (state := state_of(folder)) is not None}
-        if not found:
-            raise FileNotFoundError(self._path)
-        return found
+    def adopt(self, keys: Keys) -> None:
+        """Admit by these from now on."""
 
-    def _files(self) -> set[str]:
-        """The files, and where they lead."""
-        return {*self._states, *(os.path.realpath(file) for file in self._states)}
+    def refuse(self, problems: tuple[Problem, ...]) -> None:
+        """Go on as before; the file cannot be used for these reasons."""
+
+
+class KeysReloader(Follower):
+    """One file of keys and who admits callers by it. Where the policy in use changes, the file is read again: what it
+    names may have come or gone."""
+
+    def __init__(self, states: Mapping[str, FileState], admits: Admits) -> None:
+        """`states`: the file as it was when the keys in use were read."""
+        super().__init__(states)
+        self._admits = admits
+        self._known = admits.known()
+
+    def _stale(self) -> bool:
+        return self._admits.known() != self._known
+
+    async def _load(self, _: Mapping[str, FileState]) -> Mapping[str, FileState]:
+        """What does not load is told, and changes nothing else."""
+        self._known = self._admits.known()
+        loaded = await asyncio.to_thread(read_keys, self._admits.path, self._known)
+        if loaded.keys is None:
+            self._admits.refuse(loaded.problems)
+        else:
+            self._admits.adopt(loaded.keys)
+        return loaded.states

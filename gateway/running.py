@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
+from gateway.access import Access
 from gateway.backends import Backends
 from gateway.backends.base import Backend
 from gateway.backends.build import authorities_of, backend_of
@@ -29,9 +30,10 @@ from gateway.chat import ChatPath, Log, Serving
 from gateway.encodings import load_encoding
 from gateway.engines import Engine, Known
 from gateway.fleet import Fleet
+from gateway.keys import Keys
 from gateway.labels import Scanner
 from gateway.loads import Loads, Source
-from gateway.metrics import DeploymentFigures, Metrics, PolicyFigures
+from gateway.metrics import DeploymentFigures, KeyFigures, Metrics, PolicyFigures
 from gateway.policy import Policy
 from gateway.policyfile import Problem
 from gateway.settings import Settings
@@ -92,8 +94,9 @@ class Gateway:
     """The running gateway. Invariant: what is started is stopped, engines, connections and the sockets' folder alike,
     and nothing that a request in flight may call is closed before it has ended."""
 
-    def __init__(self, settings: Settings, policy: Policy, log: Log, tell: Tell) -> None:
-        """Raises OSError where the temporary folder cannot be made or a `ca_file` cannot be read."""
+    def __init__(self, settings: Settings, policy: Policy, log: Log, tell: Tell, keys: Keys | None = None) -> None:
+        """`keys` are those of the file that the settings name; without, callers need none. Raises OSError where the
+        temporary folder cannot be made or a `ca_file` cannot be read."""
         self._settings = settings
         self._log = log
         self._tell = tell
@@ -113,6 +116,10 @@ class Gateway:
         self._loads = Loads(self.fleet, self._described, time.monotonic)
         serving = Serving(policy, prepared.scanner, {}, self._generation.backends)
         self.path = ChatPath(serving, self.fleet, log, time.monotonic, time.time, new_id, self.metrics.request)
+        self.access: Access | None = None
+        if keys is not None:
+            self.access = Access(settings.keys, keys, self.path, log, tell)
+            self.metrics.keys = self._key_figures
 
     @property
     def supervisors(self) -> Mapping[str, Supervisor]:
@@ -132,6 +139,11 @@ class Gateway:
             DeploymentFigures(d.name, d.zone, d.unavailable is None and status.down is None, status)
             for d, status in statuses
         )
+
+    def _key_figures(self) -> KeyFigures:
+        assert self.access is not None
+        state = self.access.state
+        return KeyFigures(self.access.standings(), state.loads, state.refusals, len(state.problems))
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: object) -> AsyncIterator[None]:

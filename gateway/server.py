@@ -1,6 +1,6 @@
 """Serves the application until a signal ends it.
 
-Owns uvicorn's settings, the admin port beside it, what a SIGHUP means, and the watch over the policy's files meanwhile.
+Owns uvicorn's settings, the admin port beside it, what a SIGHUP means, and the watch over files meanwhile.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from math import ceil
@@ -17,8 +18,8 @@ import uvloop
 from starlette.types import ASGIApp
 
 from gateway.embedded import embedded
+from gateway.follow import Follower
 from gateway.http1 import Http1
-from gateway.reload import Reloader
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,23 +30,30 @@ class Served:
     listener: socket.socket
 
 
-def serve_until_stopped(main: Served, admin: Served | None, reloader: Reloader, drain_seconds: float) -> None:
+def serve_until_stopped(
+    main: Served, admin: Served | None, followers: Sequence[Follower], drain_seconds: float
+) -> None:
     """Serve callers, and operators as long as there are callers. Streams that are open at the end may go on for
     `drain_seconds`."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(main, admin, reloader, drain_seconds))
+        runner.run(_serve(main, admin, followers, drain_seconds))
 
 
-async def _serve(main: Served, admin: Served | None, reloader: Reloader, drain_seconds: float) -> None:
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
-    watching = asyncio.create_task(reloader.watch())
+async def _serve(main: Served, admin: Served | None, followers: Sequence[Follower], drain_seconds: float) -> None:
+    def ask() -> None:
+        for follower in followers:
+            follower.ask()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, ask)
+    watching = asyncio.gather(*(follower.watch() for follower in followers))
     async with AsyncExitStack() as stack:
         if admin is not None:
             await stack.enter_async_context(embedded(config_of(admin.app, 1.0), admin.listener))
         try:
             await uvicorn.Server(config_of(main.app, drain_seconds)).serve(sockets=[main.listener])
         finally:
-            reloader.stop()
+            for follower in followers:
+                follower.stop()
             await watching
 
 

@@ -12,7 +12,6 @@ PREFIX = "HYBRIDGATE_"
 # Designed and documented, but not part of this release: refused, so that nobody believes that they are in force.
 _LATER = {
     "HYBRIDGATE_REDIS_URL": "sharing limits and cache through Redis",
-    "HYBRIDGATE_KEYS": "keys for callers",
     "HYBRIDGATE_WORKERS": "more than one worker, which needs Redis,",
 }
 
@@ -32,6 +31,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8080
     policy: str = ""
+    keys: str = ""
     local_model: str = ""
     max_body_bytes: int = 32 * 1024 * 1024
     drain_seconds: float = 20.0

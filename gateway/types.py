@@ -26,12 +26,19 @@ Capability = Literal["tools", "images", "schema"]
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. `deployments` is None where the key may use all."""
+    """Who asks. `labels` are those of every request with the key; `deployments` and `slo` (the classes that may be
+    asked for) are None where the key may use all."""
 
     tenant: str = "default"
     key_id: str = "anonymous"
     tags: frozenset[str] = frozenset()
+    labels: frozenset[str] = frozenset()
     deployments: frozenset[str] | None = None
+    slo: frozenset[str] | None = None
+
+    def may_use(self, deployment: str) -> bool:
+        """Whether the key may use the deployment at all, whatever the policy says."""
+        return self.deployments is None or deployment in self.deployments
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,12 @@ from openai import AsyncOpenAI
 
 from gateway.app import build
 from gateway.embedded import embedded
+from gateway.follow import Follower
 from gateway.http1 import Http1
-from gateway.loading import read_policy
+from gateway.keys import Keys
+from gateway.loading import known_names, read_keys, read_policy
 from gateway.policy import Policy
-from gateway.reload import Reloader
+from gateway.reload import KeysReloader, Reloader
 from gateway.running import Gateway
 from gateway.settings import Settings
 from tests.fakes import Log
@@ -53,10 +55,10 @@ class Running:
 
 
 @asynccontextmanager
-async def running(policy: Policy, settings: Settings | None = None) -> AsyncIterator[Running]:
-    """Serve the policy until the block ends."""
+async def running(policy: Policy, settings: Settings | None = None, keys: Keys | None = None) -> AsyncIterator[Running]:
+    """Serve the policy until the block ends; for callers with these keys only, where there are any."""
     log, told = Log(), list[str]()
-    app, gateway = build(settings or Settings(drain_seconds=1.0), policy, log, told.append)
+    app, gateway = build(settings or Settings(drain_seconds=1.0), policy, log, told.append, keys)
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         app, http=Http1, access_log=False, log_config=None, timeout_graceful_shutdown=1, server_header=False
@@ -82,9 +84,33 @@ async def running_from(
     assert loaded.policy is not None, loaded.problems
     async with running(loaded.policy, settings) as gateway:
         reloader = Reloader(loaded.policy, loaded.states, environ, gateway.gateway)
-        watching = asyncio.create_task(reloader.watch())
-        try:
+        async with following(reloader):
             yield gateway, reloader
-        finally:
-            reloader.stop()
-            await watching
+
+
+@asynccontextmanager
+async def running_with_keys(path: Path, keys: Path) -> AsyncIterator[tuple[Running, Reloader, KeysReloader]]:
+    """Serve the policy at `path` for callers with these keys, and follow all files."""
+    loaded = read_policy(str(path), {})
+    assert loaded.policy is not None, loaded.problems
+    loaded_keys = read_keys(str(keys), known_names(loaded.policy))
+    assert loaded_keys.keys is not None, loaded_keys.problems
+    settings = Settings(drain_seconds=1.0, keys=str(keys))
+    async with running(loaded.policy, settings, loaded_keys.keys) as gateway:
+        reloader = Reloader(loaded.policy, loaded.states, {}, gateway.gateway)
+        assert gateway.gateway.access is not None
+        keys_reloader = KeysReloader(loaded_keys.states, gateway.gateway.access)
+        async with following(reloader, keys_reloader):
+            yield gateway, reloader, keys_reloader
+
+
+@asynccontextmanager
+async def following(*followers: Follower) -> AsyncIterator[None]:
+    """Follow files until the block ends."""
+    watching = asyncio.gather(*(follower.watch() for follower in followers))
+    try:
+        yield
+    finally:
+        for follower in followers:
+            follower.stop()
+        await watching

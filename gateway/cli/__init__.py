@@ -15,9 +15,11 @@ from typing import Annotated, Any, BinaryIO
 import typer
 from rich.console import Console
 
+from gateway.cli import keys as key_commands
 from gateway.cli import policy as policy_commands
 from gateway.cli.plan import plan
-from gateway.cli.terminal import fail, loaded_files, policy_path
+from gateway.cli.terminal import fail, loaded_files, loaded_keys, policy_path
+from gateway.keys import Keys
 from gateway.loading import FileState
 from gateway.policy import Policy
 from gateway.settings import PREFIX, Settings, SettingsError, settings_from
@@ -29,8 +31,10 @@ main = typer.Typer(
     pretty_exceptions_enable=False,
 )
 main.add_typer(policy_commands.commands, name="policy")
+main.add_typer(key_commands.commands, name="key")
 main.command()(plan)
 
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _BACKLOG = 2048  # connections that wait to be accepted
 
 # Python's defaults (700, 10, 10) look for cycles about once a request; a request leaves none behind.
@@ -52,6 +56,9 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on. [default: 8080]", min=0, max=65535)] = None,
     policy: Annotated[
         str | None, typer.Option(help="A policy file, or the name of one that ships. [default: default]")
+    ] = None,
+    keys: Annotated[
+        str | None, typer.Option(help="File of callers' keys; without one, only this machine may ask.")
     ] = None,
     local_model: Annotated[
         str | None,
@@ -83,11 +90,16 @@ def serve(
     if settings.local_model:
         environ[f"{PREFIX}LOCAL_MODEL"] = settings.local_model
     loaded_policy, states = loaded_files(policy_path(settings.policy, os.environ), environ)
+    policy_read = PolicyRead(loaded_policy, states, environ)
+    keys_read = KeysRead(*loaded_keys(settings.keys, loaded_policy)) if settings.keys else None
+    operators = keys_read is not None and bool(keys_read.keys.operators)
     with ExitStack() as listening:
         main_listener = listening.enter_context(bound(settings))
-        admin_listener = listening.enter_context(bound_admin(settings)) if settings.admin_port >= 0 else None
+        admin_listener = None
+        if settings.admin_port >= 0:
+            admin_listener = listening.enter_context(bound_admin(settings, operators=operators))
         stream = listening.enter_context(open_log_file(settings.log))
-        run(settings, loaded_policy, states, environ, Listeners(main_listener, admin_listener), stream)
+        run(settings, policy_read, keys_read, Listeners(main_listener, admin_listener), stream)
 
 
 def open_log_file(path: str) -> BinaryIO:
@@ -103,16 +115,23 @@ def open_log_file(path: str) -> BinaryIO:
 def bound(settings: Settings) -> socket.socket:
     """The socket for callers, bound before anything slow starts, so that a port in use is one line."""
     host = settings.host
-    if host not in ("127.0.0.1", "::1", "localhost") and not settings.open_to_network:
+    if host not in _LOOPBACK and not settings.keys and not settings.open_to_network:
         fail(
-            f"callers have no keys, so the gateway listens on loopback only, not on {host}: "
-            "use --host 127.0.0.1, or --open-to-network if something else guards it"
+            f"callers have no keys, so the gateway listens on loopback only, not on {host}: give them keys "
+            "(hybridgate key new, then --keys FILE), use --host 127.0.0.1, or --open-to-network if something else "
+            "guards it"
         )
     return _listening(host, settings.port, "--host", "choose another with --port")
 
 
-def bound_admin(settings: Settings) -> socket.socket:
-    """The socket for metrics and administration."""
+def bound_admin(settings: Settings, *, operators: bool = False) -> socket.socket:
+    """The socket for metrics and administration. `operators`: there are keys for it."""
+    if settings.admin_host not in _LOOPBACK and not operators and not settings.open_to_network:
+        fail(
+            "there are no admin keys, so metrics and administration are on loopback only, not on "
+            f"{settings.admin_host}: make one (hybridgate key new ID --admin, then --keys FILE), "
+            "use --admin-host 127.0.0.1, or --open-to-network if something else guards it"
+        )
     hint = "choose another with --admin-port, or none with --admin-port -1"
     return _listening(settings.admin_host, settings.admin_port, "--admin-host", hint)
 
@@ -142,18 +161,30 @@ class Listeners:
     admin: socket.socket | None
 
 
+@dataclass(frozen=True, slots=True)
+class PolicyRead:
+    """A policy with the files and variables that it was read from."""
+
+    policy: Policy
+    states: Mapping[str, FileState]
+    environ: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class KeysRead:
+    """Keys with the file that they were read from."""
+
+    keys: Keys
+    states: Mapping[str, FileState]
+
+
 def run(
-    settings: Settings,
-    policy: Policy,
-    states: Mapping[str, FileState],
-    environ: Mapping[str, str],
-    listeners: Listeners,
-    log_stream: BinaryIO,
+    settings: Settings, read: PolicyRead, keys: KeysRead | None, listeners: Listeners, log_stream: BinaryIO
 ) -> None:
     """Serve until a signal. The server's modules are imported here, so that `policy check` starts at once."""
     from gateway.admin import admin_app  # noqa: PLC0415
     from gateway.app import build  # noqa: PLC0415
-    from gateway.reload import Reloader  # noqa: PLC0415
+    from gateway.reload import KeysReloader, Reloader  # noqa: PLC0415
     from gateway.server import Served, serve_until_stopped  # noqa: PLC0415
     from gateway.telemetry import open_log  # noqa: PLC0415
 
@@ -163,8 +194,9 @@ def run(
         terminal.print(line, markup=False, soft_wrap=True)
 
     gc.set_threshold(*GC_THRESHOLDS)
+    policy = read.policy
     try:
-        app, gateway = build(settings, policy, open_log(log_stream, tell), tell)
+        app, gateway = build(settings, policy, open_log(log_stream, tell), tell, keys.keys if keys else None)
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
         fail(f"cannot start ({what}{error.strerror or error}): a writable TMPDIR and readable ca_files are needed")
@@ -173,9 +205,14 @@ def run(
         tell(f"metrics: {_url(listeners.admin)}/metrics")
     for deployment in policy.deployments.values():
         tell(f"  {deployment.name}: {deployment.model} in {deployment.zone}{_state(deployment.unavailable)}")
-    reloader = Reloader(policy, states, environ, gateway)
-    admin = None if listeners.admin is None else Served(admin_app(gateway, reloader), listeners.admin)
-    serve_until_stopped(Served(app, listeners.main), admin, reloader, settings.drain_seconds)
+    reloader = Reloader(policy, read.states, read.environ, gateway)
+    keys_reloader = KeysReloader(keys.states, gateway.access) if keys is not None and gateway.access else None
+    admin = None
+    if listeners.admin is not None:
+        guarded = settings.admin_host not in _LOOPBACK and keys is not None and len(keys.keys.operators) > 0
+        admin = Served(admin_app(gateway, reloader, keys_reloader, guarded=guarded), listeners.admin)
+    followers = [reloader] if keys_reloader is None else [reloader, keys_reloader]
+    serve_until_stopped(Served(app, listeners.main), admin, followers, settings.drain_seconds)
 
 
 def _url(listener: socket.socket) -> str:

@@ -15,8 +15,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.loading import FileState, read_policy
+from gateway.keys import Keys
+from gateway.loading import FileState, known_names, read_keys, read_policy
 from gateway.policy import Policy
+from gateway.policyfile import Problem
 from gateway.settings import PREFIX
 
 PolicyPath = Annotated[
@@ -60,12 +62,24 @@ def loaded(path: str, environ: Mapping[str, str]) -> Policy:
 def loaded_files(path: str, environ: Mapping[str, str]) -> tuple[Policy, Mapping[str, FileState]]:
     """The same, with the files that it was read from."""
     result = read_policy(path, environ)
-    if result.policy is not None:
-        return result.policy, result.states
-    for problem in result.problems:
+    if result.policy is None:
+        _not_loaded(result.problems, "the policy was not loaded")
+    return result.policy, result.states
+
+
+def loaded_keys(path: str, policy: Policy | None) -> tuple[Keys, Mapping[str, FileState]]:
+    """The keys of a file and its state, or every error on the terminal and exit status 1. Without a policy, what they
+    name is not looked at."""
+    result = read_keys(path, None if policy is None else known_names(policy))
+    if result.keys is None:
+        _not_loaded(result.problems, "the keys were not loaded")
+    return result.keys, result.states
+
+
+def _not_loaded(problems: tuple[Problem, ...], what: str) -> NoReturn:
+    for problem in problems:
         sys.stderr.write(f"{problem}\n")
-    count = len(result.problems)
-    sys.stderr.write(f"{count} error{'s' if count != 1 else ''}; the policy was not loaded\n")
+    sys.stderr.write(f"{len(problems)} error{'s' if len(problems) != 1 else ''}; {what}\n")
     raise typer.Exit(1)
 
 

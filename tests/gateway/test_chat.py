@@ -32,12 +32,13 @@ from gateway.errors import (
 )
 from gateway.facts import cost_cap_in, request_id_of
 from gateway.fleet import Fleet
+from gateway.keys import Key, Keyring, digest_of
 from gateway.labels import Scanner
-from gateway.policy import Match, Policy, Rule
+from gateway.policy import Invariant, Match, Policy, Rule
 from gateway.record import recorded
 from gateway.routing import decide
 from gateway.tokens import TiktokenCounter
-from gateway.types import Permit, Price, Timeouts, usd
+from gateway.types import Caller, Permit, Price, Timeouts, usd
 from tests.fakes import CARD, CLOUD, HOME, OTHER, STREAM, Clock, FakeBackend, Ids, Log, completion, deployment, policy
 
 
@@ -435,3 +436,20 @@ def test_a_policy_that_is_replaced_is_unused_once_its_last_request_is_closed() -
         await asyncio.wait_for(world.door.unused(), 1)
 
     asyncio.run(check())
+
+
+def test_what_a_key_labels_is_not_masked_away() -> None:
+    home_or_masked = Invariant(
+        "masked", frozenset({"personal"}), frozenset({"on_premises"}), mask=frozenset({"personal"})
+    )
+    world = World(policy([CLOUD, HOME], order_by="listed", invariants=[home_or_masked]))
+    labelled = Caller("acme", "private", labels=frozenset({"personal"}))
+    world.path.keyring = Keyring(
+        [Key(digest_of("hg-plain"), Caller("acme", "plain")), Key(digest_of("hg-private"), labelled)]
+    )
+    masked, _ = world.ask(f"my card is {CARD}", {"x-api-key": "hg-plain"})
+    assert dict(masked.headers)[b"x-hybridgate-deployment"] == b"cloud"
+    assert dict(masked.headers)[b"x-hybridgate-masked"] == b"1"
+    for text in (f"my card is {CARD}", "hi"):
+        kept, _ = world.ask(text, {"x-api-key": "hg-private"})
+        assert dict(kept.headers)[b"x-hybridgate-deployment"] == b"home"

@@ -71,7 +71,7 @@ def endpoint(chunks: Chunks | None, log: Log) -> Endpoint:
         assert chunks is not None
         return Reply(200, [], chunks, chunks.close, b"text/event-stream")
 
-    return Endpoint(answer, max_body_bytes=1000, log=log, new_id=Ids())
+    return Endpoint(lambda _: None, answer, max_body_bytes=1000, log=log, new_id=Ids())
 
 
 def run(client: Client, chunks: Chunks | None, log: Log, *, stop: bool) -> None:

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.metrics import BUCKETS, METRICS, MOST_ROWS, OTHER, DeploymentFigures, Metrics, PolicyFigures, table
+from gateway.metrics import (
+    BUCKETS,
+    METRICS,
+    MOST_ROWS,
+    OTHER,
+    DeploymentFigures,
+    KeyFigures,
+    Metrics,
+    PolicyFigures,
+    table,
+)
 from gateway.telemetry import Record
 from gateway.types import Attempt, Candidate, Decision, DeploymentStatus, Outcome, Usage
 
@@ -109,6 +119,7 @@ def test_the_state_of_deployments_and_policy_is_told_as_it_is_when_asked() -> No
 
 def test_every_metric_is_told_under_the_name_and_labels_that_are_documented() -> None:
     metrics = Metrics(now)
+    metrics.keys = lambda: KeyFigures({"valid": 2, "expired": 0, "revoked": 1}, loads=1, failures=0, errors=0)
     metrics.request(record(usage=Usage(1, 1), first_token_ms=1.0, failed=[Outcome(Attempt("home", 1), "x")]))
     told = {
         (sample.name.removesuffix("_bucket"), tuple(sorted(sample.labels.keys() - {"le"})))

@@ -1,0 +1,74 @@
+"""Who is let in: the keys in use, and the state of their file.
+
+Owns the swap from one set of keys to the next, and what is told of it. Refuses to read the file (reload.py does).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from gateway.chat import ChatPath, Log
+from gateway.keyfile import Known
+from gateway.keys import Keys, Standing
+from gateway.loading import known_names
+from gateway.policyfile import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class KeysState:
+    """Since when the keys are in use (`loaded_at`), and what is wrong with their file as it stands now. `loads` and
+    `refusals` count since start."""
+
+    loaded_at: datetime
+    problems: tuple[Problem, ...] = ()
+    loads: int = 1
+    refusals: int = 0
+
+
+class Access:
+    """The keys in use, in front of one request path. Invariant: what a file that does not load said before stays in
+    force."""
+
+    def __init__(self, path: str, keys: Keys, asked: ChatPath, log: Log, tell: Callable[[str], None]) -> None:
+        self.path = path
+        self._keys = keys
+        self._asked = asked
+        self._log = log
+        self._tell = tell
+        self.state = KeysState(datetime.now(UTC))
+        asked.keyring = keys.callers
+
+    def known(self) -> Known:
+        """What keys may name: the policy in use says so."""
+        return known_names(self._asked.serving.policy)
+
+    def authenticate_operator(self, headers: Mapping[str, str]) -> None:
+        """Raises `Unauthenticated` unless an operator's key is presented."""
+        self._keys.operators.caller_of(headers, self._asked.wall())
+
+    def standings(self) -> Mapping[Standing, int]:
+        """How many callers' keys are valid, expired and revoked now."""
+        now = self._asked.wall()
+        counted = Counter(key.standing(now) for key in self._keys.callers)
+        return {"valid": counted["valid"], "expired": counted["expired"], "revoked": counted["revoked"]}
+
+    def adopt(self, keys: Keys) -> None:
+        """Let in by these from now on; what was let in before goes on to its end."""
+        self._keys = keys
+        self._asked.keyring = keys.callers
+        state = self.state
+        self.state = KeysState(datetime.now(UTC), loads=state.loads + 1, refusals=state.refusals)
+        self._log.info("keys", state="loaded", path=self.path, keys=len(keys.callers), admin_keys=len(keys.operators))
+        self._tell(f"{self.path} is loaded: {len(keys.callers)} keys")
+
+    def refuse(self, problems: tuple[Problem, ...]) -> None:
+        """Go on as before: the file as it stands now cannot be used, for these reasons."""
+        self.state = replace(self.state, problems=problems, refusals=self.state.refusals + 1)
+        for p in problems:
+            place = {"file": p.file, "line": p.line, "column": p.column}
+            self._log.error("keys", state="invalid", message=p.message, **place)
+            self._tell(str(p))
+        self._tell(f"{self.path} is not loaded; the keys before it stay in use")

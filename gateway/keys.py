@@ -1,0 +1,100 @@
+"""Callers' keys: who presents one, and whether it still holds. Pure.
+
+Owns what a request presents as its key, the look-up, and what a caller without a good key is told. Refuses files (see
+keyfile.py) and clocks: the time is an argument.
+
+A secret is known here only as its SHA-256 digest, and is looked up by the whole of it. How long that takes tells about
+digests, which nobody can choose without the secret, and never how much of a secret is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Literal
+
+from gateway.errors import Unauthenticated
+from gateway.types import Caller
+
+Standing = Literal["valid", "expired", "revoked"]
+
+_LONGEST_SECRET = 1_024  # characters; ours have 46
+_HOW = "send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A caller's key, by its digest. `expires` is seconds since 1970 in UTC; None where it never does."""
+
+    digest: bytes = field(repr=False)
+    caller: Caller
+    expires: float | None = None
+    revoked: bool = False
+
+    def standing(self, now: float) -> Standing:
+        """Whether it holds at `now`, seconds since 1970 in UTC."""
+        if self.revoked:
+            return "revoked"
+        return "expired" if self.expires is not None and now >= self.expires else "valid"
+
+
+class Keyring:
+    """The keys of one file. Invariant: no two have the same digest or the same id."""
+
+    __slots__ = ("_by_digest",)
+
+    def __init__(self, keys: Iterable[Key]) -> None:
+        self._by_digest = {key.digest: key for key in keys}
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._by_digest.values())
+
+    def __len__(self) -> int:
+        return len(self._by_digest)
+
+    def find(self, secret: str) -> Key | None:
+        """The key whose secret this is, whether it holds or not."""
+        return self._by_digest.get(digest_of(secret))
+
+    def caller_of(self, headers: Mapping[str, str], now: float) -> Caller:
+        """Who presents a key that holds at `now`, seconds since 1970 in UTC. Header names are lower-case. Raises
+        `Unauthenticated`."""
+        key = self.find(presented(headers))
+        if key is None:
+            raise Unauthenticated("the key is not known here")
+        standing = key.standing(now)
+        if standing != "valid":
+            was = "has expired" if standing == "expired" else "was revoked"
+            raise Unauthenticated(f"the key {was}: ask for a new one")
+        return key.caller
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """A key file: `callers` may ask for answers, `operators` may use the admin endpoints."""
+
+    callers: Keyring
+    operators: Keyring
+
+
+def digest_of(secret: str) -> bytes:
+    """What is kept of a secret."""
+    return sha256(secret.encode("utf-8", "surrogatepass")).digest()
+
+
+def presented(headers: Mapping[str, str]) -> str:
+    """The secret that a request presents: in `authorization` as a bearer's token, or in `x-api-key`. Both may be there
+    if they are the same. Raises `Unauthenticated`."""
+    authorization, plain = headers.get("authorization"), headers.get("x-api-key")
+    if authorization is None and plain is None:
+        raise Unauthenticated(f"a key is needed: {_HOW}")
+    secret = plain or ""
+    if authorization is not None:
+        scheme, _, token = authorization.partition(" ")
+        secret = token.strip() if scheme.lower() == "bearer" else ""
+        if plain is not None and plain != secret:
+            raise Unauthenticated("`authorization` and `x-api-key` hold different keys: send one of them")
+    if not secret or len(secret) > _LONGEST_SECRET:
+        raise Unauthenticated(f"this is no key: {_HOW}")
+    return secret
