@@ -12,7 +12,7 @@ from rich.console import Console
 
 from gateway.advice import advice
 from gateway.cases import cases_schema
-from gateway.cli import explain, replay, testing
+from gateway.cli import explain, replay, simulate, testing
 from gateway.cli.terminal import PolicyPath, loaded, policy_path, table
 from gateway.loading import load_policy
 from gateway.policyfile import PolicyErrors
@@ -23,6 +23,8 @@ commands = typer.Typer(help="Check a policy, and see why a request goes where it
 commands.command()(testing.test)
 commands.command()(explain.explain)
 commands.command()(replay.replay)
+commands.command()(simulate.simulate)
+commands.command()(simulate.diff)
 
 
 @commands.command()
