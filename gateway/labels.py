@@ -20,10 +20,10 @@ from gateway.types import UNSCANNABLE
 
 __all__ = ["KINDS", "Scanner", "Span", "pattern_problem", "placeholder"]
 
-# The work of one scan, in groups of digits that are looked at; a candidate of a row counts as several. What was not
-# looked at may not pass, so a text that needs more is `unscannable`.
-MOST_WORK = 100_000
-_WORK_OF_CANDIDATE = 4
+# The work of one scan, in units of a few microseconds. What was not looked at may not pass, so a text that needs more is
+# `unscannable`.
+MOST_WORK = 200_000
+WORK_OF_CANDIDATE = 16  # of a row; a group of digits is `WORK_OF_GROUP`
 _MOST_ROUNDS = 8
 
 _NOTHING: frozenset[str] = frozenset()
@@ -146,7 +146,7 @@ class _RowFinder:
             return
         position = 0
         while (candidate := search(text, position)) is not None:
-            seen.spend(_WORK_OF_CANDIDATE)
+            seen.spend(WORK_OF_CANDIDATE)
             start, end = candidate
             place = row.check(text, start, end)
             if place is None:

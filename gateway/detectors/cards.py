@@ -90,7 +90,8 @@ def places(run: Run) -> list[Place]:
     found = [run.place(first, last) for first, last in _cards(run)]
     if not found and 0 < run.joints.count(BREAK) < 3:  # more are a column of numbers
         mended = run.mended()
-        found = [mended.place(first, last) for first, last in _cards(mended)]
+        whole = len(run.sizes) == 2  # else a long number at the end of one line, and the beginning of the next
+        found = [mended.place(first, last) for first, last in _cards(mended) if whole or first < last]
     return found
 
 

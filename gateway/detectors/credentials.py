@@ -183,6 +183,7 @@ _NO_PASSWORD = re.compile(
     r"(?i)(?:sha|md|aes|rsa|utf|rfc|iso|base|oauth|http|tls|ssl|v|ipv|win|mp)[ _-]?\d[\w.-]*|\d+[-.]?(?:px|ms|s|kb|mb|gb|tb|th|st|nd|rd|x|k|m|h|min|days?|chars?|characters?|bits?|bytes?|zeichen)?"
     r"|\d{1,4}[-./:]\d{1,2}(?:[-./:]\d{1,4})?.*|\[[A-Z_]+_\d+\].*|.*[=({\[].*[)}\]].*"
 )
+_WEAK = re.compile(r"[0-9]|[^\W_]\W[^\W_]|[a-z][A-Z]")  # what a word of a sentence has not
 _ASSIGNED = re.compile(r"^[\w.-]+[=:]|\w@[\w-]+\.\w")  # a field with its value, an address
 _WORDS_FOR_NONE = frozenset(
     [
@@ -309,6 +310,8 @@ def password(text: bytes, start: int, end: int) -> Place | None:
         close = link is not None and number == 0 and found.start() == place
         if found.start() > _REACH or number > 7:
             return None
+        if not close and _WEAK.search(value) is None:
+            continue
         value = value if close else value.rstrip(".?!:")
         if _is_password(value, after[found.end() : found.end() + 1], after[place - 1 : place], close):
             first = end + len(after[: found.start()].encode())

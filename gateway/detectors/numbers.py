@@ -22,6 +22,7 @@ CLUES: Mapping[str, str] = {
     "national_id": f"(?i){national.ANY.pattern}",
     "phone": f"(?i){PHONE.pattern}",
 }
+WORK_OF_GROUP = 4
 _MOST_PLANNED = 12  # groups; longer runs are looked at for everything
 
 
@@ -57,20 +58,21 @@ class Numbers:
     def find(self, text: bytes, seen: Seen) -> None:
         """Note each kind and place."""
         wanted, clues = self.kinds, seen.clues
-        named = "phone" in clues
+        named, several_lines = "phone" in clues, b"\n" in text
         for begin, pieces in runs(text):
             digits = pieces[1::2]
             sizes = tuple(map(len, digits))
-            seen.spend(len(sizes))
-            plan = _EVERYTHING if len(sizes) > _MOST_PLANNED or _broken(pieces) else _plan(sizes)
-            phone = "phone" in wanted and (named or "phone" in plan or phones.begun(text, digits))
-            if not (phone or plan & wanted or (clues and plan)):
+            seen.spend(WORK_OF_GROUP * len(sizes))
+            anything = len(sizes) > _MOST_PLANNED or (several_lines and _broken(pieces))
+            plan = _EVERYTHING if anything else _plan(sizes)
+            phone = "phone" in wanted
+            if not plan and not (phone and (named or phones.begun(text, digits))):
                 continue
             run = Run(text, begin, pieces, digits, sizes)
             taken = _claimed(run, seen.claimed) if seen.claimed else set()
-            if not taken:
+            if plan and not taken:
                 self._checked(seen, plan, run, taken)
-            if phone and len(taken) < len(sizes):
+            if phone and len(taken) < len(sizes) and (named or "phone" in plan or phones.begun(text, digits)):
                 for place in phones.places(run, named, taken):
                     seen.add("phone", place)
             if not seen.all and wanted <= seen.kinds:

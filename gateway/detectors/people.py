@@ -92,6 +92,7 @@ _DATE = re.compile(
     rf"|(?:{_MONTHS})\w*\.? \d{{1,2}}(?:st|nd|rd|th)?,? ?(?:19|20)\d\d(?!\d)|(?:19|20)\d\d ?[年년] ?\d{{1,2}} ?[月월] ?\d{{1,2}}|(?:19|20)\d\d[ -](?:{_MONTHS})\w*[ -]\d{{1,2}}(?!\d)",
     re.IGNORECASE,
 )
+_DIGIT = re.compile(r"\d")
 _BETWEEN = 28  # characters from the word to the date
 
 
@@ -100,8 +101,12 @@ def birth(text: bytes, start: int, end: int) -> Place | None:
     after = text[end : end + 120].decode(errors="ignore")
     if after[:1].isascii() and after[:1].isalpha():
         return None
-    found = _DATE.search(after, 0, _BETWEEN + 24)
-    if found is None or found.start() > _BETWEEN or re.search(r"\d", after[: found.start()]):
+    digit = _DIGIT.search(after, 0, _BETWEEN + 24)
+    if digit is None:
+        return None
+    # The date begins with its first digit, or with the word before that.
+    found = _DATE.match(after, digit.start()) or _DATE.match(after, after.rfind(" ", 0, max(0, digit.start() - 1)) + 1)
+    if found is None or found.start() > _BETWEEN:
         return None
     first = end + len(after[: found.start()].encode())
     return first, first + len(found[0].encode())

@@ -80,7 +80,7 @@ BIRTH = folded(
     r"|出生日期|出生|生日|生年月日|誕生日|생년월일|생일|تاريخ الميلاد|जन्म ?(?:तिथि|तारीख)?|ngày sinh|sinh ngày|ημερομηνία γέννησης|data nașterii|tanggal lahir"
 )  # fmt: skip
 PASSPORT = folded(
-    r"passports?(?:[ _\-]?(?:number|num|no|nr|id)\.?)?|reisepass(?:nummer)?|pass(?:nummer|[ \-]?nr|[ \-]?no)|passeports?|pasaportes?|passaport[oei]|paspoort(?:nummer)?|paszport(?:u|em)?|passinumero|pasaport|pas(?:u|číslo)?"
+    r"passports?(?:[ _\-]?(?:number|num|no|nr|id)\.?)?|reisepass(?:nummer)?|pass(?:nummer|[ \-]?nr|[ \-]?no)|passeports?|pasaportes?|passaport[oei]|paspoort(?:nummer)?|paszport(?:u|em)?|passinumero|pasaport|pasu|pas číslo"
     r"|паспорт[а-я]*|护照|護照|パスポート|旅券|여권|جواز(?: السفر)?|पासपोर्ट|hộ chiếu|διαβατήριο|útlevél"
 )  # fmt: skip
 PASSWORD = folded(

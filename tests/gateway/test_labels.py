@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gateway.detectors.accounts import is_iban
 from gateway.detectors.cards import is_card
 from gateway.fold import CHANGES, Aligned, folded
-from gateway.labels import KINDS, MOST_WORK, Scanner, Span, pattern_problem, placeholder
+from gateway.labels import KINDS, MOST_WORK, WORK_OF_CANDIDATE, Scanner, Span, pattern_problem, placeholder
 
 SCANNER = Scanner(KINDS)
 
@@ -576,7 +576,7 @@ def test_finds_the_needle_behind_any_noise(noise: str) -> None:
 
 def test_what_is_not_checked_does_not_pass() -> None:
     """A text with more look-alikes than are checked is unscannable, and counts as having what was not ruled out."""
-    few, many = MOST_WORK // 8, MOST_WORK // 4 + 1
+    few, many = MOST_WORK // WORK_OF_CANDIDATE // 2, MOST_WORK // WORK_OF_CANDIDATE + 1
     assert SCANNER.scan(["q@k.transpose() " * few]) == frozenset()
     assert SCANNER.scan(["q@k.transpose() " * many]) == {"email", "unscannable"}
 
