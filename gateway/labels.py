@@ -20,8 +20,8 @@ from gateway.types import UNSCANNABLE
 
 __all__ = ["KINDS", "Scanner", "Span", "pattern_problem", "placeholder"]
 
-# The work of one scan, in units of a few microseconds. What was not looked at may not pass, so a text that needs more is
-# `unscannable`.
+# The work of one scan, in units of a few microseconds. What was not looked at may not pass, so a text that needs more
+# is `unscannable`.
 MOST_WORK = 200_000
 WORK_OF_CANDIDATE = 16  # of a row; a group of digits is `WORK_OF_GROUP`
 _MOST_ROUNDS = 8

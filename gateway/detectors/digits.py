@@ -99,11 +99,11 @@ class Run:
         return Run(self.text, self._begin, [*pieces, b""], digits, tuple(map(len, digits)))
 
 
-def runs(text: bytes) -> Iterator[tuple[int, list[bytes]]]:
-    """All runs of at least `LEAST` digits: where they begin, and their pieces as `Run` wants them."""
+def runs(text: bytes) -> Iterator[tuple[Place, list[bytes]]]:
+    """All runs of at least `LEAST` digits: where they stand, and their pieces as `Run` wants them."""
     marked = b"<" in text or b"&" in text or b"\\" in text
     for found in (_MARKED if marked else _PLAIN).finditer(text):
-        yield found.start(), _GROUP.split(found[0])
+        yield found.span(), _GROUP.split(found[0])
 
 
 def _joint(between: bytes) -> bytes:

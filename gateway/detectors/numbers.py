@@ -59,7 +59,9 @@ class Numbers:
         """Note each kind and place."""
         wanted, clues = self.kinds, seen.clues
         named, several_lines = "phone" in clues, b"\n" in text
-        for begin, pieces in runs(text):
+        for (begin, end), pieces in runs(text):
+            if seen.claimed and any(first <= begin and end <= last for first, last in seen.claimed):
+                continue
             digits = pieces[1::2]
             sizes = tuple(map(len, digits))
             seen.spend(WORK_OF_GROUP * len(sizes))
