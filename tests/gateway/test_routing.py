@@ -208,14 +208,22 @@ _deployments = st.tuples(
         for name in NAMES
     )
 )
-_an_invariant = st.builds(Invariant, st.uuids().map(str), _labels.filter(bool), _zones, _labels)
+TENANTS = ("acme", "other")
+TAGS = ("hr", "legal")
+_tenants = st.sets(st.sampled_from(TENANTS), max_size=1).map(frozenset)
+_tags = st.sets(st.sampled_from(TAGS)).map(frozenset)
+_an_invariant = st.builds(
+    Invariant, st.uuids().map(str), _labels.filter(bool), _zones, _labels, tenant=_tenants
+) | st.builds(Invariant, st.uuids().map(str), st.just(frozenset()), _zones, tenant=_tenants.filter(bool), key_tag=_tags)
 _invariants = st.lists(_an_invariant, max_size=3)
-_match = st.builds(
+_condition = st.builds(
     Match,
     any_label=_labels,
     does_not_fit=st.sets(st.sampled_from(NAMES), max_size=1).map(frozenset),
     stream=st.sampled_from([None, True, False]),
+    tenant=_tenants,
 )
+_match = _condition | st.builds(Match, not_=_condition) | st.builds(Match, any_of=st.tuples(_condition, _condition))
 _preferences = {
     "candidates": _some_names,
     "require": st.none() | st.builds(require, slo=st.booleans(), cost_nusd=st.none() | st.integers(1, 10**6)),
@@ -237,6 +245,8 @@ def policies(draw: st.DrawFn) -> Policy:
 _facts = st.builds(
     RequestFacts,
     model=st.sampled_from(["auto", "default", *NAMES]),
+    tenant=st.sampled_from(TENANTS),
+    key_tags=_tags,
     labels=_labels,
     masked_labels=st.none() | _labels,
     prompt=st.builds(TokenCount, bound=st.integers(0, 2000), estimate=st.integers(0, 500)),
@@ -265,7 +275,8 @@ def test_no_candidate_is_outside_of_what_the_invariants_permit(p: Policy, f: Req
     for candidate in decide(p, f, snapshot(NAMES, **s)).candidates:
         zone = p.deployments[candidate.deployment].zone
         for invariant in p.invariants:
-            if invariant.any_label & f.labels and zone not in invariant.stay_in:
+            if invariant.concerns(f) and zone not in invariant.stay_in:
+                assert invariant.any_label & f.labels, "who is kept home for who they are is not freed by masking"
                 assert f.masked_labels is not None and not invariant.any_label & f.masked_labels
                 assert invariant.any_label & f.labels <= invariant.mask and candidate.note.startswith("masked")
 
@@ -287,6 +298,32 @@ def test_one_more_invariant_permits_nothing_more(p: Policy, f: RequestFacts, s: 
             fewer.passage(p.deployments[c.deployment].zone)
             for c in decide(tighter, labelled, snapshot(NAMES, **s)).candidates
         )
+
+
+def _chosen(p: Policy, f: RequestFacts, s: Any) -> tuple[str, set[str]]:
+    decision = decide(p, f, snapshot(NAMES, **s))
+    return decision.rule, {candidate.deployment for candidate in decision.candidates}
+
+
+@given(policies(), _facts, _statuses, _an_invariant)
+def test_an_invariant_more_adds_no_candidate_to_the_rule_that_decides(
+    p: Policy, f: RequestFacts, s: Any, one_more: Invariant
+) -> None:
+    """Under `protected: skip` another rule may decide then; its candidates are all permitted, see above."""
+    rule, candidates = _chosen(p, f, s)
+    rule_then, candidates_then = _chosen(replace(p, invariants=(*p.invariants, one_more)), f, s)
+    assert rule_then != rule or candidates_then <= candidates
+
+
+@given(policies(), _facts, _statuses, _labels)
+def test_a_label_more_adds_no_candidate_to_the_rule_that_decides(
+    p: Policy, f: RequestFacts, s: Any, more: frozenset[str]
+) -> None:
+    """Another rule may match with the label, or no longer; its candidates are all permitted, see above."""
+    left = None if f.masked_labels is None else f.masked_labels | more
+    rule, candidates = _chosen(p, f, s)
+    rule_then, candidates_then = _chosen(p, replace(f, labels=f.labels | more, masked_labels=left), s)
+    assert rule_then != rule or candidates_then <= candidates
 
 
 @given(policies(), _facts, _labels)
