@@ -11,24 +11,27 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 
 from gateway.supervisor import EngineSpec, Supervisor
 from gateway.tokens import LocalTokenizer, TokenCounter
+from gateway.types import Capability
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What an engine that has been ready said of its model."""
+    """What an engine that has been ready said of its model. `capabilities` is None where it did not say."""
 
     window: int
     counter: TokenCounter
+    capabilities: frozenset[Capability] | None = None
 
 
 async def known_from(described: Any) -> Known:
-    """What an engine's `/tokenizer` says. Raises ValueError where its window or tokenizer is missing."""
+    """What an engine's `/tokenizer` says. Raises ValueError where its window or tokenizer is missing. Capabilities that
+    the gateway does not know are no reason to refuse: the engine may be the newer one."""
     if not isinstance(described, dict) or not {"tokenizer", "chat_template", "context_window"} <= described.keys():
         raise ValueError("tokenizer, chat_template or context_window is missing")
     window = described["context_window"]
@@ -42,7 +45,11 @@ async def known_from(described: Any) -> Known:
         described.get("eos_token"),
         datetime.now(),
     )
-    return Known(window, counter)
+    able = described.get("capabilities")
+    if not isinstance(able, list):
+        return Known(window, counter)
+    known: frozenset[Capability] = frozenset(name for name in get_args(Capability) if name in able)
+    return Known(window, counter, known)
 
 
 @dataclass(frozen=True, slots=True)

@@ -306,11 +306,14 @@ class Gateway:
         self._log.info("engine", deployment=name, state="described", context_window=known.window)
 
     def _apply(self, name: str, known: Known | None) -> None:
-        """Let an engine's own window and tokenizer count, once it has said what they are."""
+        """Let an engine's own window, tokenizer and capabilities count, once it has said what they are. What the file
+        leaves out of the capabilities stays out."""
         if known is None:
             return
         serving = self.path.serving
-        own = replace(serving.policy.deployments[name], window=known.window, tokenizer=f"deployment:{name}")
+        before = serving.policy.deployments[name]
+        able = before.capabilities if known.capabilities is None else before.capabilities & known.capabilities
+        own = replace(before, window=known.window, tokenizer=f"deployment:{name}", capabilities=able)
         self.path.serving = replace(serving, policy=serving.policy.with_deployment(own))
         self._with_counter(own.tokenizer, known.counter)
 

@@ -10,6 +10,7 @@ import json
 import unicodedata
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from hashlib import blake2b
 from math import ceil
 from typing import Any, NoReturn, Protocol
 
@@ -47,6 +48,9 @@ TOKENS_PER_MEDIA_PART = 1_600
 
 # What a template sees of a message.
 _READ = ("role", "content", "tool_calls", "tool_call_id")
+
+# Of a call: the templates of Mistral's models take no other, so our engine gives them a digest of what is longer.
+_SHORT_ID = 9
 
 _TEXT_PARTS = frozenset({"text", "refusal", "input_text", "output_text"})
 
@@ -200,17 +204,22 @@ class LocalTokenizer:
             self._template = _environment(now).from_string(chat_template)
         except TemplateError as error:
             raise ValueError(f"the chat template cannot be read: {error}") from error
+        self._id_length = _SHORT_ID if "[TOOL_CALLS]" in chat_template else None
         self._special = {
             name: token for name, token in (("bos_token", bos_token), ("eos_token", eos_token)) if token is not None
         }
 
     def render(self, chat: ChatRequest) -> str:
         """The prompt as the model reads it. Raises jinja2's TemplateError where the template refuses the messages."""
+        body = chat.body
+        # Our engine does not show the model tools that it may not call.
+        tools = None if body.get("tool_choice") == "none" else body.get("tools") or None
+        opens = body.get("add_generation_prompt")
         return self._template.render(
-            messages=[_as_read(message) for message in chat.body["messages"]],
-            tools=chat.body.get("tools") or None,
+            messages=[_as_read(message, self._id_length) for message in body["messages"]],
+            tools=tools,
             documents=None,
-            add_generation_prompt=True,
+            add_generation_prompt=not body.get("continue_final_message") if opens is None else bool(opens),
             **self._special,
         )
 
@@ -228,8 +237,9 @@ class LocalTokenizer:
         return len(tokenizer.encode_batch_fast([prompt], add_special_tokens=False)[0].ids)
 
 
-def _as_read(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as our engine gives it to the template: `developer` is a system message, text parts are joined.
+def _as_read(message: Mapping[str, Any], id_length: int | None) -> dict[str, Any]:
+    """A message as our engine gives it to the template: `developer` is a system message, text parts are joined, the
+    arguments of calls are objects, and their ids have the length that the template wants.
 
     transformers drops fields that are null.
     """
@@ -238,7 +248,31 @@ def _as_read(message: Mapping[str, Any]) -> dict[str, Any]:
         read["role"] = "system"
     if isinstance(read.get("content"), list):
         read["content"] = "".join(part.get("text") or "" for part in read["content"])
+    if "tool_calls" in read:
+        read["tool_calls"] = [_call_as_read(call, id_length) for call in read["tool_calls"]]
+    if id_length is not None and isinstance(read.get("tool_call_id"), str):
+        read["tool_call_id"] = _fitting(read["tool_call_id"], id_length)
     return read
+
+
+def _call_as_read(call: Any, id_length: int | None) -> Any:
+    if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
+        return call
+    read, arguments = dict(call), call["function"].get("arguments")
+    if isinstance(arguments, str):
+        try:
+            read["function"] = call["function"] | {"arguments": orjson.loads(arguments or "{}")}
+        except orjson.JSONDecodeError:  # the engine will refuse it
+            return call
+    if id_length is not None and isinstance(call.get("id"), str):
+        read["id"] = _fitting(call["id"], id_length)
+    return read
+
+
+def _fitting(call_id: str, length: int) -> str:
+    if len(call_id) == length and call_id.isascii() and call_id.isalnum():
+        return call_id
+    return blake2b(call_id.encode()).hexdigest()[:length]
 
 
 def _environment(now: datetime) -> Environment:

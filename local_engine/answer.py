@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from local_engine.calls import Arguments, CallBegins, CallReader, Content, Family, Said, new_id
 from local_engine.errors import RequestError
 from local_engine.output import Delta, Output
 from local_engine.sequence import FinishReason, Likelihood
@@ -45,6 +46,19 @@ Piece = Callable[[int], str]
 """A token's text."""
 
 
+@dataclass(frozen=True, slots=True)
+class Calling:
+    """How to tell tool calls from an answer's text."""
+
+    family: Family
+    names: frozenset[str]
+    parallel: bool
+
+    def reader(self) -> CallReader:
+        """For one choice."""
+        return CallReader(self.family, self.names, parallel=self.parallel)
+
+
 class Form(Protocol):
     """How deltas become the bytes of a response."""
 
@@ -59,9 +73,10 @@ class Whole:
 
     content_type = b"application/json"
 
-    def __init__(self, identity: Identity, piece: Piece) -> None:
+    def __init__(self, identity: Identity, piece: Piece, *, calling: Calling | None = None) -> None:
         self._identity = identity
         self._piece = piece
+        self._calling = calling
         self._texts: list[list[str]] = [[] for _ in range(identity.choices)]
         self._told: list[list[Likelihood]] = [[] for _ in range(identity.choices)]
         self._ends: list[Delta | None] = [None] * identity.choices
@@ -91,12 +106,22 @@ class Whole:
     def _choice(self, index: int, end: Delta) -> dict[str, Any]:
         assert end.finish is not None
         text, chat = "".join(self._texts[index]), self._identity.chat
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        finish = end.finish.value
+        if self._calling is not None:
+            reader = self._calling.reader()
+            said = [*reader.add(text), *reader.end()]
+            calls = called(said, self._identity.id, index, self._calling.family)
+            message["content"] = _content(said) or (None if calls else "")
+            if calls:
+                message["tool_calls"] = [{key: call[key] for key in ("id", "type", "function")} for call in calls]
+                finish = _finish(end.finish, called=True)
         choice = {
             "index": index,
             "logprobs": logprobs(self._told[index], self._piece, chat=chat),
-            "finish_reason": end.finish.value,
+            "finish_reason": finish,
         }
-        return choice | ({"message": {"role": "assistant", "content": text}} if chat else {"text": text})
+        return choice | ({"message": message} if chat else {"text": text})
 
 
 class Events:
@@ -104,9 +129,13 @@ class Events:
 
     content_type = b"text/event-stream; charset=utf-8"
 
-    def __init__(self, identity: Identity, piece: Piece, *, include_usage: bool) -> None:
+    def __init__(
+        self, identity: Identity, piece: Piece, *, include_usage: bool, calling: Calling | None = None
+    ) -> None:
         self._identity = identity
         self._piece = piece
+        self._calling = calling
+        self._readers = [] if calling is None else [calling.reader() for _ in range(identity.choices)]
         self._include_usage = include_usage
         self._silent = set(range(identity.choices)) if identity.chat else set[int]()  # whose role has not been told
         self._completion_tokens = 0
@@ -129,26 +158,74 @@ class Events:
             return b"data: " + orjson.dumps(delta.error.body()) + b"\n\n"
         told = logprobs(delta.likelihoods, self._piece, chat=self._identity.chat)
         choice: dict[str, Any] = {"index": index, "logprobs": told}
+        finish = delta.finish.value if delta.finish else None
         if self._identity.chat:
             first = index in self._silent
-            choice["delta"] = ({"role": "assistant"} if first else {}) | (
-                {"content": delta.text} if delta.text or first else {}
-            )
+            shown, finish = self._shown(index, delta)
+            if not (shown or told or finish or first):
+                return b""
+            if first:
+                shown = {"role": "assistant", "content": ""} | shown
             self._silent.discard(index)
+            choice["delta"] = shown
         else:
             choice["text"] = delta.text
-        choice["finish_reason"] = delta.finish.value if delta.finish else None
+        choice["finish_reason"] = finish
         event = self._head + orjson.dumps(choice) + self._tail
         if delta.finish is not None:
             self._completion_tokens += delta.completion_tokens
             self._cached_tokens = max(self._cached_tokens, delta.cached_tokens)
         return event + self._end() if last else event
 
+    def _shown(self, index: int, delta: Delta) -> tuple[dict[str, Any], str | None]:
+        """A chat's delta and finish reason: text, and calls where there may be any."""
+        finish = delta.finish.value if delta.finish else None
+        if self._calling is None:
+            return ({"content": delta.text} if delta.text else {}), finish
+        reader = self._readers[index]
+        said = reader.add(delta.text)
+        if delta.finish is not None:
+            said += reader.end()
+            finish = _finish(delta.finish, called=reader.calls > 0)
+        shown: dict[str, Any] = {"content": text} if (text := _content(said)) else {}
+        if calls := called(said, self._identity.id, index, self._calling.family):
+            shown["tool_calls"] = calls
+        return shown, finish
+
     def _end(self) -> bytes:
         if not self._include_usage:
             return DONE
         usage = self._identity.usage(self._completion_tokens, self._cached_tokens)
         return self._head + b'],"usage":' + orjson.dumps(usage) + b"}\n\n" + DONE
+
+
+def called(said: Sequence[Said], answer_id: str, choice: int, family: Family) -> list[dict[str, Any]]:
+    """OpenAI's `tool_calls` of a stream's delta: id and name where a call begins, its arguments as they come."""
+    made: dict[int, dict[str, Any]] = {}
+    for one in said:
+        match one:
+            case CallBegins(index, name):
+                made[index] = {
+                    "index": index,
+                    "id": new_id(answer_id, choice, index, family),
+                    "type": "function",
+                    "function": {"name": name, "arguments": ""},
+                }
+            case Arguments(index, text):
+                call = made.setdefault(index, {"index": index, "function": {"arguments": ""}})
+                call["function"]["arguments"] += text
+            case Content():
+                pass
+    return list(made.values())
+
+
+def _content(said: Sequence[Said]) -> str:
+    return "".join(one.text for one in said if isinstance(one, Content))
+
+
+def _finish(reason: FinishReason, *, called: bool) -> str:
+    """An answer that was cut is not over, whatever it called."""
+    return "tool_calls" if called and reason is FinishReason.STOP else reason.value
 
 
 def logprobs(told: Sequence[Likelihood], piece: Piece, *, chat: bool) -> dict[str, Any] | None:

@@ -65,7 +65,7 @@ class Job:
     """One request: its prompt's tokens and how to continue them; `first_token_by` is in seconds from now.
 
     `like` is the id of an open request with the same prompt, which is then computed once; `salt` keeps what is computed
-    apart from requests with another one.
+    apart from requests with another one. The answer's text has those special tokens that are `shown`.
     """
 
     id: str
@@ -76,6 +76,7 @@ class Job:
     grammar: Grammar | None = None
     like: str | None = None
     salt: bytes = b""
+    shown: frozenset[str] = frozenset()
 
 
 class State(Enum):
@@ -181,7 +182,7 @@ class Engine:
         generation = Generation(
             sequence=sequence,
             params=job.params,
-            text=self.model.text.decoder(job.prompt, job.params.stop),
+            text=self.model.text.decoder(job.prompt, job.params.stop, job.shown),
             # Chance per request, so that its answer does not depend on its neighbours; not for secrets.
             chance=random.Random(secrets.randbits(64) if job.params.seed is None else job.params.seed),  # noqa: S311
             output=Output(close=lambda: self.abort(job.id)),

@@ -7,7 +7,7 @@ fix.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from local_engine.attention import PAGED_ATTENTION, KvCache
+from local_engine.calls import Family, family_of
 from local_engine.config import BLOCK_SIZE, Limits, Settings, kv_cache_tokens, limits
 from local_engine.engine import Model
 from local_engine.errors import LoadError
@@ -31,7 +32,7 @@ from local_engine.grammar import Grammars
 from local_engine.runner import ModelRunner
 from local_engine.selfcheck import compare, tolerance
 from local_engine.source import model_source
-from local_engine.text import Text
+from local_engine.text import Shown, Text
 
 LAYERS = frozenset({"full_attention", "sliding_attention"})
 """Kinds of layers whose keys and values the paged cache holds."""
@@ -48,6 +49,8 @@ SMALL_MODEL_PARAMETERS = 100_000_000
 
 TEMPLATE_ERRORS = (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 """What a chat template may raise over messages that it does not fit."""
+
+_PROBE = "hybridgate_probe"
 
 CPU_CACHE_SHARE = 0.25
 CUDA_CACHE_SHARE = 0.85
@@ -198,16 +201,20 @@ def _text(source: str, settings: Settings) -> Text:
     if not template:
         raise LoadError(f"{settings.model} has no chat template: name an instruct model, or give --chat-template FILE")
 
-    def apply(messages: Sequence[Mapping[str, str]]) -> str:
-        conversation = [dict(message) for message in messages]
+    def apply(shown: Shown) -> str:
         return str(
             tokenizer.apply_chat_template(
-                conversation, chat_template=template, tokenize=False, add_generation_prompt=True
+                [dict(message) for message in shown.messages],
+                tools=[dict(tool) for tool in shown.tools] or None,
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=shown.opens,
+                continue_final_message=shown.continues,
             )
         )
 
     try:
-        apply([{"role": "user", "content": "hello"}])
+        apply(Shown([{"role": "user", "content": "hello"}]))
     except jinja2.TemplateSyntaxError as error:
         raise LoadError(
             f"{settings.model} has a chat template with an error in line {error.lineno}: {_first_line(error)}; "
@@ -216,9 +223,9 @@ def _text(source: str, settings: Settings) -> Text:
     except TEMPLATE_ERRORS:
         pass  # it may refuse this conversation and take others
 
-    def render(messages: Sequence[Mapping[str, str]]) -> str:
+    def render(shown: Shown) -> str:
         try:
-            return apply(messages)
+            return apply(shown)
         except TEMPLATE_ERRORS as error:
             # A template's own raise_exception is a sentence of its author; anything else could quote the messages.
             said = error.message if type(error) is jinja2.TemplateError else None
@@ -231,7 +238,18 @@ def _text(source: str, settings: Settings) -> Text:
         bos_token=tokenizer.bos_token,
         eos_token=tokenizer.eos_token,
         eos_token_id=tokenizer.eos_token_id,
+        family=_family(template, render),
     )
+
+
+def _family(template: str, render: Callable[[Shown], str]) -> Family | None:
+    """The form of tool calls that a template teaches, if it does show the model what tools there are."""
+    tool = {"type": "function", "function": {"name": _PROBE, "description": "", "parameters": {"type": "object"}}}
+    try:
+        shows = _PROBE in render(Shown([{"role": "user", "content": "hello"}], [tool]))
+    except ValueError:
+        return None
+    return family_of(template) if shows else None
 
 
 def _end_tokens(model: Any, text: Text) -> frozenset[int]:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from local_engine.conversation import Body, ChatShape, Conversation, Tools
 from local_engine.errors import InvalidRequest
 from local_engine.grammar import GrammarKind, Wanted
 
@@ -33,8 +34,6 @@ REFUSED: dict[str, tuple[object, ...]] = {
     "prompt_logprobs": (),
     "echo": (False,),
     "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -43,23 +42,7 @@ REFUSED: dict[str, tuple[object, ...]] = {
 }
 """Fields that are not built, each with the values that ask for nothing; null always does."""
 
-
-def _text(value: object) -> str:
-    """Message content: a string, or a list of text parts, which are joined."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise PydanticCustomError("content", "must be a string or a list of text parts")
-    texts = []
-    for index, part in enumerate(value):
-        if not isinstance(part, dict) or part.get("type") != "text":
-            raise PydanticCustomError(
-                "content", "part {index} is not of type text, the only one served", {"index": index}
-            )
-        if not isinstance(part.get("text"), str):
-            raise PydanticCustomError("content", "part {index} has no string `text`", {"index": index})
-        texts.append(part["text"])
-    return "".join(texts)
+REFUSED_IN_COMPLETIONS: dict[str, tuple[object, ...]] = {"tools": ([],), "tool_choice": ("none", "auto")}
 
 
 def _stop(value: object) -> object:
@@ -85,26 +68,10 @@ def _prompt(value: object) -> object:
     raise PydanticCustomError("prompt", "must be one string or one list of token ids (several prompts are not served)")
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+_B = TypeVar("_B", bound=Body)
 
 
-_B = TypeVar("_B", bound=_Body)
-
-
-class _Message(_Body):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_text)]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_tools(cls, value: object) -> object:
-        if isinstance(value, dict) and (value.get("tool_calls") or value.get("function_call")):
-            raise PydanticCustomError("tools", "tool calls are not supported by this engine")
-        return value
-
-
-class _StreamOptions(_Body):
+class _StreamOptions(Body):
     include_usage: bool = False
 
 
@@ -124,11 +91,11 @@ def _biases(value: object) -> object:
     return tuple(biases)
 
 
-class _Schema(_Body):
+class _Schema(Body):
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
 
 
-class _ResponseFormat(_Body):
+class _ResponseFormat(Body):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: _Schema | None = None
 
@@ -139,7 +106,7 @@ class _ResponseFormat(_Body):
         return self
 
 
-class _Structured(_Body):
+class _Structured(Body):
     """vLLM's `structured_outputs`."""
 
     json_: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
@@ -154,7 +121,7 @@ class _Structured(_Body):
         return self
 
 
-class _Generation(_Body):
+class _Generation(Body):
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -190,8 +157,7 @@ class _Generation(_Body):
         return self
 
 
-class _Chat(_Generation):
-    messages: Annotated[list[_Message], Field(min_length=1)]
+class _Chat(ChatShape, _Generation):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
@@ -211,24 +177,9 @@ class _Completion(_Generation):
     prompt: Annotated[str | tuple[int, ...], BeforeValidator(_prompt)]
 
 
-class _Tokenize(_Body):
-    messages: Annotated[list[_Message], Field(min_length=1)] | None = None
-    prompt: str | None = None
+class _Tokenize(Body):
+    prompt: str
     add_special_tokens: bool = True
-
-    @model_validator(mode="after")
-    def _one(self) -> _Tokenize:
-        if (self.messages is None) == (self.prompt is None):
-            raise PydanticCustomError("tokenize", "give either `messages` or `prompt`")
-        return self
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation; `role` is system, user or assistant."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +190,7 @@ class GenerationRequest:
     """
 
     model: str | None
-    prompt: tuple[Message, ...] | str | tuple[int, ...]
+    prompt: Conversation | str | tuple[int, ...]
     chat: bool
     max_tokens: int | None
     temperature: float
@@ -260,13 +211,14 @@ class GenerationRequest:
     logprobs: int | None = None
     structure: Wanted | None = None
     cache_salt: str = ""
+    tools: Tools | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizeRequest:
     """A text or a conversation whose tokens are asked for."""
 
-    prompt: tuple[Message, ...] | str
+    prompt: Conversation | str
     special_tokens: bool
 
 
@@ -282,7 +234,7 @@ def parse_chat(body: bytes) -> GenerationRequest:
     """A body of /v1/chat/completions. Raises InvalidRequest."""
     raw = _object(body)
     chat = _validated(_Chat, raw)
-    return _generation(chat, _messages(chat.messages), chat.told, chat=True)
+    return _generation(chat, chat.conversation(), chat.told, chat=True, tools=chat.callable_tools())
 
 
 def parse_completion(body: bytes) -> GenerationRequest:
@@ -294,9 +246,13 @@ def parse_completion(body: bytes) -> GenerationRequest:
 
 def parse_tokenize(body: bytes) -> TokenizeRequest:
     """A body of /tokenize. Raises InvalidRequest."""
-    asked = _validated(_Tokenize, _object(body))
-    prompt = asked.prompt if asked.prompt is not None else _messages(asked.messages or [])
-    return TokenizeRequest(prompt, asked.add_special_tokens)
+    raw = _object(body)
+    if (raw.get("messages") is None) == (raw.get("prompt") is None):
+        raise InvalidRequest("give either `messages` or `prompt`")
+    if raw.get("prompt") is None:
+        return TokenizeRequest(_validated(ChatShape, raw).conversation(), special_tokens=False)
+    asked = _validated(_Tokenize, raw)
+    return TokenizeRequest(asked.prompt, asked.add_special_tokens)
 
 
 def parse_wishes(headers: Mapping[str, str]) -> Wishes:
@@ -334,10 +290,13 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 def _validated(form: type[_B], raw: dict[str, Any]) -> _B:
+    refused = REFUSED if issubclass(form, _Generation) else {}
+    if form is _Completion:
+        refused = refused | REFUSED_IN_COMPLETIONS
     problems = [
         (name, "is not supported by this engine")
-        for name, neutral in REFUSED.items()
-        if issubclass(form, _Generation) and not _asks_nothing(raw.get(name), neutral)
+        for name, neutral in refused.items()
+        if not _asks_nothing(raw.get(name), neutral)
     ]
     parsed = None
     try:
@@ -376,11 +335,6 @@ def _number(text: str, kind: type[int] | type[float], header: str, wanted: str) 
     raise InvalidRequest(f"{header} must be {wanted}", param=header)
 
 
-def _messages(messages: list[_Message]) -> tuple[Message, ...]:
-    # `developer` is OpenAI's newer word for what templates call system.
-    return tuple(Message("system" if m.role == "developer" else m.role, m.content) for m in messages)
-
-
 def _structure(body: _Generation) -> Wanted | None:
     """What the answer must look like, whoever's words ask for it."""
     if (asked := body.response_format) is not None:
@@ -401,7 +355,12 @@ def _structure(body: _Generation) -> Wanted | None:
 
 
 def _generation(
-    body: _Generation, prompt: tuple[Message, ...] | str | tuple[int, ...], logprobs: int | None, *, chat: bool
+    body: _Generation,
+    prompt: Conversation | str | tuple[int, ...],
+    logprobs: int | None,
+    *,
+    chat: bool,
+    tools: Tools | None = None,
 ) -> GenerationRequest:
     return GenerationRequest(
         model=body.model,
@@ -426,4 +385,5 @@ def _generation(
         logprobs=logprobs,
         structure=_structure(body),
         cache_salt=body.cache_salt or "",
+        tools=tools,
     )

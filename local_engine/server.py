@@ -27,8 +27,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from local_engine.answer import Answer, Events, Identity, Whole, error_response
+from local_engine import calls
+from local_engine.answer import Answer, Calling, Events, Identity, Whole, error_response
 from local_engine.config import Settings
+from local_engine.conversation import Conversation
 from local_engine.engine import Engine, Job, Model, State
 from local_engine.errors import (
     BodyTooLarge,
@@ -40,7 +42,7 @@ from local_engine.errors import (
     NotFound,
     RequestError,
 )
-from local_engine.grammar import Grammar
+from local_engine.grammar import Grammar, Wanted
 from local_engine.output import Output
 from local_engine.protocol import (
     GenerationRequest,
@@ -51,7 +53,6 @@ from local_engine.protocol import (
     parse_tokenize,
     parse_wishes,
 )
-from local_engine.protocol import Message as ChatMessage
 from local_engine.sequence import SamplingParams
 from local_engine.text import Text
 
@@ -142,6 +143,7 @@ class _Endpoints:
             "eos_token": model.text.eos_token,
             "context_window": model.limits.capacity,
             "model": self._settings.name,
+            "capabilities": _capabilities(model),
         }
         # A big vocabulary is megabytes of JSON already, so it is not parsed to be written again.
         tokenizer = (await asyncio.to_thread(model.text.tokenizer_json)).encode()
@@ -158,6 +160,7 @@ class _Endpoints:
         wanted, prompt = await _read(await _body(request), parse, model.text)
         if wanted.model is not None and wanted.model != self._settings.name:
             raise ModelNotFound(f"this engine serves {self._settings.name} only", param="model")
+        family = model.text.family
         grammar = await self._grammar(model, wanted)
         params = _params(wanted, _max_tokens(len(prompt), wanted, self._settings.default_max_tokens, model))
         if any(token >= model.text.vocab_size for token, _ in params.logit_bias):
@@ -171,22 +174,28 @@ class _Endpoints:
             wishes.first_token_by,
             grammar,
             salt=wanted.cache_salt.encode(),
+            shown=frozenset() if wanted.tools is None or family is None else frozenset(family.marks),
         )
         outputs = self._added(job, wanted.n)
         identity = Identity(
             answer_id, int(self._clock()), self._settings.name, wanted.chat, len(prompt), choices=wanted.n
         )
         piece = model.text.piece
-        streamed = wanted.stream
-        form = Events(identity, piece, include_usage=wanted.include_usage) if streamed else Whole(identity, piece)
-        return Answer(outputs, form)
+        calling = None
+        if wanted.tools is not None and family is not None:
+            names = frozenset(tool.name for tool in wanted.tools.tools)
+            calling = Calling(family, names, parallel=wanted.tools.parallel)
+        if wanted.stream:
+            return Answer(outputs, Events(identity, piece, include_usage=wanted.include_usage, calling=calling))
+        return Answer(outputs, Whole(identity, piece, calling=calling))
 
     async def _grammar(self, model: Model, wanted: GenerationRequest) -> Grammar | None:
-        if wanted.structure is None:
+        structure = _structure(model, wanted)
+        if structure is None:
             return None
         if model.grammars is None:
-            raise InvalidRequest("this model's tokenizer cannot follow a structure", param=wanted.structure.param)
-        return await asyncio.to_thread(model.grammars.compiled, wanted.structure)
+            raise InvalidRequest("this model's tokenizer cannot follow a structure", param=structure.param)
+        return await asyncio.to_thread(model.grammars.compiled, structure)
 
     def _added(self, job: Job, choices: int) -> list[Output]:
         """All choices of a request, or none of them. Each after the first draws from a seed of its own."""
@@ -203,6 +212,36 @@ class _Endpoints:
                 output.close()
             raise
         return outputs
+
+
+def _capabilities(model: Model) -> list[str]:
+    """What of `schema` and `tools` the model can be asked for."""
+    able = {"schema": model.grammars is not None, "tools": model.text.family is not None}
+    return [name for name, can in able.items() if can]
+
+
+def _structure(model: Model, wanted: GenerationRequest) -> Wanted | None:
+    """What the answer must look like: calls where one is required, or what a structure says, or either of them. Raises
+    InvalidRequest where both cannot be had."""
+    tools, structure, text = wanted.tools, wanted.structure, model.text
+    if tools is None or text.family is None:
+        return structure
+    if not tools.must and structure is None:
+        return None
+    if structure is not None and (tools.must or structure.kind != "json_schema"):
+        raise InvalidRequest(
+            f"tools and {structure.param}: only a JSON Schema goes together with tools, and only where no call is "
+            "required",
+            param=structure.param,
+        )
+    form = calls.grammar(
+        text.family,
+        tools.callable,
+        text.special_token,
+        parallel=tools.parallel,
+        or_answer=None if structure is None else structure.text,
+    )
+    return Wanted("lark", form, "tools")
 
 
 def _params(wanted: GenerationRequest, max_tokens: int) -> SamplingParams:
@@ -260,10 +299,9 @@ def _encode(text: Text, wanted: GenerationRequest | TokenizeRequest) -> list[int
     prompt = wanted.prompt
     if isinstance(prompt, str):
         return text.encode(prompt, special_tokens=isinstance(wanted, GenerationRequest) or wanted.special_tokens)
-    messages = [{"role": m.role, "content": m.content} for m in prompt if isinstance(m, ChatMessage)]
-    if messages:
-        return text.encode_chat(messages)
-    tokens = [token for token in prompt if isinstance(token, int)]
+    if isinstance(prompt, Conversation):
+        return text.encode_chat(prompt)
+    tokens = list(prompt)
     if tokens and max(tokens) >= text.vocab_size:
         raise InvalidRequest(f"prompt: token ids must be below {text.vocab_size}", param="prompt")
     return tokens

@@ -1,39 +1,60 @@
 """Owns the way between text and tokens: chat template, encoding, decoding, stop strings; refuses tensors.
 
 What a message says is text: a special token that is written in it, such as one that ends a turn, does not act as one.
+The same goes for tools, and for the arguments and results of their calls.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from local_engine.calls import Family, fitting_id
+from local_engine.conversation import Conversation
 from local_engine.errors import InvalidRequest
 
 PROMPT_TAIL = 8
 """Prompt tokens that the decoder sees first, so that a leading space of the answer is kept where it belongs."""
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a chat template reads: messages and tools as transformers has them, and how the prompt ends."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] = ()
+    opens: bool = True
+    continues: bool = False
+
+    def texts(self) -> Iterator[str]:
+        """Every string in messages and tools."""
+        return chain(_strings(self.messages), _strings(self.tools))
+
+
 class Text:
     """One model's tokenizer and chat template. Invariant: nothing changes after construction, so any thread may call.
 
-    `render` turns messages into the prompt's text; it raises ValueError (jinja2's and transformers' errors are
-    translated by whoever made it) with a message that holds nothing of the messages.
+    `render` turns a conversation into the prompt's text; it raises ValueError (jinja2's and transformers' errors are
+    translated by whoever made it) with a message that holds nothing of the conversation. `family` is the form of tool
+    calls that the template teaches; None where it teaches none that is known.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        render: Callable[[Sequence[Mapping[str, str]]], str],
+        render: Callable[[Shown], str],
         *,
         chat_template: str,
         bos_token: str | None,
         eos_token: str | None,
         eos_token_id: int | None,
+        family: Family | None = None,
     ) -> None:
         # A tokenizer.json may carry truncation or padding from training; an engine must never cut a prompt.
         tokenizer.no_truncation()
@@ -53,34 +74,59 @@ class Text:
         self.bos_token = bos_token
         self.eos_token = eos_token
         self.eos_token_id = eos_token_id
+        self.family = family
         # Ids may have holes, so this is not the number of entries.
         self.vocab_size: int = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Tokens of the rendered messages, the opening of the answer included. Raises InvalidRequest.
+    def encode_chat(self, conversation: Conversation) -> list[int]:
+        """Tokens of the rendered conversation. Raises InvalidRequest.
 
-        The special tokens are those that the template writes; in the messages they are plain text.
+        The special tokens are those that the template writes; in messages and tools they are plain text.
         """
-        if any(self._any_special.search(message["content"]) for message in messages):
-            return self._encode_quoting(messages)
+        if conversation.uses_tools and self.family is None:
+            raise InvalidRequest(
+                "tools and their calls: this model's chat template knows none, or writes calls in a form that is not "
+                "read here; leave `tools` and tool messages out, or name another model",
+                param="tools" if conversation.tools else "messages",
+            )
+        shown = Shown(
+            [self._fitting(message.shown()) for message in conversation.messages],
+            [tool.shown for tool in conversation.tools],
+            conversation.opens,
+            conversation.continues,
+        )
+        if any(self._any_special.search(text) for text in shown.texts()):
+            return self._encode_quoting(shown)
         # The template writes the special tokens itself.
-        return _ids(self._tokenizer, self._rendered(messages))
+        return _ids(self._tokenizer, self._rendered(shown))
 
-    def _encode_quoting(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """As `encode_chat`, for messages in which special tokens are written.
+    def _fitting(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The message with ids of calls that the template takes: those of another model's answer may be longer."""
+        for call in message.get("tool_calls", ()):
+            call["id"] = fitting_id(call["id"], self.family)
+        if "tool_call_id" in message:
+            message["tool_call_id"] = fitting_id(message["tool_call_id"], self.family)
+        return message
+
+    def _encode_quoting(self, shown: Shown) -> list[int]:
+        """As `encode_chat`, for conversations in which special tokens are written.
 
         They go through the template as placeholders, so that every special token in what it renders is its own. Between
         these the placeholders are replaced by what they stand for, and encoded without looking for special tokens.
         """
-        mark = _unused_character(chain((self.chat_template,), (message["content"] for message in messages)))
+        mark = _unused_character(chain((self.chat_template,), shown.texts()))
         written: list[str] = []
 
         def hide(match: re.Match[str]) -> str:
             written.append(match[0])
             return f"{mark}{len(written) - 1}{mark}"
 
-        hidden = [dict(m) | {"content": self._any_special.sub(hide, m["content"])} for m in messages]
-        prompt = self._rendered(hidden)
+        def hidden(text: str) -> str:
+            return self._any_special.sub(hide, text)
+
+        prompt = self._rendered(
+            replace(shown, messages=_mapped(shown.messages, hidden), tools=_mapped(shown.tools, hidden))
+        )
         placeholder = re.compile(f"{mark}([0-9]+){mark}")
         tokens, start = [], 0
         for match in chain(self._any_special.finditer(prompt), (None,)):
@@ -92,13 +138,17 @@ class Text:
                 start = match.end()
         return tokens
 
-    def _rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def _rendered(self, shown: Shown) -> str:
         try:
-            return self._render(messages)
+            return self._render(shown)
         except ValueError as error:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from None
+
+    def special_token(self, text: str) -> int | None:
+        """The id of the special token that is written so; None where none is."""
+        return self._special.get(text)
 
     def encode(self, prompt: str, *, special_tokens: bool = True) -> list[int]:
         """Tokens of plain text, with the tokenizer's own opening token unless told otherwise."""
@@ -108,9 +158,10 @@ class Text:
         """A token's own text; U+FFFD where it is a part of a character."""
         return str(self._tokenizer.decode([token], skip_special_tokens=False))
 
-    def decoder(self, prompt: Sequence[int], stop: Sequence[str]) -> AnswerText:
-        """The text of an answer to this prompt, token by token."""
-        return AnswerText(self._tokenizer, prompt[-PROMPT_TAIL:], stop)
+    def decoder(self, prompt: Sequence[int], stop: Sequence[str], shown: frozenset[str] = frozenset()) -> AnswerText:
+        """The text of an answer to this prompt, token by token, with those special tokens that are `shown`."""
+        tokens = {self._special[content]: content for content in shown if content in self._special}
+        return AnswerText(self._tokenizer, prompt[-PROMPT_TAIL:], stop, tokens)
 
     def tokenizer_json(self) -> str:
         """The tokenizer as tokenizer.json."""
@@ -123,8 +174,16 @@ class AnswerText:
     Incomplete UTF-8 and a possible beginning of a stop string are held back until they are decided.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_tail: Sequence[int], stop: Sequence[str]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_tail: Sequence[int],
+        stop: Sequence[str],
+        shown: Mapping[int, str] | None = None,
+    ) -> None:
+        """`shown`: special tokens that are not left out, each with what it shows."""
         self._tokenizer = tokenizer
+        self._shown = shown or {}
         self._stream = DecodeStream(ids=list(prompt_tail), skip_special_tokens=True)
         self._undecoded: list[int] = []
         self._stop = StopStrings(stop)
@@ -136,6 +195,10 @@ class AnswerText:
 
     def add(self, token: int) -> str:
         """Text that may be shown now, after one more token."""
+        if (mark := self._shown.get(token)) is not None:
+            rest = self._decoded_rest()
+            self._stream = DecodeStream(ids=[], skip_special_tokens=True)
+            return self._stop.add(rest + mark)
         self._undecoded.append(token)
         text = self._stream.step(self._tokenizer, token)
         if text is None:
@@ -145,9 +208,12 @@ class AnswerText:
 
     def flush(self) -> str:
         """What was held back, once no more tokens come. A cut character becomes U+FFFD, as in any decode."""
+        return self._stop.add(self._decoded_rest()) + self._stop.flush()
+
+    def _decoded_rest(self) -> str:
         rest = self._tokenizer.decode(self._undecoded, skip_special_tokens=True) if self._undecoded else ""
         self._undecoded.clear()
-        return self._stop.add(rest) + self._stop.flush()
+        return str(rest)
 
 
 class StopStrings:
@@ -180,6 +246,30 @@ class StopStrings:
         """What was held back and turned out to be no stop string."""
         held, self._held = self._held, ""
         return held
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Every string in a JSON-like value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield key
+            yield from _strings(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _strings(inner)
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON-like value with every string in it changed, keys included."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {change(key): _mapped(inner, change) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mapped(inner, change) for inner in value]
+    return value
 
 
 def _ids(tokenizer: Tokenizer, text: str, *, special_tokens: bool = False) -> list[int]:

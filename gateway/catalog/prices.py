@@ -73,13 +73,14 @@ class ModelInfo:
 
 
 UNKNOWN = ModelInfo()
-DEMO = ModelInfo(window=DEMO_WINDOW)
+DEMO = ModelInfo(window=DEMO_WINDOW, capabilities=frozenset({"schema"}))
+LOCAL = ModelInfo(capabilities=frozenset({"schema", "tools"}))
 
 
 def local_model_info(model: str) -> ModelInfo:
     """What is known of a model that our own engine serves. Only the bundled one is known before the engine has read
-    its files."""
-    return DEMO if model == DEMO_MODEL else UNKNOWN
+    its files; of any other, its capabilities are the most that it may have."""
+    return DEMO if model == DEMO_MODEL else LOCAL
 
 
 def model_info(model: str, price_map: Mapping[str, Any]) -> ModelInfo:

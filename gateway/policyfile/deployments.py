@@ -148,9 +148,11 @@ class _Reading:
             full_price=costing.full_price,
             cost_basis=costing.basis,
             speed=costing.speed,
-            # A window that was written for another model says nothing about the one that replaces it.
+            # What was written for another model says nothing about the one that replaces it.
             window=info.window if self.replaced or shape.context_window is None else shape.context_window,
-            capabilities=info.capabilities if shape.capabilities is None else frozenset(shape.capabilities),
+            capabilities=(
+                info.capabilities if self.replaced or shape.capabilities is None else frozenset(shape.capabilities)
+            ),
             tokenizer=self._tokenizer(),
             load=shape.load,
             timeouts=_timeouts(shape.timeouts),
@@ -182,8 +184,10 @@ class _Reading:
             self._wrong('"api_key" has no use for an engine that the gateway starts itself', "api_key", key=True)
         if backend == "local" and "tokenizer" in stated:
             self._wrong('"tokenizer" has no use here: a local engine counts with its own', "tokenizer", key=True)
-        if backend == "local" and self.shape.capabilities:
-            self._wrong('"capabilities" of a local engine are not implemented yet; leave them out', "capabilities")
+        if backend == "local" and "images" in (self.shape.capabilities or ()):
+            self._wrong(
+                '"capabilities" of a local engine are tools and schema: it does not read images', "capabilities"
+            )
         self._check_quantization()
 
     def _check_quantization(self) -> None:

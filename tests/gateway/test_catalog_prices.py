@@ -62,7 +62,7 @@ def test_a_row_counts_for_its_own_provider_only(model: str, info: ModelInfo) -> 
 
 def test_the_bundled_model_is_known_and_other_local_ones_tell_of_themselves() -> None:
     assert local_model_info("demo") == DEMO
-    assert local_model_info("Qwen/Qwen3-4B-Instruct-2507") == UNKNOWN
+    assert local_model_info("Qwen/Qwen3-4B-Instruct-2507") == ModelInfo(capabilities=frozenset({"schema", "tools"}))
 
 
 def test_a_long_prompt_has_a_price_of_its_own() -> None:

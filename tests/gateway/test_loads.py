@@ -12,7 +12,7 @@ import pytest
 
 from gateway.engines import Known
 from gateway.loads import Loads, Source
-from gateway.types import Deployment, EngineLoad
+from gateway.types import Capability, Deployment, EngineLoad
 from tests.fakes import deployment
 from tests.gateway.test_readings import LOAD, metrics
 
@@ -111,13 +111,15 @@ def test_what_cannot_be_read_is_missed(status: int) -> None:
 
 def test_an_engine_elsewhere_is_asked_what_it_serves_until_it_says_so() -> None:
     tokenizer = {"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}
-    described = {"tokenizer": tokenizer, "chat_template": "{{ messages }}", "context_window": 77}
+    able = ["schema", "something newer"]
+    described = {"tokenizer": tokenizer, "chat_template": "{{ messages }}", "context_window": 77, "capabilities": able}
 
     def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, json=LOAD if request.url.path == "/load" else described)
 
     told = asked(answer, engine(), lambda t: bool(t.described))
     assert told.described["home"].window == 77
+    assert told.described["home"].capabilities == frozenset[Capability]({"schema"})
 
 
 def test_only_what_is_followed_is_asked() -> None:

@@ -192,18 +192,41 @@ def test_tokens_are_thousands_or_powers_of_two_as_written(text: str, tokens: int
         (
             "{backend: local, model: demo, zone: z}",
             {},
-            Deployment("x", "local", "demo", "z", window=1024, tokenizer="deployment:x"),
+            Deployment(
+                "x", "local", "demo", "z", window=1024, tokenizer="deployment:x", capabilities=frozenset({"schema"})
+            ),
         ),
         (
             "{backend: local, model: a/b, zone: z, url: [http://a:1/], ca_file: /etc/ca.pem, quantization: none}",
             {},
-            Deployment("x", "local", "a/b", "z", urls=("http://a:1",), tokenizer="deployment:x", ca_file="/etc/ca.pem"),
+            Deployment(
+                "x",
+                "local",
+                "a/b",
+                "z",
+                urls=("http://a:1",),
+                capabilities=frozenset({"schema", "tools"}),
+                tokenizer="deployment:x",
+                ca_file="/etc/ca.pem",
+            ),
+        ),
+        (
+            "{backend: local, model: a/b, zone: z, capabilities: [schema]}",
+            {},
+            Deployment("x", "local", "a/b", "z", capabilities=frozenset({"schema"}), tokenizer="deployment:x"),
         ),
         (
             "{backend: local, model: a/b, zone: z, url: '${ENGINE}'}",
             {},
             Deployment(
-                "x", "local", "a/b", "z", ("${ENGINE}",), tokenizer="deployment:x", unavailable="ENGINE is not set"
+                "x",
+                "local",
+                "a/b",
+                "z",
+                ("${ENGINE}",),
+                capabilities=frozenset({"schema", "tools"}),
+                tokenizer="deployment:x",
+                unavailable="ENGINE is not set",
             ),
         ),
         (

@@ -13,7 +13,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from gateway.tokens import LocalTokenizer
 from gateway.wire.chat import parse
-from local_engine.text import Text
+from local_engine.calls import HERMES, family_of
+from local_engine.conversation import Conversation, Message
+from local_engine.protocol import parse_chat
+from local_engine.text import Shown, Text
 
 transformers = pytest.importorskip("transformers")
 
@@ -97,10 +100,67 @@ def test_prompts_equal_those_of_transformers(template: str, body: dict[str, Any]
     ours = LocalTokenizer(tokenizer().to_str(), template, "<s>", "</s>", datetime.now())
     chat = parse(orjson.dumps(body))
     arguments = {"tools": body.get("tools"), "add_generation_prompt": True}
-    assert ours.render(chat) == theirs.apply_chat_template(body["messages"], tokenize=False, **arguments)
-    assert ours.count(chat) == len(
-        theirs.apply_chat_template(body["messages"], tokenize=True, return_dict=False, **arguments)
+    messages = [with_parsed_arguments(message) for message in body["messages"]]
+    assert ours.render(chat) == theirs.apply_chat_template(messages, tokenize=False, **arguments)
+    assert ours.count(chat) == len(theirs.apply_chat_template(messages, tokenize=True, return_dict=False, **arguments))
+
+
+def with_parsed_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    """As transformers wants a call: its arguments are an object."""
+    calls = [
+        call | {"function": call["function"] | {"arguments": orjson.loads(call["function"]["arguments"])}}
+        for call in message.get("tool_calls", ())
+    ]
+    return message | ({"tool_calls": calls} if calls else {})
+
+
+MISTRAL_LIKE = (
+    "{{ bos_token }}{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}"
+    "{% for message in messages %}{% if message.tool_calls %}[TOOL_CALLS]["
+    "{% for call in message.tool_calls %}{{ call.function | tojson }}{{ call.id }}{% endfor %}]"
+    "{% elif message.role == 'tool' %}{{ message.tool_call_id }}{{ message.content }}"
+    "{% else %}{{ message.content }}{% endif %}{{ eos_token }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [PLAIN, QWEN_LIKE, MISTRAL_LIKE], ids=["plain", "qwen-like", "mistral-like"])
+@pytest.mark.parametrize("fields", [{}, {"tools": [TOOL]}, {"tools": [TOOL], "tool_choice": "none"}])
+def test_the_gateway_and_the_engine_see_the_same_prompt(template: str, fields: dict[str, Any]) -> None:
+    """Tools, calls with ids of another model, and results, parsed by the one and by the other."""
+    messages = CHATS[2]["messages"] if template != PLAIN else CHATS[0]["messages"]
+    body = orjson.dumps({"messages": messages} | (fields if template != PLAIN else {}))
+    ours = LocalTokenizer(tokenizer().to_str(), template, "<s>", "</s>", datetime.now())
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer(), bos_token="<s>", eos_token="</s>", chat_template=template
     )
+
+    def render(shown: Shown) -> str:
+        return str(
+            theirs.apply_chat_template(
+                list(shown.messages),
+                tools=list(shown.tools) or None,
+                tokenize=False,
+                add_generation_prompt=shown.opens,
+            )
+        )
+
+    family = family_of(template) or HERMES
+    engine = Text(
+        tokenizer(), render, chat_template=template, bos_token="<s>", eos_token="</s>", eos_token_id=None, family=family
+    )
+    asked = parse_chat(body)
+    assert isinstance(asked.prompt, Conversation)
+    assert ours.count(parse(body)) == len(engine.encode_chat(asked.prompt))
+
+
+def test_an_answer_that_is_continued_is_counted_whole() -> None:
+    """The engine may cut a little behind it, so that its prompt is no longer than what is counted."""
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "It is"}]
+    ours = LocalTokenizer(tokenizer().to_str(), QWEN_LIKE, "<s>", "</s>", datetime.now())
+    plain = ours.render(parse(orjson.dumps({"messages": messages})))
+    for fields in ({"continue_final_message": True}, {"add_generation_prompt": False}):
+        rendered = ours.render(parse(orjson.dumps({"messages": messages} | fields)))
+        assert plain == rendered + "<|im_start|>assistant\n"
 
 
 def test_text_parts_are_joined_and_developer_is_system() -> None:
@@ -123,11 +183,11 @@ def test_the_gateway_never_counts_less_than_our_engine_encodes(contents: list[st
     ours = LocalTokenizer(made.to_str(), PLAIN, "<s>", "</s>", datetime.now())
     chat = parse(orjson.dumps({"messages": messages}))
 
-    def render(shown: Any) -> str:
-        return ours.render(parse(orjson.dumps({"messages": list(shown)})))
+    def render(shown: Shown) -> str:
+        return ours.render(parse(orjson.dumps({"messages": list(shown.messages)})))
 
     engine = Text(made, render, chat_template=PLAIN, bos_token="<s>", eos_token="</s>", eos_token_id=None)
-    encoded = len(engine.encode_chat(messages))
+    encoded = len(engine.encode_chat(Conversation(tuple(Message("user", content) for content in contents))))
     assert ours.count(chat) >= encoded
     if not any(token in content for content in contents for token in ("<s>", "</s>", "<|system|>")):
         assert ours.count(chat) == encoded

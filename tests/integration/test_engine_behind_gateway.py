@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import openai
+import orjson
 import pytest
 
 from gateway.loading import load_policy
@@ -76,6 +77,21 @@ async def load(g: Running) -> dict[str, Any]:
     async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
         told: dict[str, Any] = (await client.get("/load")).json()
         return told
+
+
+def test_what_the_engine_is_able_to_do_decides_what_it_is_asked(bundled: Run) -> None:
+    """The bundled model follows a schema, and its template knows no tools."""
+
+    async def test(g: Running) -> None:
+        schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}}, "required": ["n"]}
+        form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema | {"additionalProperties": False}}}
+        answer = await ask(g, response_format=form, extra_headers={"x-data-class": "personal"})
+        assert set(orjson.loads(answer.choices[0].message.content)) == {"n"}
+        tool = {"type": "function", "function": {"name": "look"}}
+        with pytest.raises(openai.BadRequestError, match="no permitted deployment supports"):
+            await ask(g, tools=[tool], extra_headers={"x-data-class": "personal"})
+
+    bundled(test)
 
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:

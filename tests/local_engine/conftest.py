@@ -31,7 +31,7 @@ def text(tokenizer: Tokenizer) -> Text:
     """The tokenizer with a template that needs no transformers."""
     return Text(
         tokenizer,
-        lambda messages: "".join(f"<|{m['role']}|>{m['content']}<|end|>" for m in messages) + "<|assistant|>",
+        lambda shown: "".join(f"<|{m['role']}|>{m['content']}<|end|>" for m in shown.messages) + "<|assistant|>",
         chat_template=CHAT_TEMPLATE,
         bos_token=None,
         eos_token="<|end|>",

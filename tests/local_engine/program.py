@@ -53,7 +53,7 @@ class Counting:
 def model() -> Model:
     text = Text(
         letters(),
-        lambda messages: "".join(message["content"] for message in messages),
+        lambda shown: "".join(message["content"] for message in shown.messages),
         chat_template="",
         bos_token=None,
         eos_token=None,

@@ -11,6 +11,7 @@ from transformers import AttentionInterface
 
 from local_engine.attention import PAGED_ATTENTION
 from local_engine.config import Settings
+from local_engine.conversation import Conversation, Message
 from local_engine.errors import InvalidRequest, LoadError
 from local_engine.loading import load
 
@@ -92,14 +93,14 @@ def test_a_loaded_model_knows_its_window_end_tokens_and_template(llama: Path) ->
     assert (model.name, model.limits.window, model.limits.num_blocks) == ("tiny", 256, 256)
     assert model.end_tokens == {0}
     assert "float32 on" in model.description
-    assert model.text.encode_chat([{"role": "user", "content": "fox"}]) == [2, *model.text.encode("fox"), 0, 3]
+    assert model.text.encode_chat(Conversation((Message("user", "fox"),))) == [2, *model.text.encode("fox"), 0, 3]
 
 
 def test_a_template_given_as_a_file_replaces_the_models(write_model: Any, tmp_path: Path) -> None:
     (tmp_path / "chat.jinja").write_text("{{ messages[0].content }}")
     settings = Settings(model=str(write_model("llama", chat_template=None)), chat_template=str(tmp_path / "chat.jinja"))
     text = load(settings).text
-    assert text.encode_chat([{"role": "user", "content": "fox"}]) == text.encode("fox")
+    assert text.encode_chat(Conversation((Message("user", "fox"),))) == text.encode("fox")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_a_template_that_refuses_messages_never_repeats_them(
     (tmp_path / "chat.jinja").write_text(template)
     text = load(Settings(model=str(write_model("llama")), chat_template=str(tmp_path / "chat.jinja"))).text
     with pytest.raises(InvalidRequest) as caught:
-        text.encode_chat([{"role": "user", "content": "my secret"}])
+        text.encode_chat(Conversation((Message("user", "my secret"),)))
     assert said in str(caught.value)
     assert "my secret" not in str(caught.value)
 

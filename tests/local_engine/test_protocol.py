@@ -7,10 +7,10 @@ from typing import Any
 import orjson
 import pytest
 
+from local_engine.conversation import Call, Conversation, Message, Tool, Tools
 from local_engine.errors import InvalidRequest
 from local_engine.protocol import (
     GenerationRequest,
-    Message,
     Wishes,
     parse_chat,
     parse_completion,
@@ -21,6 +21,14 @@ from local_engine.protocol import (
 
 HELLO = [{"role": "user", "content": "hello"}]
 SECRET = "4111 1111 1111 1111"
+CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": "fox"}'}}
+TOOL = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}
+OTHER = {"type": "function", "function": {"name": "other"}}
+CONTINUED = [*HELLO, {"role": "assistant", "content": "I"}]
+
+
+def called(arguments: str) -> dict[str, object]:
+    return {"function": {"name": "f", "arguments": arguments}}
 
 
 def chat(**fields: Any) -> GenerationRequest:
@@ -36,7 +44,7 @@ def problem(**fields: Any) -> InvalidRequest:
 def test_a_bare_chat_has_openais_defaults() -> None:
     assert chat() == GenerationRequest(
         model=None,
-        prompt=(Message("user", "hello"),),
+        prompt=Conversation((Message("user", "hello"),)),
         chat=True,
         max_tokens=None,
         temperature=1.0,
@@ -81,7 +89,7 @@ def test_a_field_is_taken_over(fields: dict[str, Any], name: str, value: object)
     ],
 )
 def test_a_message_is_one_role_and_one_text(messages: list[object], parsed: tuple[str, str]) -> None:
-    assert chat(messages=messages).prompt == (Message(*parsed),)
+    assert chat(messages=messages).prompt == Conversation((Message(*parsed),))
 
 
 @pytest.mark.parametrize(
@@ -89,15 +97,31 @@ def test_a_message_is_one_role_and_one_text(messages: list[object], parsed: tupl
     [
         ({"messages": []}, "messages"),
         ({"messages": None}, "messages"),
-        ({"messages": [{"role": "tool", "content": SECRET}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": SECRET}]}, "messages[0]"),
         ({"messages": [*HELLO, {"role": "user", "content": 41111}]}, "messages[1].content"),
-        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user"}]}, "messages[0]"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": SECRET}]}]},
             "messages[0].content",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 4111}]}]}, "messages[0].content"),
-        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": SECRET}]}]}, "messages[0]"),
+        (
+            {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": SECRET}]}]},
+            "messages[0].tool_calls[0].function",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [CALL | {"type": SECRET}]}]},
+            "messages[0].tool_calls[0].type",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [CALL | called("[]")]}]},
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        ({"messages": [{"role": "user", "content": "", "tool_calls": [CALL]}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": "", "tool_call_id": "1"}]}, "messages[0]"),
+        ({"messages": [{"role": "assistant", "content": "", "function_call": {"name": SECRET}}]}, "messages[0]"),
+        ({"tools": [{"type": "custom", "custom": {"name": SECRET}}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {"name": "no such name"}}]}, "tools[0].function.name"),
         ({"messages": [SECRET]}, "messages[0]"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": -1}, "max_tokens"),
@@ -144,10 +168,94 @@ def test_a_wrong_field_is_named_and_its_value_is_not_repeated(fields: dict[str, 
 
 
 @pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"tools": [TOOL, TOOL]}, "same name"),
+        ({"tools": [TOOL], "tool_choice": OTHER}, "names none"),
+        ({"tool_choice": "required"}, "there are no `tools`"),
+        ({"continue_final_message": True}, "only an assistant's message"),
+        ({"messages": CONTINUED, "continue_final_message": True, "add_generation_prompt": True}, "cannot begin"),
+    ],
+)
+def test_fields_that_do_not_go_together_say_so(fields: dict[str, Any], said: str) -> None:
+    assert said in problem(**fields).message
+
+
+def test_calls_and_their_results_are_read() -> None:
+    messages = [
+        *HELLO,
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [CALL, CALL | called("")],
+        },
+        {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "a fox"}]},
+    ]
+    conversation = chat(messages=messages).prompt
+    assert isinstance(conversation, Conversation)
+    calls = (Call("1", "look", {"at": "fox"}), Call("1", "f", {}))
+    assert conversation.messages[1:] == (Message("assistant", None, calls), Message("tool", "a fox", call_id="1"))
+    assert conversation.uses_tools
+    assert conversation.messages[1].shown() == {
+        "role": "assistant",
+        "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "look", "arguments": {"at": "fox"}}},
+            {"id": "1", "type": "function", "function": {"name": "f", "arguments": {}}},
+        ],
+    }
+
+
+LOOK = Tool("look", '{"type":"object"}', TOOL)
+UNBOUND = Tool("other", '{"type":"object","properties":{},"additionalProperties":false}', OTHER)
+
+
+@pytest.mark.parametrize(
+    ("fields", "tools"),
+    [
+        ({}, Tools((LOOK, UNBOUND), (LOOK, UNBOUND))),
+        (
+            {"tool_choice": "auto", "parallel_tool_calls": False},
+            Tools((LOOK, UNBOUND), (LOOK, UNBOUND), parallel=False),
+        ),
+        ({"tool_choice": "required"}, Tools((LOOK, UNBOUND), (LOOK, UNBOUND), must=True)),
+        ({"tool_choice": OTHER}, Tools((LOOK, UNBOUND), (UNBOUND,), must=True, parallel=False)),
+        ({"tool_choice": "none"}, None),
+    ],
+)
+def test_which_tools_may_be_called(fields: dict[str, Any], tools: Tools | None) -> None:
+    """With none the model does not even see them."""
+    parsed = chat(tools=[TOOL, OTHER], **fields)
+    assert parsed.tools == tools
+    assert isinstance(parsed.prompt, Conversation)
+    assert parsed.prompt.tools == (() if tools is None else (LOOK, UNBOUND))
+
+
+@pytest.mark.parametrize(
+    ("fields", "opens", "continues"),
+    [
+        ({}, True, False),
+        ({"add_generation_prompt": False}, False, False),
+        ({"continue_final_message": True}, False, True),
+    ],
+)
+def test_a_prompt_opens_an_answer_or_goes_on_with_one(fields: dict[str, Any], opens: bool, continues: bool) -> None:
+    for parsed in (
+        chat(messages=CONTINUED, **fields).prompt,
+        parse_tokenize(orjson.dumps({"messages": CONTINUED} | fields)).prompt,
+    ):
+        assert isinstance(parsed, Conversation)
+        assert (parsed.opens, parsed.continues) == (opens, continues)
+
+
+@pytest.mark.parametrize(("field", "asking"), [("tools", [TOOL]), ("tool_choice", "required")])
+def test_completions_have_no_tools(field: str, asking: object) -> None:
+    with pytest.raises(InvalidRequest, match=f"{field}: is not supported"):
+        parse_completion(orjson.dumps({"prompt": "once", field: asking}))
+
+
+@pytest.mark.parametrize(
     ("field", "neutral", "asking"),
     [
-        ("tools", [], [{"type": "function"}]),
-        ("tool_choice", "auto", "required"),
         ("echo", False, True),
     ],
 )
@@ -159,13 +267,13 @@ def test_what_is_not_built_is_refused_by_name_unless_it_asks_for_nothing(
 
 
 def test_all_problems_are_reported_at_once() -> None:
-    message = problem(tools=[{}], temperature=9, max_tokens=0, messages=[{"role": "x", "content": 1}]).message
+    message = problem(suffix="x", temperature=9, max_tokens=0, messages=[{"role": "x", "content": 1}]).message
     assert message.count("; ") == 4
 
 
 def test_a_thousand_problems_make_a_short_answer() -> None:
     error = problem(messages=[{}] * 1000)
-    assert "and 1980 more" in error.message
+    assert "and 980 more" in error.message
     assert len(error.message) < 2000
 
 

@@ -18,6 +18,7 @@ import pytest
 import uvicorn
 from tokenizers import Tokenizer
 
+from local_engine.calls import HERMES, LLAMA, MISTRAL, Family
 from local_engine.config import Settings, limits
 from local_engine.engine import Engine, Model, Runner, State
 from local_engine.errors import LoadError
@@ -26,6 +27,7 @@ from local_engine.scheduler import Batch
 from local_engine.sequence import Likelihood, Pick
 from local_engine.server import MAX_BODY_BYTES, create_app
 from local_engine.text import Text
+from tests.tiny_models import END
 
 SETTINGS = Settings(model="tiny", default_max_tokens=6)
 HELLO = {"messages": [{"role": "user", "content": "the quick brown fox"}], "temperature": 0}
@@ -234,7 +236,7 @@ def test_draining_ends_a_stream_with_an_error_event(tiny: Model, tmp_path: Path)
         (b"{", 400, "invalid_request", "not JSON"),
         (b"{}", 400, "invalid_request", "messages: Field required"),
         ({"model": "other"}, 404, "model_not_found", "serves tiny only"),
-        ({"tools": [{"type": "function"}]}, 400, "invalid_request", "tools: is not supported"),
+        ({"tools": [{"type": "function"}]}, 400, "invalid_request", "tools[0].function: Field required"),
         ({"logit_bias": {"100000": 1}}, 400, "invalid_request", "logit_bias: token ids must be below"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "xyzzy"}}}},
@@ -669,3 +671,182 @@ def test_likelihoods_come_with_every_token_that_is_shown(talk: Callable[[Talk], 
     for entry in told:
         assert entry["top_logprobs"][0]["logprob"] >= entry["logprob"] < 0
         assert len(entry["top_logprobs"]) == 2
+
+
+@pytest.fixture(scope="module")
+def roomy(write_model: Callable[..., Path]) -> Model:
+    """One that tools fit into."""
+    return load(Settings(model=str(write_model("llama", window=2048))))
+
+
+class Recital:
+    """Says the given tokens, whatever the prompt, and then the end."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = [*tokens, END]
+
+    def forward(self, batch: Batch) -> list[int]:
+        return [self._tokens[chunk.sequence.generated] for chunk in batch if chunk.samples]
+
+    def sample(self, logits: list[int], rows: Sequence[int], picks: Sequence[Pick]) -> list[int | None]:
+        return [logits[row] for row in rows]
+
+    def likelihoods(
+        self, logits: list[int], rows: Sequence[int], tokens: Sequence[int], tops: Sequence[int]
+    ) -> list[Likelihood]:
+        return [Likelihood(token, -1.0) for token in tokens]
+
+
+AT = {"type": "object", "properties": {"at": {"enum": ["a", "b"]}}, "required": ["at"], "additionalProperties": False}
+WAIT = {"type": "function", "function": {"name": "wait"}}
+WRONG = {"type": "function", "function": {"name": "f", "parameters": {"type": "hunter2"}}}
+TOOLS = [
+    {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {"at": {}}}}},
+    WAIT,
+]
+CALLING = HELLO | {"tools": TOOLS}
+
+
+def able(roomy: Model, family: Family = HERMES, said: str | None = None) -> Model:
+    """A model whose template knows tools; with `said`, one that says just that."""
+    tokenizer = Tokenizer.from_str(roomy.text.tokenizer_json())
+    text = Text(
+        tokenizer,
+        lambda shown: f"<|user|>{orjson.dumps([list(shown.messages), list(shown.tools)]).decode()}<|assistant|>",
+        chat_template="",
+        bos_token=None,
+        eos_token=None,
+        eos_token_id=END,
+        family=family,
+    )
+    runner = roomy.runner if said is None else Recital(tokenizer.encode(said).ids)
+    return replace(roomy, text=text, runner=runner)
+
+
+def answered(model: Model, path: Path, **fields: Any) -> tuple[Any, list[Any]]:
+    """The answer to a request with tools, and the events of the same as a stream."""
+
+    async def run() -> tuple[Any, list[Any]]:
+        async with serving(lambda: model, path / "s") as (client, _):
+            body = CALLING | {"max_tokens": 150} | fields
+            plain = await client.post(CHAT, json=body)
+            return plain.json(), chunks((await client.post(CHAT, json=body | {"stream": True})).text)
+
+    return asyncio.run(run())
+
+
+def gathered(events: list[Any]) -> tuple[str, list[Any], str]:
+    """A stream put together as clients do."""
+    text, finish = "", ""
+    made: list[Any] = []
+    for event in events:
+        (choice,) = event["choices"]
+        text += choice["delta"].get("content") or ""
+        for call in choice["delta"].get("tool_calls", ()):
+            if call["index"] == len(made):
+                made.append({key: call[key] for key in ("id", "type", "function")})
+            else:
+                made[call["index"]]["function"]["arguments"] += call["function"]["arguments"]
+        finish = choice["finish_reason"] or finish
+    return text, made, finish
+
+
+def test_calls_come_as_openai_has_them_plain_and_streamed(roomy: Model, tmp_path: Path) -> None:
+    said = (
+        'I look. <tool_call>\n{"name": "look", "arguments": {"at": "fox"}}\n</tool_call>\n<tool_call>{"name": "wait", '
+    )
+    said += '"arguments": {}}</tool_call>'
+    answer, events = answered(able(roomy, said=said), tmp_path)
+    (choice,) = answer["choices"]
+    message = choice["message"]
+    called = [(c["type"], c["function"]["name"], c["function"]["arguments"]) for c in message["tool_calls"]]
+    assert called == [("function", "look", '{"at": "fox"}'), ("function", "wait", "{}")]
+    assert (message["content"], choice["finish_reason"]) == ("I look.", "tool_calls")
+    text, made, finish = gathered(events)
+    assert (text, finish) == ("I look.", "tool_calls")
+    assert [c["function"] for c in made] == [c["function"] for c in message["tool_calls"]]
+    assert len({c["id"] for c in [*made, *message["tool_calls"]]}) == 4
+    assert sum("tool_calls" in e["choices"][0]["delta"] for e in events) > 4  # the arguments come as they are written
+
+
+def test_an_answer_without_a_call_is_an_answer(roomy: Model, tmp_path: Path) -> None:
+    answer, events = answered(able(roomy, said="the fox <tool"), tmp_path)
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": "the fox <tool"}
+    assert gathered(events) == ("the fox <tool", [], "stop")
+
+
+def test_a_call_that_is_cut_says_so(roomy: Model, tmp_path: Path) -> None:
+    said = '<tool_call>{"name": "look", "arguments": {"at": "the quick brown fox"}}</tool_call>'
+    answer, events = answered(able(roomy, said=said), tmp_path, max_tokens=65)
+    assert answer["choices"][0]["finish_reason"] == gathered(events)[2] == "length"
+    assert answer["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"].startswith('{"at')
+
+
+@pytest.mark.parametrize("family", [HERMES, LLAMA, MISTRAL], ids=lambda family: family.name)
+@pytest.mark.parametrize("choice", ["required", WAIT], ids=["any", "named"])
+def test_a_call_that_is_required_comes_from_a_model_that_says_nonsense(
+    roomy: Model, tmp_path: Path, family: Family, choice: object
+) -> None:
+    tools = [{"type": "function", "function": {"name": "look", "parameters": AT}}, WAIT]
+    answer, events = answered(
+        able(roomy, family), tmp_path, tools=tools, tool_choice=choice, parallel_tool_calls=False, temperature=1, seed=5
+    )
+    (given,) = answer["choices"]
+    assert given["finish_reason"] == "tool_calls"
+    (call,) = given["message"]["tool_calls"]
+    arguments = orjson.loads(call["function"]["arguments"])
+    assert (call["function"]["name"], arguments) in [("look", {"at": "a"}), ("look", {"at": "b"}), ("wait", {})]
+    assert choice == "required" or call["function"]["name"] == "wait"
+    assert gathered(events)[1][0]["function"] == call["function"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "only a JSON Schema"),
+        ({"guided_regex": "a"}, "only a JSON Schema"),
+        ({"tool_choice": "required", "tools": [WRONG]}, "cannot be followed"),
+    ],
+)
+def test_what_cannot_be_had_together_is_refused(
+    roomy: Model, tmp_path: Path, fields: dict[str, Any], said: str
+) -> None:
+    answer, _ = answered(able(roomy), tmp_path, **fields)
+    assert answer["error"]["code"] == "invalid_request"
+    assert said in answer["error"]["message"]
+    assert "hunter2" not in answer["error"]["message"]
+
+
+def test_tools_are_refused_where_the_model_knows_none(roomy: Model, tmp_path: Path) -> None:
+    answer, _ = answered(roomy, tmp_path)
+    assert (answer["error"]["code"], answer["error"]["param"]) == ("invalid_request", "tools")
+
+
+def test_an_engine_says_what_its_model_is_able_to_do(roomy: Model, tmp_path: Path) -> None:
+    async def told(model: Model) -> Any:
+        async with serving(lambda: model, tmp_path / "s") as (client, _):
+            return (await client.get("/tokenizer")).json()["capabilities"]
+
+    assert asyncio.run(told(roomy)) == ["schema"]
+    assert asyncio.run(told(able(roomy))) == ["schema", "tools"]
+    assert asyncio.run(told(replace(roomy, grammars=None))) == []
+
+
+def test_an_answer_goes_on_from_the_beginning_that_is_given(talk: Callable[[Talk], Any]) -> None:
+    """Greedy, the rest of an answer follows from its beginning."""
+
+    async def conversation(client: httpx.AsyncClient, _: Engine) -> tuple[Any, ...]:
+        whole = (await client.post(CHAT, json=HELLO | {"max_tokens": 12})).json()["choices"][0]["message"]["content"]
+        tokens = (await client.post("/tokenize", json={"prompt": whole})).json()["tokens"]
+        begun = [*HELLO["messages"], {"role": "assistant", "content": whole[: len(whole) // 2]}]  # type: ignore[misc]
+        counts = [
+            (await client.post("/tokenize", json={"messages": begun} | more)).json()["tokens"]
+            for more in ({}, {"add_generation_prompt": False}, {"continue_final_message": True})
+        ]
+        rest = await client.post(CHAT, json={"messages": begun, "continue_final_message": True, "temperature": 0})
+        return tokens, counts, rest.status_code
+
+    _, (opened, closed, continued), status = talk(conversation)
+    assert opened == [*closed, 3]
+    assert closed == [*continued, END]
+    assert status == 200
