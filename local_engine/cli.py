@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from time import perf_counter
 from typing import Annotated
 
 import typer
 
 from local_engine.config import Settings
 from local_engine.engine import Model
-from local_engine.errors import ConfigError
+from local_engine.errors import ConfigError, LoadError
 from local_engine.serve import Address
 from local_engine.serve import serve as serve_forever
 from local_engine.source import model_source
@@ -108,6 +111,56 @@ def serve(
             _say(f"error: {problem}")
         raise typer.Exit(2) from None
     raise typer.Exit(status)
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Option(help="`demo`, a directory, or a Hugging Face id.")] = "demo",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    quantization: Annotated[str, typer.Option(help="none, fp16, bf16, int8, or int4.")] = "none",
+    threads: Annotated[int, typer.Option(help="CPU threads of a forward.")] = 1,
+    kv_cache_tokens: Annotated[int | None, typer.Option(help="Tokens that the KV cache holds.")] = None,
+    max_batch_tokens: Annotated[int, typer.Option(help="Tokens a step.")] = 512,
+    max_running: Annotated[int, typer.Option(help="Requests that generate at the same time.")] = 64,
+    max_waiting: Annotated[int, typer.Option(help="Requests that may wait.")] = 256,
+    repeats: Annotated[int, typer.Option(help="Runs of each step, of which the median counts.", min=1)] = 5,
+    out: Annotated[str | None, typer.Option(help="File to write; without one, standard output.")] = None,
+) -> None:
+    """Measure how long the steps of this engine take, as JSON for `hybridgate policy simulate --engine FILE`.
+
+    Give it the flags that the engine is served with, and let nothing else run beside it: it measures what it gets.
+    """
+    try:
+        settings = Settings(
+            model=model,
+            dtype=dtype,
+            quantization=quantization,
+            threads=threads,
+            kv_cache_tokens=kv_cache_tokens,
+            max_batch_tokens=max_batch_tokens,
+            max_running=max_running,
+            max_waiting=max_waiting,
+        )
+        loaded = _load(settings)
+    except ConfigError as error:
+        for problem in error.problems:
+            _say(f"error: {problem}")
+        raise typer.Exit(2) from None
+    except LoadError as error:
+        _say(f"error: {error}")
+        raise typer.Exit(1) from None
+    from local_engine.calibrate import document, measured  # noqa: PLC0415 - numpy, which serving needs no sooner
+
+    steps = measured(loaded.runner, loaded.limits, loaded.text.vocab_size, perf_counter, repeats, _say)
+    text = json.dumps(document(loaded.name, loaded.limits, steps), indent=2) + "\n"
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        Path(out).write_text(text)
+    except OSError as error:
+        _say(f"error: cannot write {out} ({error.strerror})")
+        raise typer.Exit(2) from None
 
 
 def _load(settings: Settings) -> Model:
