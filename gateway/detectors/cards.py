@@ -19,10 +19,12 @@ _ISSUERS: tuple[tuple[str, str, range], ...] = (
     ("300", "305", range(14, 20)),  # Diners Club
     ("3095", "3095", range(14, 20)),
     ("36", "36", range(14, 20)),
-    ("38", "39", range(16, 20)),
+    ("38", "39", range(14, 20)),
     ("6011", "6011", range(16, 20)),  # Discover
     ("644", "659", range(16, 20)),
-    ("3528", "3589", range(16, 20)),  # JCB
+    ("3500", "3599", range(16, 20)),  # JCB
+    ("1800", "1800", range(15, 16)),
+    ("2131", "2131", range(15, 16)),
     ("62", "62", range(16, 20)),  # UnionPay
     ("81", "82", range(16, 17)),  # RuPay
     ("508", "508", range(16, 17)),
@@ -48,7 +50,7 @@ def _issued() -> list[int]:
 
 
 _ISSUED = _issued()
-_FIRST = frozenset(b"2345689")
+_FIRST = frozenset(b"12345689")
 # From ASCII digits to their values, and to the sum of the digits of twice their value.
 _VALUE = bytes.maketrans(b"0123456789", bytes(range(10)))
 _DOUBLED = bytes.maketrans(b"0123456789", bytes((0, 2, 4, 6, 8, 1, 3, 5, 7, 9)))

@@ -177,8 +177,9 @@ _CLOSE = re.compile(
     r"(?i)[\"'`\])*]{0,3}\s{0,4}(?:\([^()\n]{1,16}\)\s?|\svalue)?(?:=>|:=|->|→|\s-\s|[:=#>]|は|是|为|為|(?:is|was|are|ist|war|lautet|est|es|era|é|è|eh|to|jest|är|er|on|je|là|είναι|olarak)\b)"
     r"(?:\s{0,4}|\s?(?:le|la|el|il)\s)[\"'`(<\[*]{0,3}"
 )
-_MARKED = re.compile(r"""^(?:<\/?[a-z]|[$%&{]|\[[A-Z_]+_\d+\])""")
+_MARKED = re.compile(r"""(?:</?[a-z]|\$[{(]|\$(?:[A-Z_]+|[a-z_]+)$|%[sd]\b|%\w+%|\{|&[a-z]+;)""")
 _TOKEN = re.compile(r"""[^\s"'`<>;,|()\\（）。、，；]+""")
+_LONGER = re.compile(r"""(?![A-Za-z_.]{3,}\()[^\s"'`<>;,|\\]*[^\s"'`<>;,|\\).]""")  # brackets are part of it as well
 _NO_PASSWORD = re.compile(
     r"(?i)(?:sha|md|aes|rsa|utf|rfc|iso|base|oauth|http|tls|ssl|v|ipv|win|mp)[ _-]?\d[\w.-]*|\d+[-.]?(?:px|ms|s|kb|mb|gb|tb|th|st|nd|rd|x|k|m|h|min|days?|chars?|characters?|bits?|bytes?|zeichen)?"
     r"|\d{1,4}[-./:]\d{1,2}(?:[-./:]\d{1,4})?.*|\[[A-Z_]+_\d+\].*|.*[=({\[].*[)}\]].*"
@@ -306,6 +307,8 @@ def password(text: bytes, start: int, end: int) -> Place | None:
     link = _CLOSE.match(after)
     place = link.end() if link is not None else 0
     for number, found in enumerate(_TOKEN.finditer(after, place)):
+        if link is not None and number == 0 and found.start() <= place + 1:
+            found = _LONGER.match(after, place) or found
         value = found[0]
         close = link is not None and number == 0 and found.start() == place
         if found.start() > _REACH or number > 7:

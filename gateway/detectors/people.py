@@ -31,7 +31,7 @@ def email(text: bytes, start: int, end: int) -> Place | None:
 # ---- addresses of machines ----
 
 _VERSION = re.compile(
-    rb"(?i)(?:version|ver|release|build|driver|firmware|oid|section|chapter|kernel|rev)[\s:.=#v]*\Z|(?:^|[^a-z])v\Z|[a-z]/\Z"
+    rb"(?i)(?:version|ver|release|build|driver|firmware|oid|section|chapter|kernel|rev|rv)[\s:.=#v]*\Z|(?:^|[^a-z])v\Z|[a-z]/\Z"
 )
 _NAMED_IP = re.compile(rb"(?i)\bip(?:v4)?\b|addr|host|\bdns\b|server|\bsrc|\bdst|client|remote|ping ")
 _MASK = b"255."

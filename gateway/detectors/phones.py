@@ -17,8 +17,9 @@ _CALLING_CODE = re.compile(
 )
 _SOFT = frozenset((SPACE, BREAK))
 _SIGNS = b"-./()"
+_EXTENSION = re.compile(rb"[xX]\d|ext")
 _PLUS = re.compile(rb"(?:^|[^0-9A-Za-z+])\+\(?\Z")
-_PART = re.compile(rb"[A-Za-z]\Z|[0-9A-Za-z][\-./+]\Z")
+_PART = re.compile(rb"[A-Za-z]\Z|[0-9A-Za-z][\-./+]\Z|[0-9A-Fa-f]{2}:\Z")
 _ZERO = ord("0")
 MOST = 15  # digits, by E.164
 
@@ -29,7 +30,7 @@ _Groups = tuple[int, int]
 
 def possible(sizes: tuple[int, ...]) -> bool:
     """Whether groups of these sizes may be a number, whatever they begin with."""
-    return sizes in ((3, 3, 4), (3, 3, 2, 2), (3, 4, 4))
+    return sizes in ((3, 3, 4), (3, 3, 2, 2), (3, 4, 4), (1, 3, 3, 4))
 
 
 def begun(text: bytes, digits: Sequence[bytes]) -> bool:
@@ -91,7 +92,7 @@ def _within(run: Run, first: int) -> bool:
     if sign.endswith(b"("):
         return False
     if first and not sign.endswith(b"+"):
-        return _hard(run.joints[first - 1])
+        return _hard(run.joints[first - 1]) or run.joints[first - 1] == b":"
     return _PART.search(sign) is not None
 
 
@@ -124,9 +125,17 @@ def _ends(run: Run, first: int, reach: int, least: int, most: int) -> Iterator[i
         totals += run.sizes[last]
         if totals > most:
             break
-        if totals >= least and not _hard(run.after(last)) and not run.glued(last, last):
+        if totals >= least and not _hard(run.after(last)) and not _glued(run, last):
             ends.append(last)
     return reversed(ends)
+
+
+def _glued(run: Run, last: int) -> bool:
+    """Whether a letter follows, but for that of an extension."""
+    if last < len(run.joints):
+        return False
+    end = run.place(last, last)[1]
+    return run.text[end : end + 1].isalpha() and _EXTENSION.match(run.text, end) is None
 
 
 def _international(run: Run, first: int, reach: int, prefix: int = 0, worded: bool = True) -> int | None:
@@ -147,7 +156,8 @@ def _with_trunk_prefix(run: Run, first: int, reach: int, sign: bytes) -> int | N
         return None
     if run.sizes[first : first + 3] in _NO_PHONES and _hard(run.joints[first]):
         return None
-    for last in _ends(run, first, reach, 9 if not sign.endswith(b"(") else 8, 12):
+    most = 13 if run.after(first) == b"/" else 12
+    for last in _ends(run, first, reach, 9 if not sign.endswith(b"(") else 8, most):
         fraction = last == first + 1 and run.joints[first] == b"." and not run.digits[last].strip(b"0")
         return None if last == first or fraction or run.sizes[first : last + 1] in _NO_PHONES else last
     return None
@@ -156,7 +166,7 @@ def _with_trunk_prefix(run: Run, first: int, reach: int, sign: bytes) -> int | N
 def _north_american(run: Run, first: int, reach: int, sign: bytes) -> int | None:
     start = first + 1 if run.digits[first] == b"1" else first
     last = start + 2
-    if last > reach or run.sizes[start : last + 1] != (3, 3, 4) or run.glued(last, last):
+    if last > reach or run.sizes[start : last + 1] != (3, 3, 4) or _glued(run, last):
         return None
     if run.digits[start][0] < 50 or run.digits[start + 1][0] < 50:  # neither begins with 0 or 1
         return None
@@ -180,6 +190,8 @@ def _by_shape(run: Run, first: int, reach: int, sign: bytes) -> int | None:
         return next(_ends(run, first, reach, 9, 11), None)
     if digits == b"8" and sizes[first + 1 : first + 5] == (3, 3, 2, 2):
         return first + 4 if first + 4 <= reach else None
+    if digits == b"8" and sizes[first + 1 : first + 4] == (3, 3, 4):
+        return first + 3 if first + 3 <= reach else None
     if sizes[first : first + 4] == (3, 3, 2, 2) and first + 3 <= reach and not _hard(run.after(first + 3)):
         return first + 3
     if (

@@ -63,7 +63,7 @@ PHONE = Words.of(
     "电话", "手机", "電話", "手機", "携帯", "전화", "휴대폰", "핸드폰", "هاتف", "جوال", "موبايل", "फ़ोन", "फोन", "मोबाइल", "điện thoại", "số máy", "sđt", "di động", "โทร", "telepon", "nomor hp",
 )  # fmt: skip
 CARD = Words.of(
-    "card*", "creditcard*", "kreditkarte*", "karte*", "kartennummer", "carte*", "tarjeta", "carta", "cartão", "karty", "karta", "kort", "kortnummer", "kortti*", "kart*",
+    "card*", "pay*", "charge", "billing", "zahl*", "creditcard*", "kreditkarte*", "karte*", "kartennummer", "carte*", "tarjeta", "carta", "cartão", "karty", "karta", "kort", "kortnummer", "kortti*", "kart*",
     "visa", "mastercard", "amex", "maestro", "diners", "discover", "credit", "debit", "pan", "cc", "карт*", "卡号", "信用卡", "カード", "카드", "بطاقة", "कार्ड", "κάρτα*", "số thẻ", "thẻ",
 )  # fmt: skip
 SSN = Words.of("ssn*", "ssns", "social security*", "soc sec*", "social sec*", "tax ?payer*", "tax id*", "itin", "tin")
