@@ -1,203 +1,230 @@
-"""The ASGI edge: HTTP in, HTTP out, nothing of a language model.
+"""The edge between HTTP and what is answered: nothing of a language model, nothing of a socket.
 
-Owns reading a body within its limit, noticing that a client has gone, sending a reply once, and the last `except` of
-the program. Refuses to know what a request means.
+Owns sending a reply once, the shape of an error whatever goes wrong, and the last `except` of the program. Refuses to
+know what a request means.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 import orjson
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Scope, Send
 
 from gateway.backends.sse import error_event
 from gateway.chat import Log, Reply
-from gateway.errors import BadRequest, GatewayError, NoCandidate, TooLarge, Unauthenticated, body_of, status_of
+from gateway.errors import (
+    BadRequest,
+    GatewayError,
+    NoCandidate,
+    RequestError,
+    TooLarge,
+    Unauthenticated,
+    body_of,
+    status_of,
+)
 from gateway.facts import CHALLENGE, request_id_of
+from gateway.http1 import Exchange
 
-_LINGER_SECONDS = 5.0
+MOST_SMALL_BODY_BYTES = 64 * 1024
 
 Admitting = Callable[[Mapping[str, str]], None]
 Answering = Callable[[Mapping[str, str], bytes], Awaitable[Reply]]
 
 
-def headers_of(scope: Scope) -> dict[str, str]:
-    """Header names in lower case; one that was sent several times is joined with commas, so that none of its values is
-    lost."""
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in scope["headers"]:
-        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-        headers[name] = f"{headers[name]},{value}" if name in headers else value
-    return headers
+class Edge:
+    """What every endpoint does when something goes wrong."""
 
+    def __init__(self, log: Log, new_id: Callable[[], str]) -> None:
+        self._log = log
+        self._new_id = new_id
 
-async def read_body(headers: Mapping[str, str], receive: Receive, limit: int) -> bytes | None:
-    """The whole body, or None where the client left. Raises `TooLarge` as soon as it is known, before the rest is
-    read."""
-    declared = headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > limit:
-        raise TooLarge(f"the body is larger than the limit of {limit} bytes")
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        part = message.get("body", b"")
-        size += len(part)
-        if size > limit:
-            raise TooLarge(f"the body is larger than the limit of {limit} bytes")
-        parts.append(part)
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+    def refuse(self, exchange: Exchange, error: GatewayError) -> None:
+        """Answer with an error in OpenAI's shape."""
+        request_id = request_id_of(exchange.headers, self._new_id)
+        exchange.answer(status_of(error), _headers_of_error(error, request_id), orjson.dumps(body_of(error)))
 
+    def give_up(self, exchange: Exchange, error: GatewayError) -> None:
+        """End the answer with an error: as one where nothing was sent yet, as the last event of a stream after that."""
+        if not exchange.begun:
+            self.refuse(exchange, error)
+        elif exchange.streaming:
+            exchange.end(error_event(error))
 
-class _Connection:
-    """Watches one client, and knows what it was sent. Invariant: the task that answers is cancelled by us at most once,
-    only after its client has gone, never after it is done.
+    def defect(self, exchange: Exchange, error: Exception) -> None:
+        """A defect must not reach the client as a traceback."""
+        self._log.info("defect", error=type(error).__name__, where=_where(error))
+        self.give_up(exchange, GatewayError("internal error"))
 
-    `begun`: the head of the answer was sent. `streaming`: more of the answer is to follow.
-    """
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._answering = asyncio.current_task()
-        self.gone = False
-        self.begun = False
-        self.streaming = False
-        self._done = False
-
-    def watch(self) -> None:
-        """From now on, when the body has been read."""
-        self._watcher = asyncio.get_running_loop().create_task(self._watch())
-
-    async def _watch(self) -> None:
-        # uvicorn reports a disconnect also once the answer is complete, so this always returns.
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        if not self._done and self._answering is not None:
-            self.gone = True
-            self._answering.cancel()
-
-    def done(self) -> None:
-        """The answer is complete: from here on a disconnect means nothing."""
-        self._done = True
+    def stopping(self, exchange: Exchange) -> None:
+        """The task was cancelled: by us, because the client left, or because the time to finish open requests is
+        over."""
+        if not exchange.gone:
+            self.give_up(exchange, NoCandidate("the gateway is stopping: try again"))
 
 
 class Endpoint:
-    """One POST endpoint as an ASGI application. Whoever `admit` turns away has nothing of a body read."""
+    """One POST endpoint. Whoever `admit` turns away has nothing of a body read."""
 
-    def __init__(
-        self, admit: Admitting, answer: Answering, *, max_body_bytes: int, log: Log, new_id: Callable[[], str]
-    ) -> None:
+    def __init__(self, admit: Admitting, answer: Answering, *, max_body_bytes: int, edge: Edge) -> None:
         """`admit` raises `Unauthenticated`."""
         self._admit = admit
         self._answer = answer
         self._limit = max_body_bytes
-        self._log = log
-        self._new_id = new_id
+        self._edge = edge
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = headers_of(scope)
-        connection = _Connection(receive)
+    async def __call__(self, exchange: Exchange) -> None:
+        """Answer one request."""
         try:
-            self._admit(headers)
-            body = await read_body(headers, receive, self._limit)
-            if body is None:
-                return
-            if not body and "upgrade" in headers:  # the parser reads no body after it
+            self._admit(exchange.headers)
+            body = await exchange.body(self._limit)
+            if not body and "upgrade" in exchange.headers:  # the parser reads no body after it
                 raise BadRequest("this server speaks HTTP/1.1 only: send the request without the header Upgrade")
-            connection.watch()
-            await self._reply(headers, body, send, connection)
-        except BadRequest as error:
-            await send_error(send, error, request_id_of(headers, self._new_id))
-        except (TooLarge, Unauthenticated) as error:
-            await self._turn_away(error, headers, receive, send)
+            reply = await self._answer(exchange.headers, body)
+            try:
+                await send_reply(exchange, reply)
+            except Exception as error:  # noqa: BLE001 - the edge, once the answer has begun
+                self._edge.defect(exchange, error)
+            finally:
+                await reply.close()
+        except RequestError as error:
+            self._edge.refuse(exchange, error)
         except asyncio.CancelledError:
-            if not connection.gone:  # the time to finish open requests is over
-                stopping = NoCandidate("the gateway is stopping: try again")
-                await self._give_up(stopping, headers, send, connection)
-        finally:
-            connection.done()
+            self._edge.stopping(exchange)
+        except Exception as error:  # noqa: BLE001 - the edge
+            self._edge.defect(exchange, error)
 
-    async def _reply(self, headers: Mapping[str, str], body: bytes, send: Send, connection: _Connection) -> None:
+
+class AsgiEndpoint:
+    """Everything else, answered by an ASGI application."""
+
+    def __init__(self, app: ASGIApp, edge: Edge) -> None:
+        self._app = app
+        self._edge = edge
+
+    async def __call__(self, exchange: Exchange) -> None:
+        """Answer one request."""
         try:
-            reply = await self._answer(headers, body)
-        except Exception as error:  # noqa: BLE001 - the edge: a defect must not reach the client as a traceback
-            await self._defect(error, headers, send, connection)
+            await self._app(_scope_of(exchange), _Receiving(exchange), _Sending(exchange))
+        except TooLarge as error:
+            self._edge.give_up(exchange, error)
+        except asyncio.CancelledError:
+            self._edge.stopping(exchange)
+        except Exception as error:  # noqa: BLE001 - the edge
+            self._edge.defect(exchange, error)
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """What is served: `endpoints` take POSTs on their paths, without middleware, which would wrap every event of every
+    stream; `otherwise` takes all else. `asgi` is for its lifespan alone."""
+
+    endpoints: Mapping[str, Endpoint]
+    otherwise: AsgiEndpoint
+    asgi: ASGIApp
+
+    @classmethod
+    def small(cls, app: ASGIApp, edge: Edge) -> Application:
+        """An ASGI application and nothing beside it."""
+        return cls({}, AsgiEndpoint(app, edge), app)
+
+
+def headers_of(scope: Scope) -> dict[str, str]:
+    """The headers of a request to an ASGI application; no name occurs twice."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+async def send_error(send: Send, error: GatewayError, request_id: str) -> None:
+    """Answer a request to an ASGI application with an error in OpenAI's shape."""
+    headers = _headers_of_error(error, request_id)
+    await send({"type": "http.response.start", "status": status_of(error), "headers": headers})
+    await send({"type": "http.response.body", "body": orjson.dumps(body_of(error))})
+
+
+def _headers_of_error(error: GatewayError, request_id: str) -> list[tuple[bytes, bytes]]:
+    headers = [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode())]
+    return [*headers, CHALLENGE] if isinstance(error, Unauthenticated) else headers
+
+
+def _scope_of(exchange: Exchange) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": exchange.version,
+        "method": exchange.method,
+        "scheme": "http",
+        "path": exchange.path,
+        "raw_path": exchange.path.encode(),
+        "query_string": exchange.query,
+        "root_path": "",
+        "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in exchange.headers.items()],
+        "client": None,
+        "server": None,
+    }
+
+
+class _Receiving:
+    """ASGI's `receive`: the body, once; a client that leaves cancels the task instead."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._read = False
+
+    async def __call__(self) -> dict[str, Any]:
+        if self._read:
+            await asyncio.get_running_loop().create_future()
+        self._read = True
+        body = await self._exchange.body(MOST_SMALL_BODY_BYTES)
+        return {"type": "http.request", "body": body, "more_body": False}
+
+
+class _Sending:
+    """ASGI's `send`."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._status = 500
+        self._headers: list[tuple[bytes, bytes]] = []
+
+    async def __call__(self, message: Any) -> None:
+        exchange = self._exchange
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            self._headers = [header for header in message["headers"] if header[0] != b"content-length"]
             return
-        try:
-            await send_reply(send, reply, connection)
-        except Exception as error:  # noqa: BLE001 - the same, once the answer has begun
-            await self._defect(error, headers, send, connection)
-        finally:
-            connection.done()
-            await reply.close()
-
-    async def _defect(self, error: Exception, headers: Mapping[str, str], send: Send, connection: _Connection) -> None:
-        self._log.info("defect", error=type(error).__name__, where=_where(error))
-        await self._give_up(GatewayError("internal error"), headers, send, connection)
-
-    async def _give_up(
-        self, error: GatewayError, headers: Mapping[str, str], send: Send, connection: _Connection
-    ) -> None:
-        """End the answer with an error: as one where nothing was sent yet, as the last event of a stream after that."""
-        if not connection.begun:
-            await send_error(send, error, request_id_of(headers, self._new_id))
-        elif connection.streaming:
-            await send({"type": "http.response.body", "body": error_event(error)})
-
-    async def _turn_away(self, error: GatewayError, headers: Mapping[str, str], receive: Receive, send: Send) -> None:
-        """Answer at once, then read and forget some of what is still coming: a socket that is closed on unread data is
-        reset, and many clients would then never see the answer. Both the bytes and the time are bounded; the connection
-        is not used again."""
-        await send_error(send, error, request_id_of(headers, self._new_id), linger=True)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_LINGER_SECONDS):
-                left = self._limit
-                while left > 0:
-                    message = await receive()
-                    left -= len(message.get("body", b""))
-                    if not message.get("more_body", False):
-                        break
-        await send({"type": "http.response.body", "body": b""})
+        data, more = message.get("body", b""), message.get("more_body", False)
+        if not exchange.begun and not more:
+            exchange.answer(self._status, self._headers, data)
+        elif not exchange.begun:
+            exchange.begin(self._status, self._headers, data)
+        elif more:
+            exchange.send(data)
+        else:
+            exchange.end(data)
+        if exchange.blocked:
+            await exchange.drained()
 
 
-async def send_reply(send: Send, reply: Reply, connection: _Connection) -> None:
+async def send_reply(exchange: Exchange, reply: Reply) -> None:
     """Send headers and chunks. An answer of one chunk gets a Content-Length, one of many is chunked."""
     chunk = await anext(reply.chunks)
     headers = [(b"content-type", reply.content_type), *reply.headers]
     if chunk.last:
-        headers.append((b"content-length", b"%d" % len(chunk.data)))
-    else:
-        headers.append((b"cache-control", b"no-cache"))
-        headers.append((b"x-accel-buffering", b"no"))
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    connection.begun, connection.streaming = True, not chunk.last
-    while not chunk.last:
-        await send({"type": "http.response.body", "body": chunk.data, "more_body": True})
+        exchange.answer(reply.status, headers, chunk.data)
+        return
+    headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+    exchange.begin(reply.status, headers, chunk.data)
+    while True:
         chunk = await anext(reply.chunks)
-    await send({"type": "http.response.body", "body": chunk.data})
-
-
-async def send_error(send: Send, error: GatewayError, request_id: str, *, linger: bool = False) -> None:
-    """Send an error in OpenAI's shape. With `linger` the caller still has to end the response, and the connection is
-    closed after it."""
-    body = orjson.dumps(body_of(error))
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"x-request-id", request_id.encode()),
-    ]
-    if isinstance(error, Unauthenticated):
-        headers.append(CHALLENGE)
-    if linger:
-        headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": status_of(error), "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": linger})
+        if exchange.blocked:
+            await exchange.drained()
+        if chunk.last:
+            break
+        exchange.send(chunk.data)
+    exchange.end(chunk.data)
 
 
 def _where(error: BaseException) -> str:

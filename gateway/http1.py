@@ -1,39 +1,460 @@
-"""uvicorn's HTTP/1.1 with two of its edges taken off: a request's head has a bound, and what cannot be parsed is
-answered in the shape of every other error.
+"""HTTP/1.1 as the gateway serves it: a connection reads requests, one after the other, and each is an `Exchange` for
+whoever answers it.
 
-Owns what happens before there is a request. Refuses HTTP/2 and WebSockets: an `Upgrade` is ignored, as HTTP allows.
+Owns bytes: heads and their bound, bodies and their back-pressure, keep-alive, pipelining, what cannot be parsed, and a
+client that leaves, whose answering task is cancelled at once. The head of an answer and what follows it go out in one
+write: a write is a system call and costs more than anything else here. Runs under uvicorn, which owns sockets, signals
+and shutdown. Refuses HTTP/2 and WebSockets: an `Upgrade` is ignored, as HTTP allows.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, ClassVar, cast
+from urllib.parse import unquote
+
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
+from uvicorn import Config
+from uvicorn.server import ServerState
 
-from gateway.errors import BadRequest, GatewayError, HeadTooLarge, body_of, status_of
+from gateway.errors import BadRequest, GatewayError, HeadTooLarge, TooLarge, body_of, status_of
 
-MOST_HEAD_BYTES = 64 * 1024  # of the request line and all headers; what arrives together with its end does not count
+MOST_HEAD_BYTES = 64 * 1024  # of the request line and all headers, or a trailer; and one read of the socket
+MOST_UNREAD_BYTES = 256 * 1024  # of a body that nobody reads yet; then reading stops
+KEEP_ALIVE_SECONDS = 75.0  # longer than the balancers in front of us keep theirs (60 s), so that they close first
+LINGER_SECONDS, MOST_LINGER_BYTES = 5.0, 32 * 1024 * 1024  # for a request that was answered before it was read
+BEGUN_IN_ONE_TURN = 16
+
+Headers = Sequence[tuple[bytes, bytes]]
 
 
-class Http1(HttpToolsProtocol):
-    """One connection. Invariant: at most `MOST_HEAD_BYTES` and one read of the socket are kept of an unfinished
-    head."""
+def _status_line(status: int) -> bytes:
+    phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
+    return f"HTTP/1.1 {status} {phrase}\r\n".encode()
 
-    _head = 0
+
+_STATUS_LINES = {status: _status_line(status) for status in range(200, 600)}
+
+
+class Exchange:
+    """One request and its answer. Invariant: the answer begins at most once and ends at most once; the task that
+    answers is cancelled by us at most once, only after its client has gone, never after the answer's end.
+
+    `headers` have names in lower case; one that was sent several times is joined with commas, so that none of its
+    values is lost. `gone`: the client has left. `begun`: the head of the answer was sent. `streaming`: more of it is to
+    follow.
+    """
+
+    __slots__ = (
+        "_chunked",
+        "_connection",
+        "_parts",
+        "_size",
+        "_waiter",
+        "begun",
+        "continues",
+        "ended",
+        "gone",
+        "headers",
+        "keep",
+        "method",
+        "path",
+        "query",
+        "streaming",
+        "task",
+        "version",
+        "whole",
+    )
+
+    def __init__(
+        self, connection: Http1, method: str, path: str, query: bytes, version: str, headers: dict[str, str]
+    ) -> None:
+        self._connection = connection
+        self.method = method
+        self.path = path
+        self.query = query
+        self.version = version
+        self.headers = headers
+        self.keep = True  # the connection, after the answer
+        self.whole = False  # the request has come to its end
+        self.continues = headers.get("expect", "").lower() == "100-continue"
+        self.gone = self.begun = self.streaming = self.ended = False
+        self.task: asyncio.Task[None] | None = None
+        self._chunked = False
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._waiter: asyncio.Future[None] | None = None
+
+    def start(self) -> None:
+        """Begin to answer it, in a task of its own."""
+        self._connection.start(self)
+
+    # The request.
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body. Raises `TooLarge` as soon as it is known, before the rest is read."""
+        declared = self.headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared) > limit:
+            raise TooLarge(f"the body is larger than the limit of {limit} bytes")
+        while not self.whole and self._size <= limit:
+            self._waiter = self._connection.more(self)
+            await self._waiter
+        if self._size > limit:
+            raise TooLarge(f"the body is larger than the limit of {limit} bytes")
+        parts = self._parts
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def came(self, data: bytes) -> int:
+        """Some of the body. Returns how many bytes wait for somebody who reads them."""
+        unread = self._waiter is None
+        self._parts.append(data)
+        self._size += len(data)
+        self._tell()
+        return self._size if unread else 0
+
+    def came_whole(self) -> None:
+        """The end of the request."""
+        self.whole = True
+        self._tell()
+
+    def _tell(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # The answer.
+
+    def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """All of it. A request that has not come to its end yet is forgotten, and the connection closed after it."""
+        head = self._head(status, headers)
+        lines = b"" if status == 204 else b"content-length: %d\r\n" % len(body)
+        self._connection.write(b"%b%b\r\n%b" % (head, lines, b"" if self.method == "HEAD" else body))
+        self._end()
+
+    def begin(self, status: int, headers: Headers, data: bytes) -> None:
+        """The head, and the first of what `send` and `end` go on with."""
+        head = self._head(status, headers)
+        self.streaming = True
+        self._chunked = self.version != "1.0"
+        lines = b"transfer-encoding: chunked\r\n" if self._chunked else b""
+        self._connection.write(b"%b%b\r\n%b" % (head, lines, self._chunk(data)))
+
+    def send(self, data: bytes) -> None:
+        """More."""
+        self._connection.write(self._chunk(data))
+
+    def end(self, data: bytes) -> None:
+        """The last."""
+        self._connection.write(self._chunk(data) + (b"0\r\n\r\n" if self._chunked else b""))
+        self._end()
+
+    def _chunk(self, data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data) if data and self._chunked else data
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the client is slower than we are: `drained` waits for it."""
+        return self._connection.drain is not None
+
+    async def drained(self) -> None:
+        """Wait until the client has taken most of what was sent."""
+        if self._connection.drain is not None:
+            await self._connection.drain
+
+    def _head(self, status: int, headers: Headers) -> bytes:
+        assert not self.begun
+        self.begun = True
+        self.keep = self.keep and self.whole and self._connection.keeps
+        lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+        if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
+            raise ValueError("a header is no line")
+        close = b"" if self.keep else b"connection: close\r\n"
+        return b"%b%b%b%b" % (_STATUS_LINES[status], self._connection.default_lines(), lines, close)
+
+    def _end(self) -> None:
+        self.streaming = False
+        self.ended = True
+        self._connection.answered(self)
+
+
+Serve = Callable[[Exchange], Coroutine[None, None, None]]
+
+
+class Gate:
+    """Begins few requests in one turn of the event loop. A hundred that arrive at the same moment would all be read and
+    decided before the answer to the first is passed on; so what is under way is carried on in between."""
+
+    def __init__(self, most: int = BEGUN_IN_ONE_TURN) -> None:
+        self._most = most
+        self._left = most
+        self._counting = False  # a turn's end is awaited
+        self._waiting: deque[Exchange] = deque()
+
+    def enter(self, exchange: Exchange) -> None:
+        """Start it, now or in its turn."""
+        if not self._counting:
+            self._counting = True
+            asyncio.get_running_loop().call_soon(self._turn)
+        if self._left:
+            self._left -= 1
+            exchange.start()
+        else:
+            self._waiting.append(exchange)
+
+    def _turn(self) -> None:
+        self._counting = self._left < self._most
+        self._left = self._most
+        while self._left and self._waiting:
+            self._left -= 1
+            self._waiting.popleft().start()
+        if self._counting:
+            asyncio.get_running_loop().call_soon(self._turn)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What the connections of one server share."""
+
+    endpoints: Mapping[str, Serve]
+    otherwise: Serve
+    gate: Gate
+
+
+class Http1(asyncio.Protocol):
+    """One connection. Invariant: one exchange at most is being answered; a second one waits, and while one waits
+    nothing is read. At most `MOST_HEAD_BYTES` and one read of the socket are kept of an unfinished head."""
+
+    site: ClassVar[Site]
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._state = server_state
+        self._loop = _loop or asyncio.get_running_loop()
+        self._parser = HttpRequestParser(self)
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)  # after a last answer it is not read
+        self._reading = True
+        self.keeps = True  # until the server stops
+        self._target = b""
+        self._headers: dict[str, str] = {}
+        self._in_head = True
+        self._dry = 0  # bytes that came since the last that meant progress
+        self._progress = False
+        self._coming: Exchange | None = None  # whose request is being read
+        self._answering: Exchange | None = None
+        self._queue: deque[Exchange] = deque()
+        self._lingering = 0  # bytes that are still read and forgotten
+        self._idle_since = self._loop.time()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._default_headers: list[tuple[bytes, bytes]] = []
+        self._default_lines = b""
+        self.drain: asyncio.Future[None] | None = None  # until the client has taken what was written
+
+    # The transport tells.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._state.connections.add(cast(Any, self))
+        self._alarm = self._loop.call_later(KEEP_ALIVE_SECONDS, self._ring)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._state.connections.discard(cast(Any, self))
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self.resume_writing()
+        self._queue.clear()
+        self._give_up()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.scope is not None and (self.cycle is None or self.cycle.scope is not self.scope):
-            self._head += len(data)
-            if self._head > MOST_HEAD_BYTES and not self.transport.is_closing():
-                self._refuse(HeadTooLarge(f"the request's headers are larger than {MOST_HEAD_BYTES} bytes"))
-        elif self._head:
-            self._head = 0
+        if self._lingering:
+            self._lingering -= len(data)
+            if self._lingering <= 0:
+                self._transport.close()
+                return
+        self._progress = False
+        try:
+            self._parser.feed_data(data)
+        except HttpParserUpgrade:  # no body is read after such a head: what comes next makes no sense
+            self.keeps = False
+        except HttpParserError:
+            self._refuse(BadRequest("this is not a valid HTTP/1.1 request"))
+            return
+        self._dry = 0 if self._progress else self._dry + len(data)
+        if self._dry > MOST_HEAD_BYTES:
+            self._refuse(HeadTooLarge(f"the request's headers are larger than {MOST_HEAD_BYTES} bytes"))
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(BadRequest("this is not a valid HTTP/1.1 request"))
+    def pause_writing(self) -> None:
+        self.drain = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        drain, self.drain = self.drain, None
+        if drain is not None and not drain.done():
+            drain.set_result(None)
+
+    # The parser tells.
+
+    def on_message_begin(self) -> None:
+        self._target = b""
+        self._headers = {}
+        self._in_head = True
+        self._idle_since = self._loop.time()
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # later ones are a trailer's
+            key, text = name.lower().decode("latin-1"), value.decode("latin-1")
+            self._headers[key] = f"{self._headers[key]},{text}" if key in self._headers else text
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._progress = True
+        parser, path, query = self._parser, self._target.decode("ascii"), b""
+        if path not in self.site.endpoints:
+            path, query = _split(self._target)
+        version = parser.get_http_version()
+        method = parser.get_method().decode("ascii")
+        exchange = self._coming = Exchange(self, method, path, query, version, self._headers)
+        exchange.keep = version != "1.0" and parser.should_keep_alive()
+        if self._answering is None:
+            self._answering = exchange
+            self.site.gate.enter(exchange)
+        else:
+            self._queue.append(exchange)
+            self._pause_reading()
+
+    def on_body(self, body: bytes) -> None:
+        self._progress = True
+        exchange = self._coming
+        if exchange is not None and not exchange.ended and exchange.came(body) > MOST_UNREAD_BYTES:
+            self._pause_reading()
+
+    def on_message_complete(self) -> None:
+        self._progress = True
+        exchange, self._coming = self._coming, None
+        if exchange is not None:
+            exchange.came_whole()
+            if self._lingering:
+                self._transport.close()
+
+    # Exchanges ask and tell.
+
+    def start(self, exchange: Exchange) -> None:
+        """Its turn has come."""
+        if exchange.gone:
+            return
+        endpoint = self.site.endpoints.get(exchange.path) if exchange.method == "POST" else None
+        serve = endpoint or self.site.otherwise
+        task = exchange.task = self._loop.create_task(serve(exchange))
+        self._state.tasks.add(task)
+        task.add_done_callback(self._state.tasks.discard)
+
+    def more(self, exchange: Exchange) -> asyncio.Future[None]:
+        """Read on. The future ends when something has come."""
+        if exchange.continues:
+            exchange.continues = False
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._resume_reading()
+        return self._loop.create_future()
+
+    def write(self, data: bytes) -> None:
+        """To the client."""
+        self._transport.write(data)
+
+    def default_lines(self) -> bytes:
+        """Header lines of every answer."""
+        if self._state.default_headers is not self._default_headers:
+            self._default_headers = self._state.default_headers
+            self._default_lines = b"".join([b"%b: %b\r\n" % header for header in self._default_headers])
+        return self._default_lines
+
+    def answered(self, exchange: Exchange) -> None:
+        """The answer has ended: on to the next request, or to the end of the connection."""
+        self._state.total_requests += 1
+        self._answering = None
+        self._idle_since = self._loop.time()
+        if exchange.keep and self.keeps:
+            if self._queue:
+                self._answering = self._queue.popleft()
+                self.site.gate.enter(self._answering)
+            if not self._queue:
+                self._resume_reading()
+        elif exchange.whole:
+            self._transport.close()
+        else:  # a socket that is closed on unread data is reset, and many clients would then never see the answer
+            self._lingering = MOST_LINGER_BYTES
+            self._resume_reading()
+            self._loop.call_later(LINGER_SECONDS, self._transport.close)
+
+    # uvicorn asks.
+
+    def shutdown(self) -> None:
+        """The server stops: no request is taken any more."""
+        self.keeps = False
+        if self._answering is None:
+            self._transport.close()
+
+    def _ring(self) -> None:
+        now = self._loop.time()
+        due = (now if self._answering is not None else self._idle_since) + KEEP_ALIVE_SECONDS
+        if due <= now:
+            self._transport.close()
+        else:
+            self._alarm = self._loop.call_at(due, self._ring)
+
+    def _pause_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if not self._reading:
+            self._reading = True
+            self._transport.resume_reading()
+
+    def _give_up(self) -> None:
+        """Nobody waits for an answer any more."""
+        exchange = self._answering
+        if exchange is not None and not exchange.ended:
+            exchange.gone = True
+            if exchange.task is not None:
+                exchange.task.cancel()
 
     def _refuse(self, error: GatewayError) -> None:
-        body = orjson.dumps(body_of(error))
-        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-        self.transport.write(STATUS_LINE[status_of(error)] + head + body)
-        self.transport.close()
+        """What comes cannot be read any further. A request before it, that could be, is answered yet."""
+        if self._lingering:
+            self._transport.close()
+        if self._transport.is_closing():
+            return
+        exchange = self._answering
+        if exchange is not None and exchange.whole:
+            self.keeps = False
+            self._pause_reading()
+            return
+        if exchange is None or not exchange.begun:
+            body = orjson.dumps(body_of(error))
+            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+            self.write(_STATUS_LINES[status_of(error)] + head + body)
+        self._give_up()
+        self._transport.close()
+
+
+def _split(target: bytes) -> tuple[str, bytes]:
+    """A request's target as its path, decoded, and its query. Raises where it is none."""
+    url = parse_url(target)
+    return unquote(url.path.decode("ascii")), url.query or b""
+
+
+def http1_for(endpoints: Mapping[str, Serve], otherwise: Serve) -> type[Http1]:
+    """The protocol for uvicorn: a POST to an endpoint is served by it, whatever else by `otherwise`."""
+    return type("Http1", (Http1,), {"site": Site(endpoints, otherwise, Gate())})

@@ -13,6 +13,7 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from gateway.access import Access
 from gateway.backends.base import Chunk
@@ -148,6 +149,18 @@ def may_ask(policy: Policy, caller: Caller, model: str) -> bool:
 async def no_route(request: Request, _: Exception) -> Response:
     """404 in the shape of every other error."""
     return error_response(NotFound("no such path: the API lives under /v1, such as POST /v1/chat/completions"), request)
+
+
+class PostOnly:
+    """The other methods of a path that takes POST."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise HTTPException(405, headers={"Allow": "POST"})
+
+
+async def no_answer(request: Request, _: Exception) -> Response:
+    """500 in the shape of every other error; the edge logs the defect."""
+    return error_response(GatewayError("internal error"), request)
 
 
 async def no_method(request: Request, exc: Exception) -> Response:

@@ -15,18 +15,18 @@ from math import ceil
 
 import uvicorn
 import uvloop
-from starlette.types import ASGIApp
 
+from gateway.edge import Application
 from gateway.embedded import embedded
 from gateway.follow import Follower
-from gateway.http1 import Http1
+from gateway.http1 import http1_for
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
     """An application and the socket that it listens on."""
 
-    app: ASGIApp
+    app: Application
     listener: socket.socket
 
 
@@ -57,11 +57,11 @@ async def _serve(main: Served, admin: Served | None, followers: Sequence[Followe
             await watching
 
 
-def config_of(app: ASGIApp, drain_seconds: float) -> uvicorn.Config:
+def config_of(app: Application, drain_seconds: float) -> uvicorn.Config:
     """How uvicorn serves an application here: without its own logs and headers, and without believing a proxy's."""
     return uvicorn.Config(
-        app,
-        http=Http1,
+        app.asgi,
+        http=http1_for(app.endpoints, app.otherwise),
         access_log=False,
         log_config=None,
         server_header=False,

@@ -1,14 +1,21 @@
-"""A server that does on each connection what a test says, byte for byte, and counts what it saw."""
+"""HTTP byte for byte: a server that does on each connection what a test says and counts what it saw, and a transport
+that remembers what was done to it."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from uvicorn import Config
+from uvicorn.server import ServerState
+
+from gateway.http1 import Http1, Serve, http1_for
 
 
 def answer(body: bytes = b"{}", *headers: bytes, status: bytes = b"200 OK") -> bytes:
@@ -23,6 +30,40 @@ CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 def chunk(data: bytes) -> bytes:
     """One chunk of a chunked body."""
     return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+class Transport(asyncio.Transport):
+    """Without a socket: what is written is kept and counts as sent, but for `unsent` bytes. `writes` counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.writes = 0
+        self.unsent = 0
+        self.closed = False
+        self.reading = True
+
+    def write(self, data: Any) -> None:
+        self.written += data
+        self.writes += 1
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = True
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
 
 
 @dataclass
@@ -131,3 +172,57 @@ async def serving(script: Script, *, uds: Path | None = None, tls: ssl.SSLContex
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await server.wait_closed()
+
+
+@dataclass
+class Answer:
+    """One answer of a server under test. `whole`: nothing of it is missing."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    whole: bool
+
+
+class Client:
+    """One connection of the gateway's own HTTP server, on a transport without a socket."""
+
+    def __init__(self, endpoints: Mapping[str, Serve], otherwise: Serve, like: Client | None = None) -> None:
+        """`like`: a client of the same server."""
+        self.state: ServerState = like.state if like else ServerState()
+        self.transport = Transport()
+        kind: type[Http1] = type(like.server) if like else http1_for(endpoints, otherwise)
+        self.server: Http1 = kind(Config("unused:app"), self.state, {})
+        self.server.connection_made(self.transport)
+
+    def send(self, data: bytes) -> None:
+        self.server.data_received(data)
+
+    def is_read(self) -> bool:
+        return self.transport.reading
+
+    def leave(self) -> None:
+        self.transport.close()
+        self.server.connection_lost(None)
+
+    def answers(self) -> list[Answer]:
+        """What has come so far."""
+        found, rest = [], self.transport.written
+        while rest:
+            head, _, rest = rest.partition(b"\r\n\r\n")
+            first, *lines = head.decode().split("\r\n")
+            headers = dict(line.split(": ", 1) for line in lines)
+            status = int(first.split()[1])
+            if "content-length" in headers:
+                length = int(headers["content-length"])
+                found.append(Answer(status, headers, rest[:length], len(rest) >= length))
+                rest = rest[length:]
+                continue
+            body, whole = b"", False
+            while headers.get("transfer-encoding") == "chunked" and rest and not whole:
+                size, _, rest = rest.partition(b"\r\n")
+                body += rest[: int(size, 16)]
+                rest = rest[int(size, 16) + 2 :]
+                whole = size == b"0"
+            found.append(Answer(status, headers, body, whole))
+        return found

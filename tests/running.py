@@ -11,18 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import uvicorn
 from openai import AsyncOpenAI
 
 from gateway.app import build
 from gateway.embedded import embedded
 from gateway.follow import Follower
-from gateway.http1 import Http1
 from gateway.keys import Keys
 from gateway.loading import known_names, read_keys, read_policy
 from gateway.policy import Policy
 from gateway.reload import KeysReloader, Reloader
 from gateway.running import Gateway
+from gateway.server import config_of
 from gateway.settings import Settings
 from tests.fakes import Log
 
@@ -60,13 +59,10 @@ async def running(policy: Policy, settings: Settings | None = None, keys: Keys |
     log, told = Log(), list[str]()
     app, gateway = build(settings or Settings(drain_seconds=1.0), policy, log, told.append, keys)
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        app, http=Http1, access_log=False, log_config=None, timeout_graceful_shutdown=1, server_header=False
-    )
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     with listener:
         async with (
-            embedded(config, listener),
+            embedded(config_of(app, drain_seconds=1.0), listener),
             httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as http,
             httpx.AsyncClient(timeout=60, trust_env=False) as direct,
             AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, http_client=direct) as openai,

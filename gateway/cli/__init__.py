@@ -184,7 +184,9 @@ def run(
     """Serve until a signal. The server's modules are imported here, so that `policy check` starts at once."""
     from gateway.admin import admin_app  # noqa: PLC0415
     from gateway.app import build  # noqa: PLC0415
+    from gateway.edge import Application, Edge  # noqa: PLC0415
     from gateway.reload import KeysReloader, Reloader  # noqa: PLC0415
+    from gateway.running import new_id  # noqa: PLC0415
     from gateway.server import Served, serve_until_stopped  # noqa: PLC0415
     from gateway.telemetry import open_log  # noqa: PLC0415
 
@@ -194,9 +196,9 @@ def run(
         terminal.print(line, markup=False, soft_wrap=True)
 
     gc.set_threshold(*GC_THRESHOLDS)
-    policy = read.policy
+    policy, log = read.policy, open_log(log_stream, tell)
     try:
-        app, gateway = build(settings, policy, open_log(log_stream, tell), tell, keys.keys if keys else None)
+        app, gateway = build(settings, policy, log, tell, keys.keys if keys else None)
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
         fail(f"cannot start ({what}{error.strerror or error}): a writable TMPDIR and readable ca_files are needed")
@@ -210,7 +212,8 @@ def run(
     admin = None
     if listeners.admin is not None:
         guarded = settings.admin_host not in _LOOPBACK and keys is not None and len(keys.keys.operators) > 0
-        admin = Served(admin_app(gateway, reloader, keys_reloader, guarded=guarded), listeners.admin)
+        pages = admin_app(gateway, reloader, keys_reloader, guarded=guarded)
+        admin = Served(Application.small(pages, Edge(log, new_id)), listeners.admin)
     followers = [reloader] if keys_reloader is None else [reloader, keys_reloader]
     serve_until_stopped(Served(app, listeners.main), admin, followers, settings.drain_seconds)
 

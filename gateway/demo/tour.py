@@ -20,20 +20,19 @@ from typing import Any, Literal
 from urllib.parse import unquote
 
 import httpx
-import uvicorn
 from rich import box
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
-from starlette.types import ASGIApp
 
 from gateway.app import build
 from gateway.demo.providers import Behaviour, FakeProviders, serving
+from gateway.edge import Application
 from gateway.embedded import embedded
-from gateway.http1 import Http1
 from gateway.loading import load_policy
 from gateway.running import Gateway
+from gateway.server import config_of
 from gateway.settings import Settings
 
 POLICY = Path(__file__).parent / "policy" / "demo.yaml"
@@ -157,10 +156,9 @@ def addresses(cloud: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def served(app: ASGIApp, listener: socket.socket) -> AsyncIterator[str]:
+async def served(app: Application, listener: socket.socket) -> AsyncIterator[str]:
     """The gateway on its socket; yields its URL."""
-    config = uvicorn.Config(app, http=Http1, access_log=False, log_config=None, timeout_graceful_shutdown=1)
-    async with embedded(config, listener):
+    async with embedded(config_of(app, drain_seconds=1.0), listener):
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 

@@ -4,42 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
 
 import orjson
 import pytest
 
 from gateway.backends.base import Chunk
 from gateway.chat import Reply
-from gateway.edge import Endpoint
+from gateway.edge import AsgiEndpoint, Edge, Endpoint
+from gateway.errors import Unauthenticated
 from tests.fakes import STREAM, Ids, Log
+from tests.raw_http import Client
 
 SECRET = "zebra-crossing-7741"
-
-
-class Client:
-    """Sends one body, stays, and keeps what it gets."""
-
-    def __init__(self, *, silent: bool = False) -> None:
-        self.got: list[dict[str, Any]] = []
-        self._requests = [] if silent else [{"type": "http.request", "body": b"{}", "more_body": False}]
-
-    async def receive(self) -> dict[str, Any]:
-        if self._requests:
-            return self._requests.pop()
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    async def send(self, message: Any) -> None:
-        self.got.append(message)
-
-    @property
-    def body(self) -> bytes:
-        return b"".join(message.get("body", b"") for message in self.got)
-
-    @property
-    def complete(self) -> bool:
-        return self.got[-1]["type"] == "http.response.body" and not self.got[-1].get("more_body", False)
 
 
 class Chunks:
@@ -64,50 +40,92 @@ class Chunks:
         self.closed += 1
 
 
-def endpoint(chunks: Chunks | None, log: Log) -> Endpoint:
-    async def answer(headers: Mapping[str, str], body: bytes) -> Reply:
+def answer_to(request: bytes, chunks: Chunks | None, log: Log, *, stop: bool = False, leave: bool = False) -> Client:
+    """The client when its request has been served, with what it got."""
+
+    async def answering(headers: Mapping[str, str], body: bytes) -> Reply:
         if chunks is None:
             await asyncio.Event().wait()
         assert chunks is not None
         return Reply(200, [], chunks, chunks.close, b"text/event-stream")
 
-    return Endpoint(lambda _: None, answer, max_body_bytes=1000, log=log, new_id=Ids())
+    def admit(headers: Mapping[str, str]) -> None:
+        if headers.get("authorization") == "wrong":
+            raise Unauthenticated("no such key")
 
+    async def no_app(*_: object) -> None:
+        raise ValueError(SECRET)
 
-def run(client: Client, chunks: Chunks | None, log: Log, *, stop: bool) -> None:
-    async def serve() -> None:
-        scope = {"type": "http", "headers": []}
-        task = asyncio.create_task(endpoint(chunks, log)(scope, client.receive, client.send))
-        if stop:
-            await asyncio.sleep(0.01)
-            task.cancel()
+    async def serve() -> Client:
+        edge = Edge(log, Ids())
+        client = Client({"/x": Endpoint(admit, answering, max_body_bytes=1000, edge=edge)}, AsgiEndpoint(no_app, edge))
+        client.send(request)
+        await asyncio.sleep(0.01)
+        if leave:
+            client.leave()
+        elif stop:
+            for task in client.state.tasks:
+                task.cancel()
         async with asyncio.timeout(10):
-            await task
+            while client.state.tasks:
+                await asyncio.wait(client.state.tasks)
+        return client
 
-    asyncio.run(serve())
+    return asyncio.run(serve())
+
+
+POST = b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\n\r\n"
 
 
 @pytest.mark.parametrize("sent", [0, 1, 2])
 def test_a_defect_is_logged_without_its_text_and_ends_the_answer_with_an_error(sent: int) -> None:
-    client, chunks, log = Client(), Chunks(STREAM[:sent], ValueError(SECRET)), Log()
-    run(client, chunks, log, stop=False)
-    assert client.complete and b"internal error" in client.body and b"[DONE]" not in client.body
-    assert client.got[0]["status"] == (200 if sent else 500) and chunks.closed == 1
+    chunks, log = Chunks(STREAM[:sent], ValueError(SECRET)), Log()
+    (answer,) = answer_to(POST + b"{}", chunks, log).answers()
+    assert answer.whole and b"internal error" in answer.body and b"[DONE]" not in answer.body
+    assert answer.status == (200 if sent else 500) and chunks.closed == 1
     assert log.lines[0]["error"] == "ValueError" and "test_edge.py" in log.lines[0]["where"]
-    assert SECRET not in repr(log.lines) and SECRET.encode() not in client.body
+    assert SECRET not in repr(log.lines) and SECRET.encode() not in answer.body
 
 
-@pytest.mark.parametrize("silent", [True, False], ids=["while the body comes", "while the answer is awaited"])
-def test_a_request_that_is_not_answered_when_the_gateway_stops_is_told_so(silent: bool) -> None:
-    client = Client(silent=silent)
-    run(client, None, Log(), stop=True)
-    assert client.complete and client.got[0]["status"] == 503
-    assert "stopping" in orjson.loads(client.body)["error"]["message"]
+def test_a_defect_of_the_small_pages_is_an_error_too() -> None:
+    log = Log()
+    (answer,) = answer_to(b"GET /y HTTP/1.1\r\nhost: h\r\n\r\n", None, log).answers()
+    assert answer.status == 500 and b"internal error" in answer.body
+    assert log.lines[0]["error"] == "ValueError" and SECRET not in repr(log.lines)
+
+
+@pytest.mark.parametrize("body", [b"", b"{}"], ids=["while the body comes", "while the answer is awaited"])
+def test_a_request_that_is_not_answered_when_the_gateway_stops_is_told_so(body: bytes) -> None:
+    (answer,) = answer_to(POST + body, None, Log(), stop=True).answers()
+    assert answer.whole and answer.status == 503
+    assert "stopping" in orjson.loads(answer.body)["error"]["message"]
 
 
 def test_a_stream_that_is_open_when_the_gateway_stops_ends_with_an_error_event() -> None:
-    client, chunks = Client(), Chunks(STREAM[:2])
-    run(client, chunks, Log(), stop=True)
-    events = client.body.split(b"\n\n")
-    assert client.complete and chunks.closed == 1 and events[1] == b"data: b" and b"[DONE]" not in client.body
+    chunks = Chunks(STREAM[:2])
+    (answer,) = answer_to(POST + b"{}", chunks, Log(), stop=True).answers()
+    events = answer.body.split(b"\n\n")
+    assert answer.whole and chunks.closed == 1 and events[1] == b"data: b" and b"[DONE]" not in answer.body
     assert "stopping" in orjson.loads(events[2][6:])["error"]["message"]
+
+
+@pytest.mark.parametrize("chunks", [None, Chunks(STREAM[:2])], ids=["before the answer", "in the midst of it"])
+def test_what_answers_is_cancelled_when_the_client_leaves(chunks: Chunks | None) -> None:
+    client = answer_to(POST + b"{}", chunks, Log(), leave=True)
+    assert not any(answer.whole for answer in client.answers())
+    assert chunks is None or chunks.closed == 1
+
+
+def test_a_body_above_the_limit_is_refused_before_it_is_read() -> None:
+    head = b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 1001\r\n\r\n"
+    (answer,) = answer_to(head, None, Log()).answers()
+    assert answer.status == 413 and answer.headers["connection"] == "close"
+    chunked = b"POST /x HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n3e9\r\n" + b"x" * 1001
+    (answer,) = answer_to(chunked, None, Log()).answers()
+    assert answer.status == 413 and orjson.loads(answer.body)["error"]["code"] == "request_too_large"
+
+
+def test_whoever_has_no_key_has_nothing_of_a_body_read() -> None:
+    head = b"POST /x HTTP/1.1\r\nhost: h\r\nauthorization: wrong\r\ncontent-length: 900\r\n\r\n"
+    (answer,) = answer_to(head, None, Log()).answers()
+    assert answer.status == 401 and answer.headers["connection"] == "close" and "www-authenticate" in answer.headers

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from gateway.backends.http1_client import Addresses, Http1Upstream
 from gateway.backends.http1_connection import MOST_BUFFERED_BYTES, MOST_HEAD_BYTES, Http1Connection, Http1Response
 from gateway.errors import ConnectFailed, Retryable, UpstreamFailed
-from tests.raw_http import CHUNKED_HEAD, Peer, Seen, always, answer, chunk, serving
+from tests.raw_http import CHUNKED_HEAD, Peer, Seen, Transport, always, answer, chunk, serving
 
 T = TypeVar("T")
 
@@ -30,38 +30,6 @@ async def post(upstream: Http1Upstream, body: bytes = b"{}") -> tuple[int, bytes
 
 
 # One connection over a transport that a test plays.
-
-
-class Transport(asyncio.Transport):
-    """Remembers what was done to it; what is written counts as sent."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written = b""
-        self.unsent = 0
-        self.closed = False
-        self.reading = True
-
-    def write(self, data: Any) -> None:
-        self.written += data
-
-    def get_write_buffer_size(self) -> int:
-        return self.unsent
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def close(self) -> None:
-        self.closed = True
-
-    def abort(self) -> None:
-        self.closed = True
-
-    def pause_reading(self) -> None:
-        self.reading = False
-
-    def resume_reading(self) -> None:
-        self.reading = True
 
 
 class Keeper:
