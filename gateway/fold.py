@@ -20,9 +20,11 @@ MOST_MARKS = 30
 
 _LAST_OF_BMP = "\uffff"
 _DASHES = "\u00ad\u058a\u05be\u1806\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u2e3a\u2e3b\ufe58\ufe63\uff0d\u30fc"
-# Default_Ignorable_Code_Point (DerivedCoreProperties.txt) but the soft hyphen, and the annotation characters.
+# Default_Ignorable_Code_Point (DerivedCoreProperties.txt) but the soft hyphen, and the annotation characters; and marks
+# that lie over or around any character, where they make no letter with it: they underline, strike through, frame.
 _INVISIBLE = (
-    *((0x034F, 0x034F), (0x061C, 0x061C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x200B, 0x200F)),
+    *((0x0300, 0x036F), (0x1AB0, 0x1ABE), (0x1DC0, 0x1DFF), (0x20D0, 0x20F0), (0xFE20, 0xFE2F)),
+    *((0x061C, 0x061C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x200B, 0x200F)),
     *((0x202A, 0x202E), (0x2060, 0x206F), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF), (0xFFF9, 0xFFFB), (0xE0000, 0xE0FFF)),
 )
 # Where anything is to be replaced or attaches: not in ideographs, Hangul syllables, the scripts of cuneiform and

@@ -11,6 +11,7 @@ the bytes as they came must never be forwarded in its place.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -40,9 +41,16 @@ _HELD = frozenset(
         "container_id",
         "cached_content",
         "file_uri",
+        "fileId",
+        "fileIds",
+        "previousResponseId",
+        "vectorStoreIds",
+        "containerId",
+        "cachedContent",
+        "fileUri",
     }
 )
-_HELD_AT_TOP = ("conversation", "prompt")
+_HELD_AT_TOP = ("conversation", "prompt", "container")
 
 # The API's own field names and words: no text of a caller. Any other key and any other value is.
 # fmt: off
@@ -74,7 +82,10 @@ DECODINGS = 3  # how often a string within a string is decoded
 # some encoded file.
 _BASE64_WINDOW = 244  # half of the shortest match: 8 * 61 characters
 _BASE64_RUN = re2.compile(rb"[A-Za-z0-9+/_-]{512}|(?:[A-Za-z0-9+/]{60,76}\r?\n){8}")
-_UNICODE_ESCAPES = re.compile(r"(?:\\u[0-9A-Fa-f]{4})+")
+# A backslash is doubled for each string that holds the string: any number of them is one.
+_UNICODE_ESCAPES = re.compile(r"(?:\\+u[0-9A-Fa-f]{4})+")
+_BACKSLASHES_U = re.compile(r"\\+u")
+_ENTITIES = re.compile(r"&#(?:([0-9]{1,7})|[xX]([0-9A-Fa-f]{1,6}));?")
 
 
 def parse(body: bytes) -> ChatRequest:
@@ -170,7 +181,7 @@ class _Reader:
             value = stack.pop()
             if isinstance(value, str):
                 self.texts.append(value)
-                if "\\" in value and decodings:
+                if decodings and ("\\" in value or "&#" in value):
                     self._decode(value, decodings - 1)
             elif isinstance(value, dict):
                 self._open(value, stack)
@@ -191,8 +202,13 @@ class _Reader:
             stack.append(key)
 
     def _decode(self, text: str, decodings: int) -> None:
-        """Text within a string that is itself escaped: the JSON of a tool call's arguments, or stray \\uXXXX."""
-        if text.lstrip()[:1] in ("{", "[", '"'):
+        """Text within a string that is itself escaped: the JSON of a tool call's arguments, stray \\uXXXX, HTML's
+        &#64;. The JSON is read as text besides: of equal keys only the last is told, and others may read the first."""
+        plain = _UNICODE_ESCAPES.sub(_unescaped, text) if "\\u" in text else text
+        plain = _ENTITIES.sub(_character, plain) if "&#" in plain else plain
+        if plain != text:
+            self.texts.append(plain)
+        if "\\" in text and text.lstrip()[:1] in ("{", "[", '"'):
             try:
                 document = orjson.loads(text)
             except orjson.JSONDecodeError:
@@ -201,13 +217,15 @@ class _Reader:
                 inner = _Reader()  # a key in there is the caller's own, not a field of this API
                 inner.read(document, decodings)
                 self.texts.extend(inner.texts)
-                return
-        if "\\u" in text:
-            self.texts.append(_UNICODE_ESCAPES.sub(_unescaped, text))
 
 
 def _unescaped(escapes: re.Match[str]) -> str:
-    return bytes.fromhex(escapes[0].replace("\\u", "")).decode("utf-16-be", "replace")
+    return bytes.fromhex(_BACKSLASHES_U.sub("", escapes[0])).decode("utf-16-be", "replace")
+
+
+def _character(entity: re.Match[str]) -> str:
+    code = int(entity[1]) if entity[1] else int(entity[2], 16)
+    return chr(code) if code <= sys.maxunicode else entity[0]
 
 
 def _unreadable(document: Mapping[str, Any], texts: Iterable[str]) -> frozenset[str]:

@@ -291,6 +291,9 @@ def test_sees_structured_output(response_format: Any, expected: bool) -> None:
             set(),
         ),
         ("hello", {"previous_response_id": None}, set()),
+        ("hello", {"container": {"id": "c"}}, {"held"}),
+        ("hello", {"cachedContent": "cachedContents/1"}, {"held"}),
+        ([{"type": "text", "text": "x", "fileUri": "files/1"}], {}, {"held"}),
     ],
 )
 def test_sees_what_cannot_be_read(content: Any, fields: dict[str, Any], expected: set[str]) -> None:
@@ -321,8 +324,16 @@ def test_an_answer_that_a_provider_holds_as_audio_is_held() -> None:
         (
             [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"c":"\\u0034\\u0031"}'}}]}],
             {},
-            ["f", '{"c":"\\u0034\\u0031"}', "c", "41"],
+            ["f", '{"c":"\\u0034\\u0031"}', '{"c":"41"}', "c", "41"],
         ),
+        (
+            [{"role": "user", "content": '{"c":"\\u0034\\u0031","c":0}'}],
+            {},
+            ['{"c":"\\u0034\\u0031","c":0}', '{"c":"41","c":0}', "c"],
+        ),
+        ([{"role": "user", "content": "so \\\\\\\\u0034\\\\u0031"}], {}, ["so \\\\\\\\u0034\\\\u0031", "so 41"]),
+        ([{"role": "user", "content": "a&#64;b&#x2E;de"}], {}, ["a&#64;b&#x2E;de", "a@b.de"]),
+        ([{"role": "user", "content": "&#9999999; &#99999999"}], {}, ["&#9999999; &#99999999"]),
         ([{"role": "user", "content": "so \\u0034\\u0031 it"}], {}, ["so \\u0034\\u0031 it", "so 41 it"]),
         ([{"role": "user", "content": "\\ud83d\\ude00"}], {}, ["\\ud83d\\ude00", "😀"]),
     ],
