@@ -27,6 +27,9 @@ Loc = Sequence[str | int]
 
 _TAG = "tag:yaml.org,2002:"
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+# What is outside of YAML 1.1's c-printable, as libyaml reads it, and what ends a line there.
+_FORBIDDEN = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_LINE_END = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 _DECIMAL = re.compile(r"[-+]?[0-9]+\.[0-9]*")
 
 
@@ -157,8 +160,17 @@ def parse(file: str, text: str) -> tuple[Node | None, list[Problem]]:
         # libyaml's sentences quote single characters at most.
         return None, [*builder.problems, place.problem(f"this is not YAML: {error.problem or error.context}")]
     except (yaml.reader.ReaderError, UnicodeEncodeError):
-        return None, [*builder.problems, whole.problem("the file holds characters that YAML does not allow")]
+        return None, [*builder.problems, _forbidden_in(file, text)]
     return root, builder.problems
+
+
+def _forbidden_in(file: str, text: str) -> Problem:
+    """What to say of the first character that YAML does not allow; it is not shown, since a terminal may obey it."""
+    found = _FORBIDDEN.search(text)
+    at = found.start() if found is not None else 0
+    before = _LINE_END.split(text[:at])
+    place = Place(file, len(before), len(before[-1]) + 1)
+    return place.problem(f"YAML does not allow the character U+{ord(text[at]):04X} here: take it out")
 
 
 class _Builder:
