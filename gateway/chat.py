@@ -165,7 +165,7 @@ class ChatPath:
             decision = decide(policy, facts, snapshot)
             if record.decision is None:
                 self.fleet.decided(decision, now)
-                record.facts, record.snapshot = facts, snapshot
+                record.facts, record.snapshot = _loggable(serving.scanner, facts), snapshot
             record.decision = decision
             attempt = next_attempt(decision, record.failed)
             deployment = policy.deployments[attempt.deployment]
@@ -445,6 +445,11 @@ class OpenAnswer:
             record.marginal_nusd = deployment.price.cost(record.usage)
         path.fleet.ended(self._flight, error, path.clock(), record.usage if outcome == "ok" else None)
         path._book(record, self._started, CLIENT_GONE if outcome == "client_gone" else 200, outcome)
+
+
+def _loggable(scanner: Scanner, facts: RequestFacts) -> RequestFacts:
+    """The facts without tags that look like what a label protects: the caller writes them, and the log keeps them."""
+    return replace(facts, tags=frozenset()) if facts.tags and scanner.scan(sorted(facts.tags)) else facts
 
 
 def _failure(error: BaseException) -> GatewayError | None:

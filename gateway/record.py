@@ -1,7 +1,8 @@
 """What a decision was made from, as JSON in its record, and back: so that a log can be decided again by another policy.
 
-Owns the written form of facts and of what was known of the fleet. Both hold names of the policy, numbers and flags;
-nothing of them could hold what a caller wrote. What is as it is by default is left out. Pure.
+Owns the written form of facts and of what was known of the fleet. Both hold names of the policy, numbers and flags, and
+of what a caller wrote only the tags, which the request path looks through before. What is as it is by default is left
+out. Pure.
 """
 
 from __future__ import annotations

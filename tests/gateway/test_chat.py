@@ -254,6 +254,15 @@ def test_a_bad_field_is_named_and_its_value_is_not_repeated(
         assert value not in error_of(data)["message"] and value not in repr(world.log.lines)
 
 
+@pytest.mark.parametrize(("tags", "kept"), [("batch,eu-1", True), ("batch,4111-1111-1111-1111", False)])
+def test_tags_that_look_private_are_not_logged(tags: str, kept: bool) -> None:
+    world = World()
+    reply, _ = world.ask(headers={"x-hybridgate-tags": tags})
+    assert reply.status == 200 and world.log.lines[0]["facts"].get("tags") == (
+        sorted(tags.split(",")) if kept else None
+    )
+
+
 def test_a_cost_cap_bounds_an_answer_that_the_caller_left_unbounded() -> None:
     world = World()
     world.ask(headers={"x-hybridgate-max-cost-usd": "0.01"})
