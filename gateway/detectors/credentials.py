@@ -10,10 +10,10 @@ import binascii
 import math
 import re
 from base64 import urlsafe_b64decode
-from collections import Counter
 
 import orjson
 
+from gateway.automaton import searcher
 from gateway.detectors.base import Place, Row, whole
 from gateway.detectors.words import PASSWORD
 
@@ -57,22 +57,27 @@ _PREFIXES = (
     r"|PMAK-|NR[AJIR]|AT(?:ATT|CTT|BB)|figd_|gl(?:sa|c)_|sntry|\bpat|LTAI|AKID|AQVN|dt0|nfp_|vc[pk]_|sb[pv]_|sb_secret|pscale_|rnd_|HRKU|shippo_|duffel_|EZ[AT]K|tfp_|fio-u|sgp_"
     r"|sq[uap]_|AKCp|API-|sha256~|A3-|fm[12]|fo1_|ico-|pnu_|rdme_|[skp]k\.eyJ|\dQ~"
 )
-_PLACEHOLDER = re.compile(
-    rb"(?i)your|example|sample|changeme|change_me|placeholder|dummy|redacted|(?-i:x{4}|X{4})|\*\*\*\*|\.\.\.|insert|<[a-z_ -]+>|process\.env"
-    rb"|getenv|environ|1234567890abcdef|\[[A-Z_]+_[0-9]+\]"
+_PLACEHOLDER = searcher(
+    r"(?i)your|example|sample|changeme|change_me|placeholder|dummy|redacted|(?-i:x{4}|X{4})|\*\*\*\*|\.\.\.|insert|<[a-z_ -]+>|process\.env"
+    r"|getenv|environ|1234567890abcdef|\[[A-Z_]+_[0-9]+\]"
 )
 _HEX = re.compile(rb"[0-9a-fA-F]+")
 
 
+_MOST_WEIGHED = 128  # characters of a value
+_WEIGHTS = [0.0, *(count * math.log2(count) for count in range(1, _MOST_WEIGHED + 1))]
+
+
 def _entropy(text: bytes) -> float:
     """Shannon's entropy in bits a character."""
-    return -sum(count / len(text) * math.log2(count / len(text)) for count in Counter(text).values())
+    text = text[:_MOST_WEIGHED]
+    return math.log2(len(text)) - sum(map(_WEIGHTS.__getitem__, map(text.count, set(text)))) / len(text)
 
 
 def token(text: bytes, start: int, end: int) -> Place | None:
     """A provider's prefix and enough of what follows it."""
     value = text[start:end]
-    if _PLACEHOLDER.search(value) or text[max(0, start - 1) : start].isalnum() or _entropy(value[-20:]) < 2.5:
+    if _PLACEHOLDER(value, 0) or text[max(0, start - 1) : start].isalnum() or _entropy(value[-20:]) < 2.5:
         return None
     return start, end
 
@@ -97,7 +102,7 @@ _LINK = re.compile(
 
 def _random(value: bytes) -> bool:
     """Whether a value looks drawn by chance: letters and digits, evenly used; not a word, a path or a placeholder."""
-    if _PLACEHOLDER.search(value) or not re.search(rb"[A-Za-z]", value):
+    if _PLACEHOLDER(value, 0) or not re.search(rb"[A-Za-z]", value):
         return False
     if not re.search(rb"\d", value):  # of 24 letters drawn by chance from 64 signs, one in a hundred has no digit
         return len(value) >= 24 and len(re.findall(rb"[a-z][A-Z]", value)) >= 6 and _entropy(value) >= 4
@@ -329,7 +334,7 @@ def _is_password(value: str, following: str, quote: str, close: bool) -> bool:
         len(value) < (3 if close else 6)
         or _MARKED.match(value)
         or _NO_PASSWORD.fullmatch(value)
-        or _PLACEHOLDER.search(value.encode())
+        or _PLACEHOLDER(value.encode(), 0)
     ):
         return False
     if value.lower().strip("*.!?_:") in _WORDS_FOR_NONE or not any(map(str.isalnum, value)) or following == "(":
@@ -364,7 +369,7 @@ def credentials(text: bytes, start: int, end: int) -> Place | None:
     first, last = text.rindex(b":", start, end) + 1, text.rindex(b"@", start, end)
     value = text[first:last]
     if (
-        _PLACEHOLDER.search(value)
+        _PLACEHOLDER(value, 0)
         or value.lower() in (b"password", b"pass", b"pwd", b"secret")
         or value[:1] in (b"$", b"<", b"{")
     ):
