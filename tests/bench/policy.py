@@ -11,18 +11,22 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 from gateway.cli import GC_THRESHOLDS
+from gateway.keys import Key, Keyring, digest_of
 from gateway.labels import KINDS, Scanner
+from gateway.ledger import Hold, Limit, MemoryLedger, Reservation, Spent, days
 from gateway.loading import load_policy
 from gateway.policy import Policy
 from gateway.policyfile import compile_policy
 from gateway.routing import decide
-from gateway.types import DeploymentStatus, RequestFacts, Snapshot, TokenCount
+from gateway.types import Caller, DeploymentStatus, RequestFacts, Snapshot, TokenCount
 
 SHIPPED = Path(__file__).parents[2] / "policies" / "default.yaml"
 KEYS = {
@@ -33,6 +37,9 @@ KEYS = {
     "ON_PREM_URL": "http://127.0.0.1:1/v1",
     "ON_PREM_MODEL": "m",
 }
+T = TypeVar("T")
+
+NOW = 1_790_000_000.0
 ROUNDS = 15
 ROUND_SECONDS = 0.05
 MOST_AT_ONCE = 10_000
@@ -147,6 +154,42 @@ def _shipped(environ: Mapping[str, str]) -> Policy:
     return load_policy(SHIPPED, environ)
 
 
+def _keyring() -> Keyring:
+    return Keyring(Key(digest_of(f"hg-{n}"), Caller("acme", f"key-{n}")) for n in range(1_000))
+
+
+def _limits() -> list[Limit]:
+    """Requests, tokens, slots and money of a key, tokens and money of its tenant; all far from full."""
+    starts, plenty = days(UTC, NOW), 10**15
+    return [
+        Limit("key requests/min", "rolling", "requests", plenty),
+        Limit("key tokens/min", "rolling", "tokens", plenty),
+        Limit("key concurrent", "slots", "slots", 64),
+        Limit("key usd/day", "period", "nusd", plenty, starts=starts),
+        Limit("tenant tokens/min", "rolling", "tokens", plenty),
+        Limit("tenant usd/day", "period", "nusd", plenty, starts=starts),
+    ]
+
+
+def _admitted(ledger: MemoryLedger, ring: Keyring, limits: list[Limit]) -> None:
+    """What a request with a key costs before and after it is answered."""
+    ring.caller_of({"authorization": "Bearer hg-500"}, NOW)
+    holds = [Hold(limit, 1) for limit in limits]
+    reservation = _done(ledger.reserve("r", holds, 30.0, NOW))
+    assert isinstance(reservation, Reservation)
+    assert _done(ledger.settle(reservation, Spent(120, 900), NOW))
+
+
+def _done(work: Coroutine[object, None, T]) -> T:
+    """The result of what never waits."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    raise AssertionError("it waits")
+
+
 def figures() -> list[Figure]:
     """All figures, in the order of the table."""
     large, shipped = loaded(50, 20), _shipped(KEYS)
@@ -154,6 +197,7 @@ def figures() -> list[Figure]:
     assert len(decide(large, FACTS, large_fleet).candidates) == 20, "no rule may match, so that all are tried"
     scanner = Scanner(shipped.kinds, shipped.patterns)
     short, long = [(PROSE * 20)[:2_000]], [(PROSE * 2000)[:200_000]]
+    ledger, ring, limits = MemoryLedger(), _keyring(), _limits()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)  # as the server does, which loads a policy again when it changes
@@ -164,6 +208,7 @@ def figures() -> list[Figure]:
         measured("decide, default policy", lambda: decide(shipped, FACTS, shipped_fleet), 20),
         measured("labels, 2 KB of prose", lambda: scanner.scan(short), 20),
         measured("labels, 200 KB of prose", lambda: scanner.scan(long), 1_000),
+        measured("key, reserve 6 limits and settle, in memory", lambda: _admitted(ledger, ring, limits), 30),
     ]
 
 

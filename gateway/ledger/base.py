@@ -1,0 +1,138 @@
+"""What a ledger is: limits, holds on them, and the contract of `reserve`, `settle` and `release`.
+
+Owns the meaning of the three kinds of limits, and where days and months begin. Refuses storage.
+
+`rolling`: at most so much within any `window` seconds. Amounts are kept by the second in which they were reserved, and
+the oldest second that reaches into the window counts whole, so that no window, wherever it begins, holds more.
+`period`: at most so much within a calendar day or month of the operator's time zone.
+`slots`: at most so many at once; a slot is given back at the reservation's end, or at its lease's.
+
+Seconds count forwards only: where a clock is set back, a ledger goes on at the latest second that it has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, tzinfo
+from typing import Literal, Protocol
+
+Kind = Literal["rolling", "period", "slots"]
+Unit = Literal["requests", "tokens", "nusd", "slots"]
+
+MOST = 2**53 - 1  # what a Lua number holds exactly; 9 million USD in nano-dollars
+SLOT_WAIT_MS = 1_000  # nobody knows when a slot comes free
+NEVER_MS = -1
+UNKNOWN_PERIOD_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """At most `most` of a unit, on one account (`key:crm tokens/min`): whose it is and what it counts.
+
+    `window` is seconds, of `rolling`. `starts` are when periods begin, of `period`: seconds since 1970, ascending, from
+    the one before now to at least the one after it (see `days`, `months`), so that the ledger's own clock may differ
+    from ours.
+    """
+
+    account: str
+    kind: Kind
+    unit: Unit
+    most: int
+    window: int = 60
+    starts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """So much of a limit, to be reserved; of slots always 1."""
+
+    limit: Limit
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a request really took: tokens of prompt and answer, nano-dollars."""
+
+    tokens: int
+    nusd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Holds that are all placed. `used`: how much of each limit is taken, these holds included. `placed`: the second or
+    the period's start that each is booked under. It ends once: settled, released, or at its lease's end (`until_ms`,
+    milliseconds since 1970), when slots come free and all else stays booked as reserved."""
+
+    id: str
+    holds: tuple[Hold, ...]
+    used: tuple[int, ...]
+    placed: tuple[int, ...]
+    until_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Nothing was reserved. `hold` is the one that waits longest, `wait_ms` how long until it fits as things are (None:
+    it never can, being more than the limit), `used` how much of each limit is taken."""
+
+    hold: Hold
+    wait_ms: int | None
+    used: tuple[int, ...]
+
+
+class LedgerUnavailable(Exception):
+    """The store did not answer in time, or refused. Nothing is known of whether it did what was asked."""
+
+
+class Ledger(Protocol):
+    """Reserves all holds of a request or none. `now`: seconds since 1970."""
+
+    async def reserve(self, id: str, holds: Sequence[Hold], lease_s: float, now: float) -> Reservation | Refused:
+        """Place all holds for at most `lease_s` seconds. Raises ValueError where two are on one account, an amount is
+        no amount, or a reservation of that id is open; `LedgerUnavailable`."""
+
+    async def settle(self, reservation: Reservation, spent: Spent, now: float) -> bool:
+        """End it with what was really taken, more or less than was held. False where it had ended before. Raises
+        `LedgerUnavailable`."""
+
+    async def release(self, reservation: Reservation, now: float) -> bool:
+        """End it as if it had never been. False where it had ended before. Raises `LedgerUnavailable`."""
+
+
+def checked(holds: Sequence[Hold]) -> tuple[Hold, ...]:
+    """The holds. Raises ValueError where they cannot be reserved together."""
+    accounts: set[str] = set()
+    for hold in holds:
+        limit = hold.limit
+        accounts.add(limit.account)
+        if not 0 <= hold.amount <= MOST or not 0 < limit.most <= MOST:
+            raise ValueError(f"{limit.account}: amounts are from 0 to {MOST}, limits from 1")
+        if limit.kind == "slots" and hold.amount != 1:
+            raise ValueError(f"{limit.account}: a request takes one slot")
+    if len(accounts) != len(holds):
+        raise ValueError("two holds are on one account")
+    return tuple(holds)
+
+
+def final(hold: Hold, spent: Spent | None) -> int:
+    """What stays booked of a hold at the end; `spent` is None where the request took nothing at all."""
+    if spent is None or hold.limit.unit == "slots":
+        return 0
+    if hold.limit.unit == "tokens":
+        return spent.tokens
+    return spent.nusd if hold.limit.unit == "nusd" else hold.amount
+
+
+def days(zone: tzinfo, now: float) -> tuple[int, ...]:
+    """When days begin in a time zone: yesterday, today, tomorrow and the day after. Seconds since 1970."""
+    today = datetime.fromtimestamp(now, zone).replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
+    return tuple(int((today + timedelta(days=n)).timestamp()) for n in (-1, 0, 1, 2))
+
+
+def months(zone: tzinfo, now: float) -> tuple[int, ...]:
+    """When months begin in a time zone: the one before, this one, and two more. Seconds since 1970."""
+    first = datetime.fromtimestamp(now, zone).replace(day=1, hour=0, minute=0, second=0, microsecond=0, fold=0)
+    counted = (first.year * 12 + first.month - 1 + n for n in (-1, 0, 1, 2))
+    return tuple(int(first.replace(year=m // 12, month=m % 12 + 1).timestamp()) for m in counted)
