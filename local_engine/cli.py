@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated
 
+import orjson
 import typer
 
 from local_engine.config import Settings
@@ -161,6 +163,53 @@ def calibrate(
     except OSError as error:
         _say(f"error: cannot write {out} ({error.strerror})")
         raise typer.Exit(2) from None
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="`demo`, a directory, or a Hugging Face id.")] = "demo",
+    max_batch_tokens: Annotated[int, typer.Option(help="Tokens a step, as for serve.")] = 512,
+    max_running: Annotated[int, typer.Option(help="Requests that generate at the same time, as for serve.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Bytes as JSON, for programs.")] = False,
+) -> None:
+    """Say what memory a model takes in every quantization, and what fits here, without loading its weights.
+
+    \b
+    Try it:
+      hybridgate-engine inspect demo
+      hybridgate-engine inspect Qwen/Qwen3-4B-Instruct-2507 --json
+    """
+    from local_engine import memory  # noqa: PLC0415 - torch and transformers take seconds to import
+
+    try:
+        settings = Settings(model=model, max_batch_tokens=max_batch_tokens, max_running=max_running)
+        found = memory.inspect(settings)
+    except ConfigError as error:
+        for problem in error.problems:
+            _say(f"error: {problem}")
+        raise typer.Exit(2) from None
+    except LoadError as error:
+        _say(f"error: {error}")
+        raise typer.Exit(1) from None
+    if not as_json:
+        typer.echo(memory.table(found))
+        return
+    fits = [
+        {"place": fit.place.name, "quantization": fit.need.quantization, "fits": fit.fits, "tokens": fit.cache_tokens}
+        for fit in found.fits()
+    ]
+    typer.echo(orjson.dumps({**asdict(found), "fits": fits}, option=orjson.OPT_INDENT_2).decode())
+
+
+@app.command()
+def perplexity(
+    cases: Annotated[int | None, typer.Option(help="Held-out questions to measure with. Default: all.", min=1)] = None,
+) -> None:
+    """Measure what each quantization costs the bundled model, as a table in Markdown."""
+    from local_engine import perplexity as measuring  # noqa: PLC0415 - torch and transformers take seconds to import
+
+    found = measuring.measure(cases)
+    typer.echo(f"{found[0].tokens} tokens of answers to held-out questions\n\n{measuring.table(found)}")
 
 
 def _load(settings: Settings) -> Model:

@@ -6,6 +6,7 @@ fix.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -62,15 +63,13 @@ def load(settings: Settings) -> Model:
 
     Call it on the thread that will run the model. Raises LoadError.
     """
-    torch.set_num_threads(settings.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    _prepare(settings)
     source = model_source(settings.model)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        _check_architecture(config, settings.model)
+        check_architecture(config, settings.model)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = _dtype(settings, config, device)
+        dtype = dtype_of(settings, settings.quantization, config, device)
         text = _text(source, settings)
         model = _weights(source, config, settings, dtype, device)
     except KeyError as error:
@@ -111,7 +110,15 @@ def load(settings: Settings) -> Model:
     )
 
 
-def _check_architecture(config: Any, model: str) -> None:
+def _prepare(settings: Settings) -> None:
+    torch.set_num_threads(settings.threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    # LLM.int8 computes in float16, which bitsandbytes says of every layer in every step.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+
+
+def check_architecture(config: Any, model: str) -> None:
     """Refuse what can be known before the weights are read; `compare` has the last word."""
     name = (config.architectures or ["(none)"])[0]
     if not name.endswith(("ForCausalLM", "LMHeadModel")) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -124,12 +131,13 @@ def _check_architecture(config: Any, model: str) -> None:
         raise LoadError(f"{model} has {scaling} rotary scaling, which is not supported: {WAY_OUT}")
 
 
-def _dtype(settings: Settings, config: Any, device: torch.device) -> torch.dtype:
-    if settings.quantization in DTYPE_OF:
-        return DTYPE_OF[settings.quantization]
+def dtype_of(settings: Settings, quantization: str, config: Any, device: torch.device) -> torch.dtype:
+    """In what a quantization keeps what it does not quantize, and computes."""
+    if quantization in DTYPE_OF:
+        return DTYPE_OF[quantization]
     if settings.dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
-    quantized = settings.quantization != "none" or getattr(config, "quantization_config", None) is not None
+    quantized = quantization != "none" or getattr(config, "quantization_config", None) is not None
     if device.type != "cpu" or quantized:
         return torch.bfloat16
     return torch.float32 if parameters_of(config) <= SMALL_MODEL_PARAMETERS else torch.bfloat16
@@ -139,6 +147,17 @@ def parameters_of(config: Any) -> int:
     """Parameters of a model with this configuration, without its weights."""
     with torch.device("meta"):
         return int(AutoModelForCausalLM.from_config(config).num_parameters())
+
+
+def bare_model(settings: Settings) -> Any:
+    """The model with its own attention, for measuring what it computes. Raises what loading it raises."""
+    _prepare(settings)
+    source = model_source(settings.model)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = _weights(source, config, settings, dtype_of(settings, settings.quantization, config, device), device)
+    model.set_attn_implementation("eager")
+    return model
 
 
 def _weights(source: str, config: Any, settings: Settings, dtype: torch.dtype, device: torch.device) -> Any:
@@ -268,16 +287,35 @@ def _grammars(model: Any, text: Text) -> Grammars | None:
         return None
 
 
+def window_of(config: Any, model: str) -> int:
+    """The longest sequence, in tokens. Raises LoadError where the model does not say."""
+    window: int | None = getattr(config, "max_position_embeddings", None)
+    if window is None:
+        raise LoadError(f"{model} states no max_position_embeddings, so its window is not known: {WAY_OUT}")
+    return window
+
+
+def kv_heads(config: Any) -> tuple[int, int]:
+    """How many heads have keys and values of their own, and the size of each."""
+    heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return heads, size
+
+
+def kv_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
+    """Keys and values of one token, in all layers."""
+    heads, size = kv_heads(config)
+    return int(2 * config.num_hidden_layers * heads * size * dtype.itemsize)
+
+
 def _cache(settings: Settings, model: Any) -> tuple[Limits, KvCache]:
     config = model.config
-    window = getattr(config, "max_position_embeddings", None)
-    if window is None:
-        raise LoadError(f"{settings.model} states no max_position_embeddings, so its window is not known: {WAY_OUT}")
-    heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    bytes_per_token = 2 * config.num_hidden_layers * heads * head_size * model.dtype.itemsize
+    window = window_of(config, settings.model)
+    heads, head_size = kv_heads(config)
+    bytes_per_token = kv_bytes_per_token(config, model.dtype)
+    share = CUDA_CACHE_SHARE if model.device.type == "cuda" else CPU_CACHE_SHARE
     tokens = kv_cache_tokens(
-        settings, window=window, bytes_per_token=bytes_per_token, free_bytes=_free_bytes(model.device)
+        settings, window=window, bytes_per_token=bytes_per_token, free_bytes=int(free_bytes(model.device) * share)
     )
     bounds = limits(settings, window=window, kv_cache_tokens=tokens)
     try:
@@ -298,10 +336,11 @@ def _cache(settings: Settings, model: Any) -> tuple[Limits, KvCache]:
     return bounds, cache
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Memory that nobody uses."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * CUDA_CACHE_SHARE)
-    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * CPU_CACHE_SHARE)
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _first_line(error: Exception) -> str:
