@@ -36,11 +36,19 @@ _LOOKED_AT = (
 _JAMO = (*range(0x1160, 0x1200), *range(0xD7B0, 0xD800))  # vowels and final consonants attach to a first consonant
 
 
+# What is made from others: nothing else is changed by normalization.
+_DECOMPOSED = {
+    character: decomposition
+    for character in map(chr, _LOOKED_AT)
+    if (decomposition := unicodedata.decomposition(character))
+}
+
+
 def _one_by_one() -> dict[str, str]:
     """What takes the place of a character."""
     table = dict.fromkeys(_DASHES, "-") | dict.fromkeys("\u0085\u2028\u2029", "\n") | {"\u1680": " ", "\u2800": " "}
     table |= {chr(code): "" for first, last in _INVISIBLE for code in range(first, last + 1)}
-    for character in map(chr, _LOOKED_AT):
+    for character in (*_DECOMPOSED, *filter(str.isdecimal, map(chr, _LOOKED_AT))):
         if character not in table:
             made = unicodedata.normalize("NFKC", character)
             made = "".join(table.get(part, part) for part in made) if made != character else made
@@ -55,12 +63,14 @@ _REPLACED = _one_by_one()
 
 def _is_mark(character: str) -> bool:
     """Whether what a character is made from begins with one that attaches to those before it."""
-    return unicodedata.combining(unicodedata.normalize("NFKD", character)[0]) != 0
+    if character in _DECOMPOSED:
+        character = unicodedata.normalize("NFKD", character)[0]
+    return unicodedata.combining(character) != 0
 
 
 def _composing() -> set[str]:
     """Characters that may become one with what stands before them: the last ones of canonical compositions."""
-    pairs = (unicodedata.decomposition(chr(code)).split() for code in _LOOKED_AT)
+    pairs = map(str.split, _DECOMPOSED.values())
     found = {chr(int(pair[1], 16)) for pair in pairs if len(pair) == 2 and pair[0][0] != "<"} | set(map(chr, _JAMO))
     return {character for character in found if character <= _LAST_OF_BMP}  # above, only signs of dead scripts
 
