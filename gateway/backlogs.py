@@ -11,13 +11,14 @@ from heapq import heappop, heappush
 from math import exp2, inf
 
 from gateway.estimate import FIRST_MARGIN, forecast_ms, size_of_forecast
-from gateway.measures import HALF_LIFE, DecayingHistogram
+from gateway.measures import HALF_LIFE, DecayingHistogram, DecayingLine
 from gateway.types import FORECAST_SIZES_MS, Backlog, EngineLoad
 
 GOOD_FOR = 1.0  # seconds: four readings; what an engine had to do a second ago says little
 FULL_QUEUE_S = 1.0  # of prompts to compute: an engine with so much of it is as busy as it can be
+DEFAULT_STEP_TOKENS = 2048  # where an engine does not say
 LIKELY_HOLD_TOKENS = 256  # an answer's length while none has ended
-BEST_HALF_LIFE = 600.0  # of the best decode rate, which stands for what the engine can do when it is full
+LEAST_SHARE = 0.1  # of a step shared out, that one more sequence adds to it at least
 
 _ENOUGH = 5.0  # comparisons before a margin is believed
 _WIDEST = 10.0
@@ -45,15 +46,14 @@ class EngineBacklog:
         self._margins_at = -inf
         self._hold_weight = self._hold_sum = 0.0
         self._held_at = 0.0
-        self._best_decode: float | None = None
+        self._steps = DecayingLine()
 
     def loaded(self, load: EngineLoad, asked_at: float, now: float) -> None:
         """A reading, which counts what was sent before it was asked for."""
         while self._sent and self._sent[0][0] <= asked_at:
             self._sent.popleft()
-        if load.decode_tokens_per_s is not None:
-            faded = (self._best_decode or 0.0) * exp2((self._at - now) / BEST_HALF_LIFE)
-            self._best_decode = max(load.decode_tokens_per_s, faded)
+        if load.step_s is not None and load.running:
+            self._steps.add(load.running, load.step_s, now)
         self._load = load
         self._at, self._good_until = now, asked_at + GOOD_FOR
         self._tokens = float(load.queued_prefill_tokens + sum(tokens for _, tokens in self._sent))
@@ -109,7 +109,7 @@ class EngineBacklog:
         self._errors = [DecayingHistogram() for _ in self._errors]
         self._margins = (FIRST_MARGIN,) * len(self._errors)
         self._hold_weight = self._hold_sum = 0.0
-        self._best_decode = None
+        self._steps.clear()
         self._waiting.clear()
         self._unseen.clear()
 
@@ -136,8 +136,18 @@ class EngineBacklog:
             free_places=inf if load.max_running is None else load.max_running - self._running,
             ahead=_shares(self._waiting),
             margins=self._margins,
-            decode_tokens_per_s=self._best_decode,
+            token_s=self._token_s(load),
+            step_tokens=load.max_batch_tokens or DEFAULT_STEP_TOKENS,
         )
+
+    def _token_s(self, load: EngineLoad) -> float | None:
+        """What one more sequence adds to a step, by the line through the steps' times over the sequences that ran; a
+        share of the step where there is no such line."""
+        if load.step_s is None:
+            return None
+        shared = load.step_s / max(1, load.running)
+        line = self._steps.fit()
+        return shared if line is None else min(max(line[1], LEAST_SHARE * shared), shared)
 
     def busy(self, now: float) -> float | None:
         """The share of the engine in use, 0 to 1: of its blocks, its places, or of a queue of `FULL_QUEUE_S`, whichever

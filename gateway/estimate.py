@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from math import inf
+from math import ceil, inf
 
 from gateway.types import (
     FORECAST_SIZES_MS,
@@ -27,6 +27,10 @@ from gateway.types import (
 
 # Where nothing was compared yet: a forecast that is off by a half is what a reading of a quarter of a second ago gives.
 FIRST_MARGIN = 1.5
+
+LAST = 1 << 30  # a priority after all others
+RISING = 2.0
+STEEPEST = 10.0
 
 
 def likely_output(deployment: Deployment, facts: RequestFacts) -> int:
@@ -88,24 +92,35 @@ def per_token_ms(deployment: Deployment, status: DeploymentStatus, now: float) -
 
 
 def forecast_ms(backlog: Backlog, prompt_tokens: int, priority: int, now: float) -> float:
-    """Milliseconds until the first token of a prompt that an engine gets now: the prompts that go before it and itself
-    at the measured rate, plus one step; longer where it must wait for blocks or a place to become free.
+    """Milliseconds until the first token of a prompt that an engine gets now.
 
-    The engine reckons alike (local_engine/scheduler.py); waiting for blocks comes on top: those that the prompts before
-    it and itself need beyond the free ones, at the rate at which running sequences give theirs back.
+    The engine is in a step that computes some of what waits, and half of it is over. Then come the steps that the
+    prompts before this one and itself need; each is full, the last one as far as there is something to fill it with,
+    also from prompts that go after this one. A step takes `step_s` and its prompt tokens at the measured rate. Waiting
+    for blocks or a place may take longer: those that are needed beyond the free ones, at the rate at which running
+    sequences give theirs back.
     """
-    rate = backlog.prefill_tokens_per_s
+    rate, step, size = backlog.prefill_tokens_per_s, backlog.step_s, backlog.step_tokens
     passed = now - backlog.at
     share = backlog.share_ahead(priority)
-    ahead = max(0.0, backlog.tokens - passed * rate) * share
-    wait = ahead / rate
+    waiting = max(0.0, backlog.tokens - passed * rate)
+    under_way = min(size, waiting)
+    left = waiting - under_way
+    full = max(0, ceil((left * share + prompt_tokens) / size) - 1)
+    last = min(size, left + prompt_tokens - full * size)
+    seconds = full * (step + size / rate) + step + last / rate
+    if waiting or backlog.running:
+        seconds += (step + under_way / rate) / 2
+    free_in = 0.0
     missing = (backlog.tokens * share + prompt_tokens) / backlog.block_size - backlog.free_blocks
     if missing > 0:
-        wait = max(wait, _until_free(missing, backlog.used_blocks, backlog.hold_s) - passed)
+        free_in = _until_free(missing, backlog.used_blocks, backlog.hold_s)
     missing = backlog.sequences * share + 1 - backlog.free_places
     if missing > 0:
-        wait = max(wait, _until_free(missing, backlog.running, backlog.hold_s) - passed)
-    return 1000 * (wait + prompt_tokens / rate + backlog.step_s)
+        free_in = max(free_in, _until_free(missing, backlog.running, backlog.hold_s))
+    if free_in > 0:
+        seconds = max(seconds, free_in - passed + prompt_tokens / rate + step)
+    return 1000 * seconds
 
 
 def _until_free(missing: float, used: float, hold_s: float) -> float:
@@ -124,16 +139,24 @@ def size_of_forecast(milliseconds: float) -> int:
 
 
 def engine_seconds(backlog: Backlog, prompt_tokens: int, output_tokens: int) -> float:
-    """Seconds of the whole engine that a request takes: its prompt at the prefill rate, and its output at the rate of
-    all sequences together, which is its share of the steps that it is part of."""
-    decode = backlog.decode_tokens_per_s
-    return prompt_tokens / backlog.prefill_tokens_per_s + (output_tokens / decode if decode else 0.0)
+    """Seconds of the whole engine that a request takes: its prompt at the prefill rate, and for each output token what
+    one more sequence adds to a step."""
+    return prompt_tokens / backlog.prefill_tokens_per_s + output_tokens * (backlog.token_s or 0.0)
 
 
-def congestion_nusd(status: DeploymentStatus, engine_s: float) -> int:
-    """What the queue that a request adds costs the others: its engine-seconds at the price of one, which is what the
-    work that finds no room because of it would have saved (see demand.py)."""
-    return round(status.engine_second_nusd * engine_s)
+def congestion_nusd(status: DeploymentStatus, backlog: Backlog, prompt_tokens: int, engine_s: float, now: float) -> int:
+    """What the queue that a request adds at an engine costs the others, in nano-dollars.
+
+    Its engine-seconds at the price of one, which is what the work that finds no room because of it would have saved
+    (see demand.py), times how near the queue comes to what those can bear who have no other place:
+    (the wait of one who goes last, this request before it / their room) ^ RISING. In an idle engine that is next to
+    nothing; where the room is used up, the price is several times what is saved, and nobody goes there by choice.
+    """
+    if not status.engine_second_nusd:
+        return 0
+    wait = forecast_ms(backlog, prompt_tokens, LAST, now) / 1000
+    nearness: float = min(wait / status.room_s, STEEPEST) ** RISING
+    return round(status.engine_second_nusd * engine_s * nearness)
 
 
 def saved_per_engine_second(candidate: Candidate, candidates: Sequence[Candidate]) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import inf
 
 from gateway.backlogs import EngineBacklog
 from gateway.demand import Demand
@@ -25,8 +26,6 @@ UNAUTHORIZED_COOL_OFF = 60.0
 LIKELY_OUTPUT = 0.6  # the quantile of a caller's answers that stands for the next one: about the mean of a lognormal
 
 REFRESHED_EVERY = 1.0
-
-FULLY_PRICED_FROM = 0.5  # how busy an engine is when its seconds have their whole price; less busy, they are worth less
 
 
 @dataclass(slots=True, eq=False)
@@ -163,11 +162,12 @@ class Fleet:
     def decided(self, decision: Decision, now: float) -> None:
         """A request was decided: what it offers to the engines among its candidates goes into the price of their
         seconds. To be told once a request, whichever candidate answers."""
+        by_ms = decision.first_token_by_ms
         for candidate in decision.candidates:
             if candidate.engine_s is not None and candidate.cost_nusd is not None:
                 saved = saved_per_engine_second(candidate, decision.candidates)
                 if saved is not None:
-                    self._known[candidate.deployment].demand.offered(candidate.engine_s, saved, now)
+                    self._known[candidate.deployment].demand.offered(candidate.engine_s, saved, by_ms, now)
 
     def started(
         self,
@@ -301,5 +301,6 @@ class Fleet:
             latencies.by_size,
             latencies.per_token_p95_ms,
             None if engine is None else engine.backlog(now),
-            known.demand.price_nusd * min(1.0, (busy or 0.0) / FULLY_PRICED_FROM),
+            0.0 if engine is None else known.demand.price_nusd,
+            inf if engine is None else known.demand.room_s,
         )

@@ -42,13 +42,14 @@ class LoadReader:
         if not all(type(count) is int and count >= 0 for count in counts.values()) or not counts["block_size"]:
             raise ValueError("the engine's /load lacks a count")
         step_ms = _positive(told.get("step_ms"))
-        places = told.get("max_running")
+        places, size = told.get("max_running"), told.get("max_batch_tokens")
         return EngineLoad(
             **counts,
             prefill_tokens_per_s=_positive(told.get("prefill_tokens_per_second")),
             decode_tokens_per_s=_positive(told.get("decode_tokens_per_second")),
             step_s=None if step_ms is None else step_ms / 1000,
             max_running=places if type(places) is int and places > 0 else None,
+            max_batch_tokens=size if type(size) is int and size > 0 else None,
         )
 
 

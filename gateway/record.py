@@ -28,7 +28,7 @@ _FLAGS = ("stream", "tools", "images", "schema")
 _SETS = ("key_tags", "tags", "labels", "masked_labels", "deployments")
 _PLAIN = ("tenant", "key_id", "max_tokens", "n", "slo", "max_cost_nusd", "likely_output")
 
-_LATENCIES = ("first_token_p95_ms", "per_token_p95_ms", "busy", "engine_second_nusd")
+_LATENCIES = ("first_token_p95_ms", "per_token_p95_ms", "busy", "engine_second_nusd", "room_s")
 _BACKLOG = (
     "tokens",
     "prefill_tokens_per_s",
@@ -40,7 +40,8 @@ _BACKLOG = (
     "used_blocks",
     "block_size",
     "free_places",
-    "decode_tokens_per_s",
+    "token_s",
+    "step_tokens",
     "ahead",
     "margins",
 )
@@ -162,7 +163,7 @@ def status_to_record(status: DeploymentStatus, now: float) -> dict[str, Any]:
         written["circuit"] = status.circuit
     for name in _LATENCIES:
         value = getattr(status, name)
-        if value:
+        if value and value < inf:
             written[name] = round(value, 3)
     if status.first_token_p95_ms_by_size:
         written["first_token_p95_ms_by_size"] = [round(value, 1) for value in status.first_token_p95_ms_by_size]

@@ -98,9 +98,10 @@ class _Question:
         each = per_token_ms(deployment, status, self.now)
         total = None if first is None or each is None else first + each * max(0, output // facts.n - 1)
         engine_s, congestion = None, 0
-        if status.backlog is not None:
-            engine_s = engine_seconds(status.backlog, prompt, output)
-            congestion = congestion_nusd(status, engine_s)
+        backlog = status.backlog
+        if backlog is not None and self.now <= backlog.good_until:
+            engine_s = engine_seconds(backlog, prompt, output)
+            congestion = congestion_nusd(status, backlog, prompt, engine_s, self.now)
         note = "" if self.require is None else self._unmet(self.require, cost, (first, total, each))
         return Candidate(deployment.name, cost, first, not note, note, congestion, total, each, engine_s)
 

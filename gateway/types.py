@@ -233,7 +233,8 @@ class Deployment:
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
     """What an engine says of itself (`GET /load`): sequences waiting and running, prompt tokens that wait to be
-    computed, KV-cache blocks, and rates measured of late in tokens and seconds; None until they have been."""
+    computed, KV-cache blocks, and rates measured of late in tokens and seconds; None until they have been. At most
+    `max_running` sequences run, and a step computes at most `max_batch_tokens`; None where it does not say."""
 
     waiting: int
     running: int
@@ -245,6 +246,7 @@ class EngineLoad:
     decode_tokens_per_s: float | None = None
     step_s: float | None = None
     max_running: int | None = None
+    max_batch_tokens: int | None = None
 
 
 # Upper ends, in prompt tokens, of the sizes by which times to the first token are kept apart; one more size has no end.
@@ -261,9 +263,11 @@ class Backlog:
     """What an engine has to do before it starts a new prompt: its last reading, corrected by what was sent there since.
 
     At the time `at`, prompts of `tokens` tokens wait, `sequences` of them, and drain at `prefill_tokens_per_s`; `ahead`
-    are the shares of them that go before a request of a priority, sorted by it. `running` sequences hold their blocks
-    and places for `hold_s` seconds in the mean. `margins` (one a size, see `FORECAST_SIZES_MS`) are the factors that 95
-    of 100 first tokens did not exceed their forecast by. After `good_until` nobody knows.
+    are the shares of them that go before a request of a priority, sorted by it. A step computes at most `step_tokens`
+    and takes `step_s` besides. `running` sequences hold their blocks and places for `hold_s` seconds in the mean; a
+    token of one of them takes `token_s` of the engine, None where nobody knows. `margins` (one a size, see
+    `FORECAST_SIZES_MS`) are the factors that 95 of 100 first tokens did not exceed their forecast by. After
+    `good_until` nobody knows.
     """
 
     at: float
@@ -280,7 +284,8 @@ class Backlog:
     free_places: float = inf
     ahead: tuple[tuple[int, float], ...] = ()
     margins: tuple[float, ...] = ()
-    decode_tokens_per_s: float | None = None
+    token_s: float | None = None
+    step_tokens: int = 2048
 
     def share_ahead(self, priority: int) -> float:
         """The share of what waits that goes before a request of this priority; all of it where nobody knows."""
@@ -303,7 +308,8 @@ class DeploymentStatus:
     Latencies are 95th percentiles as measured of late, None until they are: of all prompts, by the prompt's size
     (`PROMPT_SIZES`; empty where nothing is known by size), and of each token after the first. `backlog` is there while
     the engine says what waits, and is believed before them. `engine_second_nusd` is what a second of the engine is
-    worth to others: what their work would save there if it found room.
+    worth to others: what their work would save there if it found room; `room_s` are the seconds that those may have to
+    wait there who have no other place.
     """
 
     down: str | None = None
@@ -316,6 +322,7 @@ class DeploymentStatus:
     per_token_p95_ms: float | None = None
     backlog: Backlog | None = None
     engine_second_nusd: float = 0.0
+    room_s: float = inf
 
 
 @dataclass(frozen=True, slots=True)

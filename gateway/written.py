@@ -350,5 +350,5 @@ def _backlog(queue: QueueShape) -> Backlog:
         prefill_tokens_per_s=queue.prefill_tokens_per_s or PREFILL_TOKENS_PER_S,
         step_s=1 / decode,
         margins=(1.0,) * (len(FORECAST_SIZES_MS) + 1),  # as if its forecasts had come true
-        decode_tokens_per_s=decode,
+        token_s=1 / decode,
     )

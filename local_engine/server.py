@@ -118,6 +118,7 @@ class _Endpoints:
                 "waiting": load.waiting,
                 "running": load.running,
                 "max_running": self._engine.model.limits.max_running,
+                "max_batch_tokens": self._engine.model.limits.max_batch_tokens,
                 "queued_prefill_tokens": load.queued_prefill_tokens,
                 "free_blocks": load.free_blocks,
                 "total_blocks": load.total_blocks,

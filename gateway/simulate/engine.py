@@ -153,6 +153,8 @@ class Engine:
             prefill_tokens_per_s=self.pace.prefill_rate,
             decode_tokens_per_s=self.pace.decode_rate,
             step_s=self.pace.step_s,
+            max_running=model.max_running,
+            max_batch_tokens=model.max_batch_tokens,
         )
 
     # Steps.

@@ -23,6 +23,7 @@ IDLE = EngineLoad(
     decode_tokens_per_s=100.0,
     step_s=0.01,
     max_running=8,
+    max_batch_tokens=100,
 )
 
 
@@ -43,17 +44,32 @@ def forecast(engine: EngineBacklog, prompt: int, priority: int = 0, now: float =
     return forecast_ms(backlog, prompt, priority, now)
 
 
-def test_a_first_token_comes_after_the_queue_the_prompt_and_a_step() -> None:
-    engine = read(load(queued_prefill_tokens=500))
-    assert forecast(engine, 200) == pytest.approx(500 + 200 + 10)
+def test_a_first_token_in_an_idle_engine_comes_after_the_steps_that_its_prompt_needs() -> None:
+    assert forecast(read(IDLE), 60) == pytest.approx(10 + 60)
+    assert forecast(read(IDLE), 250) == pytest.approx(2 * (10 + 100) + 10 + 50)
+
+
+def test_a_first_token_waits_for_half_a_step_and_the_full_steps_before_it() -> None:
+    # 100 of the 500 tokens are in the step under way; 400 and its own 60 need five more steps, the last one not full.
+    assert forecast(read(load(queued_prefill_tokens=500)), 60) == pytest.approx((10 + 100) / 2 + 4 * 110 + 10 + 60)
+
+
+def test_a_prompt_that_goes_first_shares_its_step_with_those_behind_it() -> None:
+    engine = read(IDLE)
+    engine.sent(900, 5, True, 0.0)
+    assert forecast(engine, 30, priority=0) == pytest.approx((10 + 100) / 2 + 10 + 100)
+
+
+def test_what_runs_is_in_a_step_as_well() -> None:
+    assert forecast(read(load(running=3)), 60) == pytest.approx(10 / 2 + 10 + 60)
 
 
 def test_what_was_sent_since_the_reading_counts_and_drains() -> None:
     engine = read(IDLE)
     engine.sent(300, 0, True, 0.0)
-    assert forecast(engine, 100) == pytest.approx(300 + 100 + 10)
-    assert forecast(engine, 100, now=0.2) == pytest.approx(100 + 100 + 10)
-    assert forecast(engine, 100, now=0.5) == pytest.approx(100 + 10)
+    assert forecast(engine, 100) == pytest.approx(110 / 2 + 2 * 110 + 110)
+    assert forecast(engine, 100, now=0.25) == pytest.approx((10 + 50) / 2 + 110)
+    assert forecast(engine, 100, now=0.5) == pytest.approx(110)
 
 
 def test_a_reading_counts_what_was_sent_before_it_was_asked_for() -> None:
@@ -61,18 +77,20 @@ def test_a_reading_counts_what_was_sent_before_it_was_asked_for() -> None:
     engine.sent(300, 0, True, 0.10)
     engine.sent(40, 0, True, 0.20)
     engine.loaded(load(queued_prefill_tokens=250), asked_at=0.15, now=0.21)
-    assert forecast(engine, 0, now=0.21) == pytest.approx(250 + 40 + 10)
+    backlog = engine.backlog(0.21)
+    assert backlog is not None and (backlog.tokens, backlog.sequences) == (250 + 40, 1)
 
 
 def test_a_request_of_a_lower_number_waits_for_those_that_go_before_it_only() -> None:
     engine = read(IDLE)
     engine.sent(600, 5, True, 0.0)
     engine.sent(200, 1, True, 0.0)
-    assert forecast(engine, 0, priority=0) == pytest.approx(10)
-    assert forecast(engine, 0, priority=1) == pytest.approx(200 + 10)
-    assert forecast(engine, 0, priority=5) == pytest.approx(800 + 10)
+    backlog = engine.backlog(0.0)
+    assert backlog is not None
+    assert [backlog.share_ahead(priority) for priority in (0, 1, 3, 5, 9)] == [0.0, 0.25, 0.25, 1.0, 1.0]
+    assert forecast(engine, 50, priority=0) < forecast(engine, 50, priority=1) < forecast(engine, 50, priority=5)
     engine.started(200, 1)
-    assert forecast(engine, 0, priority=1) == pytest.approx(10)
+    assert engine.backlog(0.0).share_ahead(1) == 0.0  # type: ignore[union-attr]
 
 
 def test_a_whole_answer_waits_until_its_first_token_is_due() -> None:
@@ -163,7 +181,7 @@ def test_an_engine_is_believed_before_measurements_while_its_reading_is_good() -
         at=0.0, good_until=1.0, tokens=500.0, prefill_tokens_per_s=1000.0, step_s=0.01, margins=(1.1,) * 4
     )
     status = DeploymentStatus(first_token_p95_ms=80.0, backlog=backlog)
-    assert first_token_ms(HOME, status, 100, 0, 0.0) == pytest.approx(610 * 1.1)
+    assert first_token_ms(HOME, status, 100, 0, 0.0) == pytest.approx((510 / 2 + 110) * 1.1)
     assert first_token_ms(HOME, status, 100, 0, 1.1) == 80.0
 
 
@@ -176,7 +194,7 @@ def test_the_fleet_corrects_and_learns_from_what_comes() -> None:
     flights = [fleet.started("d", 0.0, 300, priority=2) for _ in range(3)]
     backlog = fleet.snapshot(0.0, 0.0).deployments["d"].backlog
     assert backlog is not None and backlog.tokens == 900 and backlog.ahead == ((2, 1.0),)
-    assert [flight.forecast_ms for flight in flights] == pytest.approx([310.0, 610.0, 910.0])
+    assert [flight.forecast_ms for flight in flights] == pytest.approx([330.0, 605.0, 935.0])
     for number, flight in enumerate(flights):
         fleet.first_token(flight, 0.5 + number * 0.5)
         fleet.ended(flight, None, 5.0)

@@ -63,7 +63,8 @@ BACKLOG = Backlog(
     free_places=4.0,
     ahead=((0, 0.25), (3, 1.0)),
     margins=(1.5, 1.25, 1.0, 2.0),
-    decode_tokens_per_s=300.0,
+    token_s=0.003,
+    step_tokens=512,
 )
 
 
@@ -74,7 +75,7 @@ BACKLOG = Backlog(
         DeploymentStatus(
             first_token_p95_ms=80.0, first_token_p95_ms_by_size=(50.0, 60.0), per_token_p95_ms=9.5, busy=0.25
         ),
-        DeploymentStatus(backlog=BACKLOG, engine_second_nusd=1500.0),
+        DeploymentStatus(backlog=BACKLOG, engine_second_nusd=1500.0, room_s=0.65),
         DeploymentStatus(backlog=replace(BACKLOG, free_blocks=float("inf"), free_places=float("inf"))),
     ],
 )

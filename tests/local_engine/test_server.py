@@ -19,7 +19,7 @@ import uvicorn
 from tokenizers import Tokenizer
 
 from local_engine.calls import HERMES, LLAMA, MISTRAL, Family
-from local_engine.config import Settings, limits
+from local_engine.config import Limits, Settings, limits
 from local_engine.engine import Engine, Model, Runner, State
 from local_engine.errors import LoadError
 from local_engine.loading import load
@@ -415,16 +415,18 @@ def test_a_first_token_that_cannot_come_in_time_is_refused_with_the_predicted_wa
 
 
 def test_load_counts_and_measures(talk: Callable[[Talk], Any]) -> None:
-    async def conversation(client: httpx.AsyncClient, _: Engine) -> tuple[Any, Any]:
+    async def conversation(client: httpx.AsyncClient, engine: Engine) -> tuple[Any, Any, Limits]:
         before = (await client.get("/load")).json()
         await client.post(CHAT, json=HELLO)
-        return before, (await client.get("/load")).json()
+        return before, (await client.get("/load")).json(), engine.model.limits
 
-    before, after = talk(conversation)
+    before, after, known = talk(conversation)
     assert before == {
         "version": 1,
         "waiting": 0,
         "running": 0,
+        "max_running": known.max_running,
+        "max_batch_tokens": known.max_batch_tokens,
         "queued_prefill_tokens": 0,
         "free_blocks": 256,
         "total_blocks": 256,
