@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -100,6 +101,8 @@ def parse(body: bytes) -> ChatRequest:
         )
     reader = _Reader()
     reader.read(document)
+    for message in document["messages"]:
+        reader.read_across(message.get("content"))
     parts = _unreadable(document, reader.texts) | ({"held"} if reader.held else frozenset())
     tools = bool(document.get("tools") or document.get("functions")) or any(
         message["role"] in ("tool", "function") or message.get("tool_calls") for message in document["messages"]
@@ -189,6 +192,15 @@ class _Reader:
                 stack.extend(reversed(value))
             elif (text := number_text(value)) is not None:
                 self.texts.append(text)
+
+    def read_across(self, content: object) -> None:
+        """The text parts of one message as one text where a word may be split over two of them: providers join them
+        with nothing in between."""
+        if not isinstance(content, list) or len(content) < 2:
+            return
+        texts = [text for part in content if isinstance(text := part.get("text"), str) and text]
+        if any(not (one[-1].isspace() or other[0].isspace()) for one, other in pairwise(texts)):
+            self.read("".join(texts))
 
     def _open(self, value: dict[str, Any], stack: list[object]) -> None:
         for key, inner in reversed(value.items()):

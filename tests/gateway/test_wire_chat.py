@@ -312,7 +312,26 @@ def test_an_answer_that_a_provider_holds_as_audio_is_held() -> None:
     ("messages", "fields", "expected"),
     [
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], {}, ["a", "b"]),
-        ([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}], {}, ["a", "b"]),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
+            {},
+            ["a", "b", "ab"],
+        ),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": t} for t in ("a", "b ", "c")]}],
+            {},
+            ["a", "b ", "c", "ab c"],
+        ),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "a\n"}, {"type": "text", "text": "b"}]}],
+            {},
+            ["a\n", "b"],
+        ),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "x", "y": "z"}]}],
+            {},
+            ["a", "x", "y", "z"],
+        ),
         ([{"role": "user", "content": "a", "name": "n"}], {"user": "u", "stop": ["s"]}, ["a", "n", "u", "s"]),
         ([{"role": "user", "content": "a"}], {"metadata": {"card": "4111"}}, ["a", "card", "4111"]),
         ([{"role": "user", "content": "a"}], {"x": {"role": "r", "type": "t"}}, ["a", "x", "r", "t"]),

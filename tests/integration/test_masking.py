@@ -114,8 +114,9 @@ def test_a_tool_call_comes_back_with_what_the_placeholders_stand_for(provider: P
         ({}, {"metadata": {"n": 4111111111111111}}),
         ({}, {"previous_response_id": "resp_1"}),
         ({}, {"messages": [{"role": "user", "content": "4111 1111"}, {"role": "user", "content": "1111 1111"}]}),
+        ({}, {"messages": [{"role": "user", "content": [{"type": "text", "text": t} for t in (MAIL[:9], MAIL[9:])]}]}),
     ],
-    ids=["label", "unscannable", "data class", "a number", "held", "split"],
+    ids=["label", "unscannable", "data class", "a number", "held", "split", "split over parts"],
 )
 def test_what_masking_does_not_answer_for_stays_home(headers: dict[str, str], body: dict[str, Any]) -> None:
     async def check(gateway: Running, cloud: FakeProviders) -> None:
