@@ -1,0 +1,108 @@
+"""How candidates are ordered: shares that stick, orders by time and by a weighted sum, classes with three times."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gateway.policy import Slo
+from gateway.routing import decide
+from gateway.types import DeploymentStatus, RequestFacts, Snapshot, TokenCount
+from tests.fakes import CLOUD, HOME, policy, require
+
+SHARES = {"home": 70.0, "cloud": 30.0, "other": 0.0}
+MEASURED = {
+    "home": DeploymentStatus(first_token_p95_ms=50.0, per_token_p95_ms=40.0),
+    "cloud": DeploymentStatus(first_token_p95_ms=300.0, per_token_p95_ms=5.0),
+    "other": DeploymentStatus(first_token_p95_ms=150.0, per_token_p95_ms=20.0),
+}
+
+
+def facts(**given: Any) -> RequestFacts:
+    values: dict[str, Any] = {"model": "auto", "prompt": TokenCount(40, 10), "max_tokens": 100}
+    return RequestFacts(**(values | given))
+
+
+def chain(of: Any, asked: RequestFacts, draw: float = 0.0, **statuses: DeploymentStatus) -> list[str]:
+    known = {name: statuses.get(name, DeploymentStatus()) for name in of.deployments}
+    return [c.deployment for c in decide(of, asked, Snapshot(0.0, draw, known)).candidates]
+
+
+def test_weights_give_each_candidate_its_share_and_the_rest_follow_in_order() -> None:
+    weighted = policy(order_by="listed", weights=SHARES)
+    first = Counter(chain(weighted, facts(), draw / 1000)[0] for draw in range(1000))
+    assert first == {"home": 700, "cloud": 300}
+    assert chain(weighted, facts(), 0.9) == ["cloud", "home", "other"]
+
+
+@pytest.mark.parametrize(("sticky", "by"), [("key", "key_id"), ("tenant", "tenant")])
+def test_a_draw_that_sticks_is_the_same_for_all_requests_of_one_and_has_its_shares_over_many(
+    sticky: Any, by: str
+) -> None:
+    weighted = policy(order_by="listed", weights=SHARES, sticky=sticky)
+    first = Counter(chain(weighted, facts(**{by: f"k{number}"}))[0] for number in range(2000))
+    assert first["home"] / 2000 == pytest.approx(0.7, abs=0.04) and first["other"] == 0
+    for number in range(20):
+        one = facts(**{by: f"k{number}"})
+        assert len({chain(weighted, one, draw / 10)[0] for draw in range(10)}) == 1
+
+
+def test_who_is_drawn_goes_first_only_if_it_is_there_and_meets_what_is_required() -> None:
+    weighted = policy(order_by="listed", weights=SHARES, require=require(slo=True))
+    down = DeploymentStatus(down="circuit open")
+    assert chain(weighted, facts(), 0.9, cloud=down) == ["home", "other"]
+    assert chain(weighted, facts(slo="fast"), 0.9, **MEASURED) == ["home", "other", "cloud"]
+
+
+def weighing(**terms: float) -> dict[str, Any]:
+    return {"order_by": "weighted", "order_weights": terms}
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ({"order_by": "total_latency"}, ["cloud", "other", "home"]),
+        ({"order_by": "weighted", "order_weights": {"first_token": 1.0}}, ["home", "other", "cloud"]),
+        ({"order_by": "weighted", "order_weights": {"marginal_cost": 1.0}}, ["home", "other", "cloud"]),
+        (
+            {"order_by": "weighted", "order_weights": {"marginal_cost": 1.0, "total_latency": 1.0}},
+            ["cloud", "other", "home"],
+        ),
+    ],
+)
+def test_orders_by_time_and_by_a_weighted_sum(order: dict[str, Any], expected: list[str]) -> None:
+    assert chain(policy(**order), facts(), 0.0, **MEASURED) == expected
+
+
+@pytest.mark.parametrize(
+    ("slo", "first"),
+    [(Slo("c", 60.0), "home"), (Slo("c", None, total_p95_ms=900.0), "cloud"), (Slo("c", None, None, 10.0), "cloud")],
+)
+def test_a_class_may_limit_the_first_token_the_whole_answer_or_each_token(slo: Slo, first: str) -> None:
+    of = replace(policy(order_by="listed", require=require(slo=True)), slo={"c": slo})
+    decision = decide(of, facts(slo="c"), Snapshot(0.0, 0.0, MEASURED))
+    assert decision.candidates[0].deployment == first
+    assert [c.meets for c in decision.candidates] == [True, False, False]
+    assert all("c requires" in c.note for c in decision.candidates[1:])
+
+
+def test_a_rules_class_counts_for_requests_that_name_none() -> None:
+    of = policy(order_by="listed", require=require(slo=True), slo="fast")
+    assert decide(of, facts(), Snapshot(0.0, 0.0, MEASURED)).slo == "fast"
+    assert decide(of, facts(slo="slow"), Snapshot(0.0, 0.0, MEASURED)).slo == "slow"
+
+
+def test_a_rule_replaces_the_timeouts_that_it_names() -> None:
+    decision = decide(policy([HOME, CLOUD], timeouts={"first_token": 2.0}), facts(), Snapshot(0.0, 0.0, MEASURED))
+    assert HOME.timeouts.replaced(decision.timeouts) == replace(HOME.timeouts, first_token=2.0)
+
+
+def test_an_answer_is_likely_as_long_as_the_callers_were_and_never_longer_than_it_may() -> None:
+    def cost(asked: RequestFacts) -> int | None:
+        return decide(policy([HOME]), asked, Snapshot(0.0, 0.0, MEASURED)).candidates[0].cost_nusd
+
+    assert cost(facts(likely_output=5)) == 10 * 20 + 5 * 80
+    assert cost(facts(likely_output=500)) == cost(facts()) == 10 * 20 + 100 * 80
