@@ -64,8 +64,12 @@ class Access:
         self._log.info("keys", state="loaded", path=self.path, keys=len(keys.callers), admin_keys=len(keys.operators))
         self._tell(f"{self.path} is loaded: {len(keys.callers)} keys")
 
-    def refuse(self, problems: tuple[Problem, ...]) -> None:
-        """Go on as before: the file as it stands now cannot be used, for these reasons."""
+    def refuse(self, problems: tuple[Problem, ...], unresolved: Keys | None) -> None:
+        """Go on as before: the file as it stands now cannot be used, for these reasons. Where nothing but a name is
+        wrong (the policy has changed), what the file takes out, revokes or lets expire still counts."""
+        if unresolved is not None:
+            self._keys = self._keys.tightened_by(unresolved)
+            self._asked.keyring = self._keys.callers
         self.state = replace(self.state, problems=problems, refusals=self.state.refusals + 1)
         for p in problems:
             place = {"file": p.file, "line": p.line, "column": p.column}

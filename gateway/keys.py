@@ -10,7 +10,7 @@ digests, which nobody can choose without the secret, and never how much of a sec
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Literal
 
@@ -53,6 +53,16 @@ class Keyring:
     def __len__(self) -> int:
         return len(self._by_digest)
 
+    def tightened_by(self, other: Keyring) -> Keyring:
+        """Of these keys those that the other ring has as well, for as long as both say that they hold."""
+        kept = []
+        for digest, key in self._by_digest.items():
+            found = other._by_digest.get(digest)
+            if found is not None:
+                expires = min((e for e in (key.expires, found.expires) if e is not None), default=None)
+                kept.append(replace(key, expires=expires, revoked=key.revoked or found.revoked))
+        return Keyring(kept)
+
     def find(self, secret: str) -> Key | None:
         """The key whose secret this is, whether it holds or not."""
         return self._by_digest.get(digest_of(secret))
@@ -76,6 +86,10 @@ class Keys:
 
     callers: Keyring
     operators: Keyring
+
+    def tightened_by(self, other: Keys) -> Keys:
+        """These keys without what the other file takes out, revokes or lets expire."""
+        return Keys(self.callers.tightened_by(other.callers), self.operators.tightened_by(other.operators))
 
 
 def digest_of(secret: str) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,20 +61,25 @@ def read_policy(path: str, environ: Mapping[str, str]) -> Loaded:
 @dataclass(frozen=True, slots=True)
 class LoadedKeys:
     """What became of reading a file of keys: the keys, or all that is wrong. `states` is the file as it was just
-    before."""
+    before. `unresolved`: the keys where nothing but what they name is wrong."""
 
     keys: Keys | None
     problems: tuple[Problem, ...]
     states: Mapping[str, FileState]
+    unresolved: Keys | None = None
 
 
 def read_keys(path: str, known: Known | None) -> LoadedKeys:
     """The keys at `path` or what is wrong with them. `known`: what they may name; None where that is not looked at."""
     states = {path: state_of(path)}
     try:
-        return LoadedKeys(compile_keys(path, read_text(path), known), (), states)
-    except KeyErrors as error:
-        problems = error.problems
+        text = read_text(path)
+        try:
+            return LoadedKeys(compile_keys(path, text, known), (), states)
+        except KeyErrors as error:
+            problems = error.problems
+        with suppress(KeyErrors):
+            return LoadedKeys(None, problems, states, compile_keys(path, text, None))
     except OSError as error:
         problems = (Problem(path, 0, 0, f"the file cannot be read: {error.strerror or 'it failed'}"),)
     except UnicodeDecodeError as error:

@@ -76,8 +76,9 @@ class Admits(Protocol):
     def adopt(self, keys: Keys) -> None:
         """Admit by these from now on."""
 
-    def refuse(self, problems: tuple[Problem, ...]) -> None:
-        """Go on as before; the file cannot be used for these reasons."""
+    def refuse(self, problems: tuple[Problem, ...], unresolved: Keys | None) -> None:
+        """Go on as before; the file cannot be used for these reasons. `unresolved`: its keys where nothing but what
+        they name is wrong; what is revoked there is revoked."""
 
 
 class KeysReloader(Follower):
@@ -98,7 +99,7 @@ class KeysReloader(Follower):
         self._known = self._admits.known()
         loaded = await asyncio.to_thread(read_keys, self._admits.path, self._known)
         if loaded.keys is None:
-            self._admits.refuse(loaded.problems)
+            self._admits.refuse(loaded.problems, loaded.unresolved)
         else:
             self._admits.adopt(loaded.keys)
         return loaded.states

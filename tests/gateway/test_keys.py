@@ -63,3 +63,19 @@ def test_a_caller_without_a_good_key_is_told_what_to_do_and_not_what_it_sent(
 
 def test_a_key_that_is_shown_shows_no_digest() -> None:
     assert "digest" not in repr(next(iter(RING)))
+
+
+def test_what_another_file_says_only_tightens() -> None:
+    others = Keyring(
+        [
+            Key(digest_of(GOOD), Caller("other", "crm"), expires=NOW + 9),
+            Key(digest_of(TAKEN), Caller("acme", "taken")),
+            Key(digest_of("hg-more"), Caller()),
+        ]
+    )
+    tightened = {key.caller.key_id: key for key in RING.tightened_by(others)}
+    assert tightened.keys() == {"crm", "taken"}, "what is not there is gone, what is new does not come"
+    assert tightened["crm"] == RING.find(GOOD) and tightened["taken"].revoked
+    sooner = Keyring([Key(digest_of(GOOD), Caller(), expires=NOW - 1)])
+    with pytest.raises(Unauthenticated, match="has expired"):
+        RING.tightened_by(sooner).caller_of({"x-api-key": GOOD}, NOW)

@@ -232,6 +232,10 @@ def test_a_policy_without_what_keys_name_is_shown_and_what_brings_it_back_mends_
             (tmp_path / "policy.yaml").write_text(POLICY.replace("slow:", "later:"))
             await g.until(lambda: "latency class" in str(w.access.state.problems), 3)
             assert (await ask(g, secrets["home"])).status_code == 200
+            await asyncio.to_thread(key, w.file, "revoke", "crm")
+            await g.until(lambda: w.access.standings()["revoked"] == 1, 3)
+            assert (await ask(g, secrets["crm"])).status_code == 401, "a revocation counts all the same"
+            assert (await ask(g, secrets["home"])).status_code == 200
             (tmp_path / "policy.yaml").write_text(POLICY)
             await g.until(lambda: not w.access.state.problems, 3)
 
