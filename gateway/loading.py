@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import orjson
@@ -104,13 +105,20 @@ def state_of(file: str) -> FileState:
 
 
 def read_text(path: str) -> str:
-    """A policy file's text. Raises OSError (EFBIG above MAX_BYTES, so that no more than that is ever read) and
-    UnicodeDecodeError."""
-    with open(path, "rb") as file:
+    """A policy file's text. Raises OSError (EFBIG above MAX_BYTES, so that no more than that is ever read; EINVAL for a
+    pipe or a device, for which it does not wait) and UnicodeDecodeError."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise OSError(errno.EFBIG, f"it is larger than {MAX_BYTES:,} bytes")
     return data.decode("utf-8-sig")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens what may be a pipe that nobody writes to."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def litellm_price_map() -> Mapping[str, Any]:

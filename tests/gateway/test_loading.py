@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,12 @@ def test_a_file_that_cannot_be_read_is_one_clear_line(tmp_path: Path, content: b
 def test_a_directory_is_no_policy(tmp_path: Path) -> None:
     with pytest.raises(PolicyErrors, match="cannot be read: Is a directory"):
         load_policy(tmp_path, {})
+
+
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "policy.yaml")
+    with pytest.raises(PolicyErrors, match="it is no regular file"):
+        load_policy(tmp_path / "policy.yaml", {})
 
 
 def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
