@@ -160,9 +160,10 @@ class MemoryLedger:
             raise ValueError("a reservation of that id is open")
         accounts, used, places = [], [], []
         worst: tuple[Hold, int] | None = None
+        known = self._accounts
         for hold in holds:
-            limit, amount = hold.limit, hold.amount
-            account = self._account(limit)
+            limit, amount = hold
+            account = known.get(limit.account) or self._new(limit)
             taken, place = account.at(limit, now_ms)
             accounts.append(account)
             used.append(taken)
@@ -196,13 +197,13 @@ class MemoryLedger:
         if reservation.until_ms <= int(now * 1000):
             return False
         for hold, placed in zip(reservation.holds, reservation.placed, strict=True):
-            self._account(hold.limit).change(reservation.id, placed, final(hold, spent) - hold.amount)
+            difference = final(hold, spent) - hold.amount
+            if difference:
+                self._accounts[hold.limit.account].change(reservation.id, placed, difference)
         return True
 
-    def _account(self, limit: Limit) -> _Account:
-        account = self._accounts.get(limit.account)
-        if account is None:
-            account = self._accounts[limit.account] = _KINDS[limit.kind]()
+    def _new(self, limit: Limit) -> _Account:
+        account = self._accounts[limit.account] = _KINDS[limit.kind]()
         return account
 
     def _remember(self, id: str, until_ms: int, now_ms: int) -> None:
