@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from local_engine.config import Limits
-from local_engine.errors import AccountingError, LoadError, NotReady, RequestError
+from local_engine.errors import AccountingError, DeviceLost, LoadError, NotReady, OutOfMemory, RequestError
 from local_engine.generation import Choice, Generation, advance, failed, log_error
 from local_engine.grammar import Grammar, Grammars
 from local_engine.output import Delta, Output
@@ -108,6 +108,7 @@ class Report:
     preempted: int
     prefix_asked: int
     prefix_found: int
+    shrunk: int
     totals: Totals
 
 
@@ -116,7 +117,8 @@ class Engine:
 
     Invariants: a request that was added gets exactly one final delta; the model is touched by the engine's thread
     only; an error in one request's sampling or text ends that request, an error in a forward ends the requests of that
-    batch, and the loop goes on.
+    batch, and the loop goes on; a lack of memory makes batches smaller and ends nobody, as long as that helps; a device
+    that is lost ends all.
     """
 
     def __init__(self, load: Callable[[], Model], *, on_change: Callable[[], None] = lambda: None) -> None:
@@ -223,6 +225,7 @@ class Engine:
                 preempted=scheduler.preempted_total,
                 prefix_asked=scheduler.prefix_asked_total,
                 prefix_found=scheduler.prefix_found_total,
+                shrunk=scheduler.shrunk_total,
                 totals=replace(self.totals),
             )
 
@@ -296,6 +299,12 @@ class Engine:
                 # Sampling waits for the device, so the time of a step ends behind it.
                 tokens = self._sample(model.runner, logits, batch)
                 seconds = time.perf_counter() - started
+            except DeviceLost:
+                raise  # ends the engine: nobody's next step would succeed either
+            except OutOfMemory as error:
+                if not self._shrunk(scheduler, batch):
+                    log_error("step", error)
+                    deltas += self._fail(scheduler, batch)
             except Exception as error:  # noqa: BLE001 - the loop goes on, for everyone not in this batch
                 log_error("step", error)
                 deltas += self._fail(scheduler, batch)
@@ -361,6 +370,7 @@ class Engine:
         """Take in a step's tokens; what there is to show, and to whom, is added to `deltas`."""
         with self._work:
             scheduler.pace.record(seconds=seconds, prefill_tokens=batch.prefill_tokens, decode_tokens=len(batch.decode))
+            scheduler.stepped()
             self.totals.steps += 1
             for chunk in batch:
                 generation = self._generations.get(chunk.sequence.id)
@@ -371,6 +381,14 @@ class Engine:
                     self._close(scheduler, generation, delta.finish)
                 if delta.text or delta.finish is not None:
                     deltas.append((generation.output, delta))
+
+    def _shrunk(self, scheduler: Scheduler, batch: Batch) -> bool:
+        """Whether the sequences of this batch can be tried again, in smaller ones."""
+        with self._work:
+            smaller = scheduler.shrink(batch)
+        if smaller:
+            log.warning("out of memory in a batch of %d sequences: smaller ones from now on", len(list(batch)))
+        return smaller
 
     def _fail(self, scheduler: Scheduler, batch: Batch) -> list[tuple[Output, Delta]]:
         deltas = []

@@ -3,6 +3,8 @@
 EngineError
 ├── ConfigError              settings that cannot work; ends the program before it starts
 ├── LoadError                a model that cannot be served; one line that says the fix
+├── OutOfMemory              a forward needs more memory than is free; a smaller one may not
+├── DeviceLost               the device computes nothing any more, until the process starts afresh
 ├── AccountingError          the block accounting contradicts itself: a defect of the engine
 └── RequestError             an answer to a caller: HTTP status, type, code, param
     ├── InvalidRequest       400  the body or a header is wrong
@@ -38,6 +40,14 @@ class ConfigError(EngineError):
 
 class LoadError(EngineError):
     """A model that cannot be served; the message is one line that ends with the fix."""
+
+
+class OutOfMemory(EngineError):
+    """A forward was given up for want of memory; what it wrote is to be computed again."""
+
+
+class DeviceLost(EngineError):
+    """No forward of this process will succeed again."""
 
 
 class AccountingError(EngineError):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from local_engine.attention import DecodeRows, KvCache, PagedForward, PrefillSpan
+from local_engine.errors import DeviceLost, OutOfMemory
 from local_engine.sampling import choose, likelihoods
 from local_engine.scheduler import Batch, Chunk
 from local_engine.sequence import Likelihood, Pick
@@ -27,7 +28,20 @@ class ModelRunner:
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
-        """Compute a batch; logits [sampling chunks, vocabulary] in the batch's order."""
+        """Compute a batch; logits [sampling chunks, vocabulary] in the batch's order.
+
+        Raises OutOfMemory or DeviceLost; after the first the batch's chunks may be computed again.
+        """
+        try:
+            return self._forward(batch)
+        except torch.OutOfMemoryError as error:
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            raise OutOfMemory("the device has not enough free memory for this batch") from error
+        except torch.AcceleratorError as error:
+            raise DeviceLost("the device has failed") from error
+
+    def _forward(self, batch: Batch) -> Tensor:
         chunks = list(batch)
         self._clear_tails(chunks)
         sizes = [len(chunk.tokens) for chunk in chunks]

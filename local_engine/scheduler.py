@@ -21,6 +21,12 @@ from local_engine.errors import AccountingError, ContextLengthExceeded, FirstTok
 from local_engine.pace import Pace
 from local_engine.sequence import FinishReason, Sequence
 
+SMALLEST_BUDGET = 16
+"""Tokens a step, below which a lack of memory is no matter of the batch."""
+
+STEPS_UNTIL_GROWTH = 256
+"""Steps without a lack of memory, after which a shrunk batch may be twice as large again."""
+
 _BY_ORDER = attrgetter("order")
 
 
@@ -85,6 +91,10 @@ class Scheduler:
         self.preempted_total = 0
         self.prefix_asked_total = 0  # prompt tokens of sequences that started
         self.prefix_found_total = 0  # of these, found computed
+        self.shrunk_total = 0  # times that memory did not suffice
+        self._batch_tokens = limits.max_batch_tokens
+        self._max_running = limits.max_running
+        self._steps_since_shrunk = 0
         self._blocks = BlockManager(limits.num_blocks, limits.block_size)
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
@@ -136,7 +146,7 @@ class Scheduler:
     def schedule(self) -> Batch:
         """The next step's work; empty when there is none."""
         decode = [self._chunk(sequence, 1) for sequence in list(self._running) if self._may_decode(sequence)]
-        budget = self.limits.max_batch_tokens - len(decode)
+        budget = self._batch_tokens - len(decode)
         partial = deque(sequence for sequence in self._running if sequence.pending > 1)
         prefill: list[Chunk] = []
         while budget > 0 and (sequence := self._next_to_prefill(partial)):
@@ -168,6 +178,33 @@ class Scheduler:
             self._blocks.forget(sequence.blocks)
         self._blocks.release(sequence.blocks)
         return True
+
+    def shrink(self, batch: Batch) -> bool:
+        """Memory did not suffice for this batch: make the next ones smaller; False where that is not possible.
+
+        First prompts are computed in smaller chunks; then half as many sequences run, and the last in order give their
+        blocks back and are computed again later. Nothing of the batch counts as computed.
+        """
+        tokens, sequences = len(batch.decode) + batch.prefill_tokens, len(batch.decode) + len(batch.prefill)
+        if batch.prefill and tokens > SMALLEST_BUDGET:
+            self._batch_tokens = max(SMALLEST_BUDGET, tokens // 2)
+        elif sequences > 1:
+            self._max_running = sequences // 2
+            while len(self._running) > self._max_running:
+                self._preempt(self._running[-1])
+        else:
+            return False
+        self.shrunk_total += 1
+        self._steps_since_shrunk = 0
+        return True
+
+    def stepped(self) -> None:
+        """A batch was computed; after many of them a shrunk batch grows again."""
+        self._steps_since_shrunk += 1
+        if self._steps_since_shrunk >= STEPS_UNTIL_GROWTH:
+            self._steps_since_shrunk = 0
+            self._batch_tokens = min(self.limits.max_batch_tokens, 2 * self._batch_tokens)
+            self._max_running = min(self.limits.max_running, 2 * self._max_running)
 
     def load(self) -> Load:
         """Counts for those who balance engines."""
@@ -245,7 +282,7 @@ class Scheduler:
         A running place and blocks must be free: its own, and one for each running sequence to grow into. Without that
         margin a start would soon be preempted again. Nothing overtakes a head that has to wait.
         """
-        if len(self._running) >= self.limits.max_running:
+        if len(self._running) >= self._max_running:
             return False
         found = self._found(sequence)
         needed = self._blocks.missing(found, len(sequence.tokens)) + self._blocks.unreferenced(found)

@@ -130,6 +130,7 @@ class _Endpoints:
                 "aborted_total": totals.aborted,
                 "finished_total": totals.finished,
                 "preempted_total": report.preempted,
+                "out_of_memory_total": report.shrunk,
                 "prefix_asked_tokens_total": report.prefix_asked,
                 "prefix_found_tokens_total": report.prefix_found,
                 "acceptance": None,

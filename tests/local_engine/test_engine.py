@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from local_engine.config import Limits
-from local_engine.engine import Engine, Job, Model, State
-from local_engine.errors import EngineError, LoadError, NotReady, Overloaded
+from local_engine.engine import Engine, Job, Model, Report, State
+from local_engine.errors import DeviceLost, EngineError, LoadError, NotReady, OutOfMemory, Overloaded
 from local_engine.output import Delta, Output
 from local_engine.scheduler import Batch
 from local_engine.sequence import FinishReason, Likelihood, Pick, SamplingParams
@@ -380,3 +380,64 @@ def test_a_defect_outside_any_batch_ends_everyone_with_an_error_instead_of_hangi
             assert "the engine stopped on AttributeError" in str(engine.failure)
 
     asyncio.run(run())
+
+
+class SmallDevice(CountingRunner):
+    """Has memory for so many tokens and so many sequences a step."""
+
+    def __init__(self, tokens: int, sequences: int) -> None:
+        super().__init__()
+        self._tokens, self._sequences = tokens, sequences
+        self.refused = 0
+
+    def forward(self, batch: Batch) -> list[int]:
+        chunks = list(batch)
+        if len(chunks) > self._sequences or sum(len(chunk.tokens) for chunk in chunks) > self._tokens:
+            self.refused += 1
+            raise OutOfMemory("too much")
+        return super().forward(batch)
+
+
+def test_a_lack_of_memory_makes_batches_smaller_and_ends_no_request(text: Text) -> None:
+    runner = SmallDevice(tokens=24, sequences=3)
+
+    async def run() -> tuple[list[list[Delta]], Report]:
+        async with started(lambda: model(text, runner, max_waiting=16)) as engine:
+            jobs = [job(str(n), *range(n, 60 + n), max_tokens=5) for n in range(8)]
+            answers = list(await asyncio.gather(*map(drained, map(engine.add, jobs))))
+            engine.scheduler.check()
+            return answers, engine.report()
+
+    answers, report = asyncio.run(run())
+    assert [deltas[-1].finish for deltas in answers] == [FinishReason.LENGTH] * 8
+    assert [deltas[-1].completion_tokens for deltas in answers] == [5] * 8
+    for n, deltas in enumerate(answers):
+        answer = text.decoder(range(n, 60 + n), [])
+        expected = "".join(map(answer.add, range(60 + n, 65 + n))) + answer.flush()
+        assert "".join(delta.text for delta in deltas) == expected
+    assert report.shrunk == runner.refused > 1
+
+
+def test_a_single_request_that_memory_never_suffices_for_ends_alone(text: Text) -> None:
+    runner = SmallDevice(tokens=20, sequences=0)
+
+    async def run() -> tuple[list[Delta], State]:
+        async with started(lambda: model(text, runner)) as engine:
+            return await drained(engine.add(job("a"))), engine.state
+
+    deltas, state = asyncio.run(run())
+    assert (deltas[-1].finish, state) == (FinishReason.ERROR, State.READY)
+
+
+def test_a_lost_device_ends_all_requests_and_shows_on_the_engine(text: Text) -> None:
+    class Lost(CountingRunner):
+        def forward(self, batch: Batch) -> list[int]:
+            raise DeviceLost("gone")
+
+    async def run() -> tuple[list[Delta], State]:
+        async with started(lambda: model(text, Lost())) as engine:
+            return await drained(engine.add(job("a"))), engine.state
+
+    deltas, state = asyncio.run(run())
+    assert (deltas[-1].finish, state) == (FinishReason.ERROR, State.FAILED)
+    assert isinstance(deltas[-1].error, NotReady)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from local_engine.attention import PAGED_ATTENTION, KvCache
 from local_engine.config import Limits
+from local_engine.errors import DeviceLost, OutOfMemory
 from local_engine.runner import ModelRunner
 from local_engine.scheduler import Scheduler
 from local_engine.sequence import Pick, SamplingParams, Sequence
@@ -165,3 +166,22 @@ def test_a_neighbours_broken_numbers_do_not_leak_through_padding_or_reused_block
     again, _ = steps(3, short, long)
     assert again[0].blocks[0] == broken.blocks[0]
     assert [sequence.tokens for sequence in again] == expected
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [(torch.OutOfMemoryError, OutOfMemory), (torch.AcceleratorError, DeviceLost)]
+)
+def test_what_a_device_raises_becomes_an_error_of_ours(theirs: type[Exception], ours: type[Exception]) -> None:
+    class Failing:
+        device = torch.device("cpu")
+
+        def __call__(self, **_: object) -> None:
+            raise theirs("no")
+
+    cache = KvCache(
+        layers=1, num_blocks=8, block_size=16, kv_heads=1, head_size=4, dtype=torch.float32, device=Failing.device
+    )
+    scheduler = Scheduler(Limits(num_blocks=8, window=64))
+    scheduler.add(Sequence(id="a", prompt_length=20, tokens=list(range(20)), max_tokens=2))
+    with pytest.raises(ours):
+        ModelRunner(Failing(), cache).forward(scheduler.schedule())

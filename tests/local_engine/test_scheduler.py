@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from local_engine.config import Limits
 from local_engine.errors import AccountingError, ContextLengthExceeded, FirstTokenTooLate, Overloaded
-from local_engine.scheduler import Batch, Scheduler
+from local_engine.scheduler import SMALLEST_BUDGET, STEPS_UNTIL_GROWTH, Batch, Scheduler
 from local_engine.sequence import OVERTAKING, FinishReason, Sequence
 
 
@@ -416,3 +416,33 @@ def test_a_hundred_thousand_steps_of_anything_leak_nothing_and_starve_nobody() -
         step(scheduler)
     assert scheduler.load().free_blocks == 12
     assert scheduler.preempted_total > 100 and scheduler.prefix_found_total > 100_000
+
+
+def test_where_memory_does_not_suffice_chunks_get_smaller_and_then_fewer_sequences_run() -> None:
+    scheduler = Scheduler(Limits(num_blocks=64, window=128, max_batch_tokens=64, max_running=8))
+    for name in "abcd":
+        scheduler.add(sequence(name, 60, max_tokens=8))
+    sizes = []
+    while scheduler.shrink(batch := scheduler.schedule()):
+        sizes.append(sum(len(chunk.tokens) for chunk in batch))
+        scheduler.check()
+    assert sizes == [64, 32]
+    assert shape(batch) == [("a", SMALLEST_BUDGET)]
+    assert scheduler.shrunk_total == 2
+
+
+def test_after_many_steps_that_succeed_a_batch_grows_again() -> None:
+    scheduler = Scheduler(Limits(num_blocks=64, window=512, max_batch_tokens=64, max_running=8))
+    for name in "abcd":
+        scheduler.add(sequence(name, 2, max_tokens=4))
+    step(scheduler)
+    batch = scheduler.schedule()
+    assert len(batch.decode) == 4
+    assert scheduler.shrink(batch)
+    assert len(scheduler.schedule().decode) == 2
+    assert scheduler.load().waiting == 2
+    scheduler.check()
+    for _ in range(STEPS_UNTIL_GROWTH):
+        scheduler.stepped()
+    step(scheduler)
+    assert scheduler.load().waiting == 0
