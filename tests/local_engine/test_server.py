@@ -439,7 +439,6 @@ def test_load_counts_and_measures(talk: Callable[[Talk], Any]) -> None:
         "finished_total": 0,
         "preempted_total": 0,
         "out_of_memory_total": 0,
-        "max_running": 64,
         "prefix_asked_tokens_total": 0,
         "prefix_found_tokens_total": 0,
         "acceptance": None,
