@@ -28,7 +28,7 @@ _TOKENS = (
     r"xox[abeoprs](?:\.xox[bp])?-[A-Za-z0-9\-]{10,}|xapp-\d-[A-Za-z0-9\-]{20,}"
     r"|hooks\.slack\.com/(?:services|workflows)/[A-Za-z0-9/]{30,}",  # Slack
     r"(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{16,}|whsec_[A-Za-z0-9+/=]{24,}|sk_[a-f0-9]{48}",  # Stripe, ElevenLabs
-    r"hf_[A-Za-z0-9]{30,}|api_org_[A-Za-z0-9]{30,}|r8_[A-Za-z0-9]{37}|gsk_[A-Za-z0-9]{40,}|xai-[A-Za-z0-9]{40,}"
+    r"hg-[A-Za-z0-9]{43}|hf_[A-Za-z0-9]{30,}|api_org_[A-Za-z0-9]{30,}|r8_[A-Za-z0-9]{37}|gsk_[A-Za-z0-9]{40,}|xai-[A-Za-z0-9]{40,}"
     r"|pplx-[A-Za-z0-9]{40,}|nvapi-[A-Za-z0-9_\-]{40,}|fw_[A-Za-z0-9]{20,}|tgp_v1_[A-Za-z0-9_\-]{30,}|pcsk_[A-Za-z0-9_]{40,}"
     r"|lsv2_(?:pt|sk)_[a-f0-9]{32}_[a-f0-9]{10}|ph[cx]_[A-Za-z0-9]{40,}",  # models and what belongs to them
     r"gl(?:pat|ptt|dt|rt|oas|cbt|ft|soat|imt|agent)-[A-Za-z0-9_\-.]{20,}",  # GitLab
@@ -52,7 +52,7 @@ _TOKENS = (
 
 _PREFIXES = (
     r"\bsk-[A-Za-z0-9]|A[KSBC][IC]A[A-Z2-7]{4}|ABSK|gh[pousr]_|github_pat_|AIza|GOCSPX-|ya29\.|1//0|xox[a-z][.-]|xapp-|hooks\.slack|[srp]k_(?:live|test)_|whsec_|sk_[a-f0-9]{8}"
-    r"|hf_|api_org_|r8_|gsk_|xai-|pplx-|nvapi-|fw_|tgp_v1|pcsk_|lsv2_|ph[cx]_|\bgl[a-z]{2,5}-|npm_|pypi-|dckr_|rubygems_|CLOJARS_|\bSG\.|key-[0-9a-f]{8}|SK[0-9a-f]{8}|-us\d|xkeysib|\bre_"
+    r"|hg-[A-Za-z0-9]{43}|hf_|api_org_|r8_|gsk_|xai-|pplx-|nvapi-|fw_|tgp_v1|pcsk_|lsv2_|ph[cx]_|\bgl[a-z]{2,5}-|npm_|pypi-|dckr_|rubygems_|CLOJARS_|\bSG\.|key-[0-9a-f]{8}|SK[0-9a-f]{8}|-us\d|xkeysib|\bre_"
     r"|shp(?:at|ca|pa|ss)_|sq0|EAA[A-Za-z0-9]{8}|do[oprt]_v1|dapi[a-f0-9]{8}|lin_|ntn_|secret_|hv[sbr]\.|AGE-SECRET|atlasv1|dp\.[a-z]{2,5}\.|pul-|ops_eyJ|\d:AA"
     r"|PMAK-|NR[AJIR]|AT(?:ATT|CTT|BB)|figd_|gl(?:sa|c)_|sntry|\bpat|LTAI|AKID|AQVN|dt0|nfp_|vc[pk]_|sb[pv]_|sb_secret|pscale_|rnd_|HRKU|shippo_|duffel_|EZ[AT]K|tfp_|fio-u|sgp_"
     r"|sq[uap]_|AKCp|API-|sha256~|A3-|fm[12]|fo1_|ico-|pnu_|rdme_|[skp]k\.eyJ|\dQ~"

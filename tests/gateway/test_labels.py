@@ -210,6 +210,7 @@ FOUND = [
             "xoxb-263594206564-2343594206574-FGqddMF8t08v8N7Oq4i57vs1",
             "sk_live_4eC39HqLyjWDarjtT1zdp7dc",
             "hf_AbCdEfGhIjKlMnOpQrStUvWxYz01234567",
+            "hg-AbCdEfGhIjKlMnOpQrStUvWxYz0123456789AbCdEfG",
             "glpat-zY9x8W7v6U5t4S3r2Q1p",
             "npm_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
             "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",
