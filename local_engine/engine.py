@@ -252,7 +252,7 @@ class Engine:
             self._work.notify()
         if self._thread is not None:
             # A load cannot be told to stop, so waiting for it would only delay the end.
-            self._thread.join(timeout if self._model is not None else 0)
+            self._thread.join(0 if self._model is None and self._failure is None else timeout)
         return self._thread is None or not self._thread.is_alive()
 
     def _require_ready(self) -> None:
