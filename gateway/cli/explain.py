@@ -14,7 +14,7 @@ import orjson
 import typer
 from rich.console import Console
 
-from gateway.cli.terminal import PolicyPath, fail, loaded, policy_path, table
+from gateway.cli.terminal import PolicyPath, fail, loaded, policy_path, standard_output, table
 from gateway.errors import GatewayError
 from gateway.explain import explanation
 from gateway.labels import Scanner
@@ -87,7 +87,7 @@ def explain(
     if as_json:
         sys.stdout.write(orjson.dumps(told | {"notes": notes}, option=orjson.OPT_INDENT_2).decode() + "\n")
         return
-    _print(Console(highlight=False), told, notes)
+    _print(standard_output(), told, notes)
 
 
 def _headers(pairs: list[str]) -> dict[str, str]:

@@ -24,7 +24,7 @@ import orjson
 import typer
 from rich.console import Console
 
-from gateway.cli.terminal import fail, loaded_keys, table
+from gateway.cli.terminal import fail, loaded_keys, standard_output, table
 from gateway.keyfile import HEADER, CannotEdit, KeyErrors, moment_of, revoked, with_key
 from gateway.keys import Key, Keys, digest_of
 from gateway.loading import read_text
@@ -118,7 +118,7 @@ def check(file: KeyFile = "") -> None:
     exit status 1 where the key would be turned away."""
     keys, _ = loaded_keys(_path(file), None)
     secret = typer.prompt("secret", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
-    console = Console(highlight=False)
+    console = standard_output()
     for key, admin in _all(keys):
         if key.digest == digest_of(secret.strip()):
             told = _told(key, admin)

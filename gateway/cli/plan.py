@@ -14,14 +14,13 @@ from typing import Annotated, Any
 
 import orjson
 import typer
-from rich.console import Console
 
 from gateway import charts
 from gateway.catalog.hardware import HARDWARE, Hardware, UnknownHardware, hardware
 from gateway.catalog.models import Architecture, UnknownArchitecture, architecture, architecture_of, stated
 from gateway.catalog.prices import COMPARED, model_info
 from gateway.cli.plan_tables import memory, print_plan, print_survey
-from gateway.cli.terminal import fail
+from gateway.cli.terminal import fail, standard_output
 from gateway.costs import (
     ELECTRICITY_USD_PER_KWH,
     MAINTENANCE,
@@ -310,7 +309,7 @@ def _refuse(roofline: Roofline, needed: int, as_json: bool) -> None:
         sizes = {"weights": round(roofline.memory.weights), "usable": round(roofline.memory.usable)}
         _write({"fits": False, "context_tokens": needed, "memory_bytes": sizes, "advice": advice})
     else:
-        console = Console(highlight=False)
+        console = standard_output()
         console.print(memory(roofline, needed))
         console.print(
             f"does not fit: {roofline.model.name} as {roofline.quantization} with one context of {needed:,} tokens on "

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
-from gateway.cli.terminal import table
+from gateway.cli.terminal import standard_output, table
 from gateway.plan import SECONDS_PER_MONTH, BreakEven, Load, Plan
 from gateway.roofline import USABLE, Roofline
 from gateway.types import Price
@@ -28,7 +27,7 @@ def memory(roofline: Roofline, context: int) -> Table:
 
 def print_plan(plan: Plan) -> None:
     """Everything about one device."""
-    console = Console(highlight=False)
+    console = standard_output()
     for rows in (memory(plan.roofline, plan.context), _speed(plan), _costs(plan), _months(plan)):
         console.print(rows)
     console.print(f"Speed is {plan.roofline.efficiency.source}.", markup=False, soft_wrap=True)
@@ -49,7 +48,7 @@ def print_survey(plans: Sequence[Plan], left_out: Mapping[str, str], load: Load,
             _pair(plan.running.full_price()),
             f"{plan.usd_per_month:,.0f}",
         )
-    console = Console(highlight=False)
+    console = standard_output()
     console.print(rows)
     for name, why in left_out.items():
         console.print(f"{name}: {why}", markup=False)

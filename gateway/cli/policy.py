@@ -8,12 +8,11 @@ from typing import Annotated, Any, Literal
 
 import orjson
 import typer
-from rich.console import Console
 
 from gateway.advice import advice
 from gateway.cases import cases_schema
 from gateway.cli import explain, replay, simulate, testing
-from gateway.cli.terminal import PolicyPath, loaded, policy_path, table
+from gateway.cli.terminal import PolicyPath, loaded, policy_path, standard_output, table
 from gateway.loading import load_policy
 from gateway.policyfile import PolicyErrors
 from gateway.policyfile.schema import deployments_schema, policy_schema
@@ -48,7 +47,7 @@ def check(
         sys.stdout.write(orjson.dumps(summary).decode() + "\n")
         return
     policy = loaded(path, os.environ)
-    console = Console(highlight=False)
+    console = standard_output()
     console.print(f"{policy.path}: ok (hash {policy.hash})", markup=False)
     deployments = table("deployment", "zone", "window", "USD/M in, out", "on the bill", "model")
     for d in policy.deployments.values():

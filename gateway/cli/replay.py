@@ -13,7 +13,7 @@ import orjson
 import typer
 from rich.console import Console
 
-from gateway.cli.terminal import fail, loaded, policy_path, table
+from gateway.cli.terminal import fail, loaded, policy_path, standard_output, table
 from gateway.policy import Policy
 from gateway.replay import Flow, Replayed, Side, Sums, Went
 from gateway.replaylog import Skipped
@@ -58,7 +58,7 @@ def replay(
         document = _document(by, sums, skipped, failures)
         sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")
     else:
-        _print(Console(highlight=False), by, sums, skipped, failures)
+        _print(standard_output(), by, sums, skipped, failures)
     if failures:
         raise typer.Exit(1)
 

@@ -15,10 +15,9 @@ from typing import Annotated, Any
 import orjson
 import typer
 from pydantic import TypeAdapter
-from rich.console import Console
 
 from gateway import charts
-from gateway.cli.terminal import fail, loaded, table
+from gateway.cli.terminal import fail, loaded, standard_output, table
 from gateway.policy import Policy, Slo
 from gateway.policyfile.values import Seconds
 from gateway.simulate import difference, report
@@ -300,7 +299,7 @@ def _about(trace: Trace, world: World, mix: Mix, share: float | None) -> dict[st
 
 
 def _print(found: Comparison, about: Mapping[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = standard_output()
     console.print(", ".join(f"{key} {value}" for key, value in about.items()), markup=False, soft_wrap=True)
     for name, engine in found.world.fleet.engines.items():
         console.print(f"{name}: {engine.source}", markup=False, soft_wrap=True)
@@ -314,7 +313,7 @@ def _print(found: Comparison, about: Mapping[str, Any]) -> None:
 
 
 def _print_difference(found: difference.Difference) -> None:
-    console = Console(highlight=False)
+    console = standard_output()
     sides = table("policy", "cost, USD", "billed", "SLO met", "local", "refused", "forecast p50", "private out")
     for own, predicted in zip((found.before, found.after), found.predicted_ms, strict=True):
         sides.add_row(

@@ -33,6 +33,14 @@ _PACKAGE = Path(__file__).parents[1]
 _SHORT = re.compile(r"[A-Za-z0-9_-]+")
 
 
+WIDTH_OF_A_FILE = 160  # columns, where the output is no terminal: rich would take 80 and break numbers
+
+
+def standard_output() -> Console:
+    """Standard output, as wide as its terminal."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
+
+
 def fail(message: str) -> NoReturn:
     """One line on the terminal, exit status 2."""
     Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(message)}", markup=True, soft_wrap=True)

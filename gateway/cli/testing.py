@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from gateway.cli.terminal import fail, policy_path, table
+from gateway.cli.terminal import fail, policy_path, standard_output, table
 from gateway.testing import FileResult, as_json, files_of, junit, result_of
 
 
@@ -44,7 +44,7 @@ def test(
     if as_document:
         sys.stdout.write(orjson.dumps(as_json(results), option=orjson.OPT_INDENT_2).decode() + "\n")
     else:
-        console = Console(highlight=False)
+        console = standard_output()
         for result in results:
             _print(console, result)
         _print_sum(console, results)
