@@ -83,9 +83,13 @@ def test_what_the_engine_is_able_to_do_decides_what_it_is_asked(bundled: Run) ->
     """The bundled model follows a schema, and its template knows no tools."""
 
     async def test(g: Running) -> None:
-        schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}}, "required": ["n"]}
+        schema = {
+            "type": "object",
+            "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}},
+            "required": ["n"],
+        }
         form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema | {"additionalProperties": False}}}
-        answer = await ask(g, response_format=form, extra_headers={"x-data-class": "personal"})
+        answer = await ask(g, response_format=form, temperature=0, extra_headers={"x-data-class": "personal"})
         assert set(orjson.loads(answer.choices[0].message.content)) == {"n"}
         tool = {"type": "function", "function": {"name": "look"}}
         with pytest.raises(openai.BadRequestError, match="no permitted deployment supports"):
