@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 from local_engine.conversation import Tool
+from local_engine.grammar import compact
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +104,9 @@ def grammar(
     rules.append(f"body: {body}")
     for index, tool in enumerate(tools):
         head = orjson.dumps(f'{{"name": "{tool.name}", "{family.arguments}": ').decode()
-        rules.append(f'call_{index}: {head} %json {tool.parameters} "}}"')
+        rules.append(f'call_{index}: {head} %json {compact(tool.parameters)} "}}"')
     if or_answer is not None:
-        rules.append(f"answer: %json {or_answer}")
+        rules.append(f"answer: %json {compact(or_answer)}")
     return "\n".join(rules) + "\n"
 
 

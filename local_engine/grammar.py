@@ -19,6 +19,7 @@ GrammarKind = Literal["json_schema", "regex", "choice", "lark"]
 MAX_CHARACTERS = 256 * 1024
 _ANY_OBJECT: dict[str, object] = {"type": "object"}
 _LONGEST_REASON = 300
+_COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _WORD = re.compile(r"\w+")
 _SCHEMA_WORDS = frozenset(
     {"type", "properties", "required", "items", "enum", "const", "pattern", "format", "minimum", "maximum", "anyof"}
@@ -99,6 +100,13 @@ class Grammars:
         return Grammar(self._tokenizer, compiled)
 
 
+def compact(schema: str) -> str:
+    """The schema with the request that JSON be written as Python does, without other white space: JSON allows that
+    without end between its tokens, and a small model may choose nothing else. One that says how is left as it is."""
+    parsed = orjson.loads(schema)
+    return orjson.dumps({"x-guidance": _COMPACT} | parsed).decode() if isinstance(parsed, dict) else schema
+
+
 def _without_words_of(text: str, problem: str) -> str:
     """The compiler's sentence without what the caller wrote; the vocabulary of JSON Schema may stay."""
     own = {word for word in _WORD.findall(text) if word.lower() not in _SCHEMA_WORDS}
@@ -108,7 +116,7 @@ def _without_words_of(text: str, problem: str) -> str:
 def _source(wanted: Wanted) -> str:
     match wanted.kind:
         case "json_schema":
-            return str(LLMatcher.grammar_from_json_schema(wanted.text))
+            return str(LLMatcher.grammar_from_json_schema(compact(wanted.text)))
         case "regex":
             return str(LLMatcher.grammar_from_regex(wanted.text))
         case "choice":
