@@ -81,6 +81,8 @@ def _fill(axes: Any, chart: Chart) -> None:
         axes.set_xscale("log")
     if chart.log_y:
         axes.set_yscale("log")
+    if any(series.names for series in chart.series):
+        axes.margins(x=0.18)  # names stand beside their points, those of the last ones too
     for series in chart.series:
         _add(axes, series)
     if chart.ticks:

@@ -108,6 +108,14 @@ LocalShare = Annotated[
         rich_help_panel=FLEET,
     ),
 ]
+ByLoad = Annotated[
+    bool,
+    typer.Option(
+        "--by-load",
+        help="Reach --local-share by letting everything arrive faster or slower, and leave the engines as they are.",
+        rich_help_panel=FLEET,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]
 
 
@@ -125,6 +133,7 @@ def simulate(
     fleet: FleetFile = None,
     engine: EngineText = None,
     local_share: LocalShare = None,
+    by_load: ByLoad = False,
     with_baselines: Annotated[
         bool,
         typer.Option(
@@ -152,7 +161,8 @@ def simulate(
         came = _trace(trace, drawn)
         mix = _mix(policies[0], private, label, classes, time_scale, limit, seed)
         worlds = [
-            _world(_with_limits(policy, limits or []), came, mix, fleet, engine, local_share) for policy in policies
+            _world(_with_limits(policy, limits or []), came, mix, fleet, engine, local_share, by_load)
+            for policy in policies
         ]
         entrants = [(world, PolicyRouter(world.policy.path, world.policy)) for world in worlds]
         found = compared(entrants, _baselines(worlds[0]) if with_baselines else [], bound)
@@ -189,6 +199,7 @@ def diff(
     fleet: FleetFile = None,
     engine: EngineText = None,
     local_share: LocalShare = None,
+    by_load: ByLoad = False,
     exit_code: Annotated[
         bool,
         typer.Option("--exit-code", help="Exit status 1 where a request goes elsewhere.", rich_help_panel=OUTPUT),
@@ -202,7 +213,8 @@ def diff(
         came = _trace(trace, drawn)
         mix = _mix(policies[0], private, label, classes, time_scale, limit, seed)
         worlds = [
-            _world(_with_limits(policy, limits or []), came, mix, fleet, engine, local_share) for policy in policies
+            _world(_with_limits(policy, limits or []), came, mix, fleet, engine, local_share, by_load)
+            for policy in policies
         ]
         runs = [run_in(world, PolicyRouter(world.policy.path, world.policy)) for world in worlds]
         found = difference.difference(worlds[0], *runs)
@@ -265,12 +277,17 @@ def _with_limits(policy: Policy, limits: Sequence[str]) -> Policy:
     return replace(policy, slo=slo)
 
 
-def _world(policy: Policy, trace: Trace, mix: Mix, fleet: str | None, engine: str | None, share: float | None) -> World:
+def _world(
+    policy: Policy, trace: Trace, mix: Mix, fleet: str | None, engine: str | None, share: float | None, by_load: bool
+) -> World:
     model = None if engine is None else described_engine(engine, read_text)
     known: FleetModel = fleet_model(policy, model, fleet, read_text)
     policy = simulated(policy, known)
     asked = requests(trace, mix, policy)
-    if share is not None:
+    if share is not None and by_load:
+        faster = mix.time_scale * known.carried(asked) / share
+        asked = requests(trace, replace(mix, time_scale=faster), policy)
+    elif share is not None:
         known = known.sized(asked, share)
     return World(policy, known, asked, weather(known.clouds, asked, mix.seed), trace.began)
 

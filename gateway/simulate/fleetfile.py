@@ -40,22 +40,22 @@ class FleetModel:
     engines: Mapping[str, EngineModel] = field(default_factory=dict)
     clouds: Mapping[str, CloudModel] = field(default_factory=dict)
 
-    def sized(self, requests: tuple[Request, ...], share: float) -> FleetModel:
-        """The same fleet with engines of such a speed that together they can carry this share of the requests' work.
-
-        Work is counted in engine-seconds at best (`EngineModel.least_s`), over the time from the first arrival to the
-        last. Every step of every engine gets slower or faster by the same factor; the cache stays as it is. Raises
-        TraceError where nothing says how long that time is.
-        """
+    def carried(self, requests: tuple[Request, ...]) -> float:
+        """The share of the requests' work that the engines can carry together, in the time from the first arrival to
+        the last. Work is counted in engine-seconds at best (`EngineModel.least_s`). Raises TraceError where there is no
+        engine, or no such time."""
         span = requests[-1].arrival_s - requests[0].arrival_s
         if not self.engines or span <= 0:
             raise TraceError("--local-share needs an engine, and requests that do not all arrive at once")
-        # Of one request, each engine would do in a second what is worth this many seconds of the mean.
-        rates = [
+        return sum(
             span / sum(engine.least_s(r.prompt_tokens, r.output_tokens) for r in requests)
             for engine in self.engines.values()
-        ]
-        factor = sum(rates) / share
+        )
+
+    def sized(self, requests: tuple[Request, ...], share: float) -> FleetModel:
+        """The same fleet with engines of such a speed that they carry this share: every step of every engine gets
+        slower or faster by the same factor; the cache stays as it is. Raises what `carried` does."""
+        factor = self.carried(requests) / share
         return replace(self, engines={name: engine.slowed(factor) for name, engine in self.engines.items()})
 
 

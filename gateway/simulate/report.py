@@ -6,7 +6,7 @@ Owns the words and units. Money is in dollars, times in milliseconds, shares bet
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from gateway.charts import Chart, Series
 from gateway.simulate.bound import Bound
@@ -169,42 +169,40 @@ def pictures(found: Comparison) -> list[Chart]:
     return [_trade(found), *_timeline(found.world, found)]
 
 
+LEAST_MISSED = 0.01
+"""Per cent of the requests: what missed less is drawn there, since a logarithm has no place for none."""
+
+
 def _trade(found: Comparison) -> Chart:
+    """On the x axis what was missed and not what was met, so that 99 and 99.9 % are apart."""
     series = []
     if found.curve:
-        series.append(
-            Series(
-                "lower bound",
-                [bound.attainment * 100 for bound in found.curve],
-                [bound.cost_nusd / NUSD_PER_USD for bound in found.curve],
-            )
-        )
+        xs = [_missed(bound.attainment) for bound in found.curve]
+        series.append(Series("lower bound", xs, [bound.cost_nusd / NUSD_PER_USD for bound in found.curve]))
     groups = {
         "policies": [entry for entry in found.told if entry.kind == "policy"],
         "baselines": [entry for entry in found.told if entry.kind == "baseline"],
     }
     for label, entries in groups.items():
         if entries:
-            series.append(
-                Series(
-                    label,
-                    [entry.score.met * 100 for entry in entries],
-                    [entry.score.cost_nusd / NUSD_PER_USD for entry in entries],
-                    "points",
-                    [entry.score.router for entry in entries],
-                )
-            )
-    others = [e for e in found.entries if e.kind == "baseline" and e not in found.told]
+            names = [entry.score.router.rsplit("/", 1)[-1].removesuffix(".yaml") for entry in entries]
+            series.append(_points(label, entries, "points", names))
+    others = [entry for entry in found.entries if entry.kind == "baseline" and entry not in found.told]
     if others:
-        series.append(
-            Series(
-                "other thresholds",
-                [entry.score.met * 100 for entry in others],
-                [entry.score.cost_nusd / NUSD_PER_USD for entry in others],
-                "dashed",
-            )
-        )
-    return Chart("Cost and attainment: right and low is better", "requests whose SLO is met, %", "cost, USD", series)
+        series.append(_points("other thresholds", others, "dashed"))
+    title = "Cost and misses: left and low is better"
+    return Chart(title, "requests whose SLO is missed, %", "cost, USD", series, log_x=True)
+
+
+def _points(
+    label: str, entries: Sequence[Entry], style: Literal["points", "dashed"], names: Sequence[str] = ()
+) -> Series:
+    costs = [entry.score.cost_nusd / NUSD_PER_USD for entry in entries]
+    return Series(label, [_missed(entry.score.met) for entry in entries], costs, style, names)
+
+
+def _missed(attainment: float) -> float:
+    return max(LEAST_MISSED, (1 - attainment) * 100)
 
 
 _SMOOTHED_S = 15

@@ -138,6 +138,14 @@ def test_limits_of_classes_can_be_tried(policies: Path) -> None:
     assert strict["attainment"] < 0.5 < lax["attainment"] == 1.0
 
 
+def test_a_local_share_is_reached_by_slower_engines_or_by_faster_arrivals(policies: Path) -> None:
+    arguments = (policies / "a.yaml", "--synthetic", DRAWN, "--local-share", 0.5)
+    by_engine, by_load = document("simulate", *arguments), document("simulate", *arguments, "--by-load")
+    assert "times as long" in by_engine["simulated"]["engines"]["local"]
+    assert "times as long" not in by_load["simulated"]["engines"]["local"]
+    assert by_load["simulated"]["seconds"] < by_engine["simulated"]["seconds"]
+
+
 def test_a_diff_says_what_goes_elsewhere(policies: Path) -> None:
     arguments = (policies / "a.yaml", policies / "b.yaml", "--synthetic", DRAWN, "--private", 0.2)
     told = document("diff", *arguments)
