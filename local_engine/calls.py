@@ -257,7 +257,7 @@ class CallReader:
             self._before = ""
             self._at = _At.TEXT if self._family.opener else _At.PLAIN
         else:
-            self._give_up(len(self._held))
+            self._give_up(0)  # of the mark alone: what follows may hold another
         return True
 
     def _give_up(self, size: int) -> None:

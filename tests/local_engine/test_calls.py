@@ -104,6 +104,8 @@ CASES: list[tuple[Family, str, str, list[tuple[str, str]]]] = [
      '{"name": "nothing", "arguments": {}}]', "", [("weather", '{"city": "Bern"}'), ("nothing", "{}")]),
     (MISTRAL, '[TOOL_CALLS] [{"name": "nothing", "arguments": {}}] done', " done", [("nothing", "{}")]),
     (MISTRAL, "[TOOL_CALLS]what", "[TOOL_CALLS]what", []),
+    (HERMES, '<tool_call><tool_call>{"name": "nothing", "arguments": {}}</tool_call>', "<tool_call>",
+     [("nothing", "{}")]),
 ]  # fmt: skip
 
 
