@@ -319,7 +319,9 @@ def private(draw: st.DrawFn) -> tuple[dict[str, Any], set[str]]:
     def text() -> str:
         pieces = draw(_apart)
         secrets.update(piece[1] for piece in pieces if isinstance(piece, tuple))
-        return "".join(f" {piece[0]} " if isinstance(piece, tuple) else piece for piece in pieces)
+        made = "".join(f" {piece[0]} " if isinstance(piece, tuple) else piece for piece in pieces)
+        # Between quotes a placeholder is JSON where the value was none, which only `decoded` would take for a change.
+        return f"{made}." if made.rstrip().endswith('"') else made
 
     arguments = _dumped({"phone": text(), text(): [text()]})
     if draw(st.booleans()):
