@@ -1,4 +1,4 @@
-"""The engine child process: start it, wait until it is healthy, restart it when it dies, stop it with us.
+"""The engine child process: start it, wait until it is healthy, restart it when it dies or fails, stop it with us.
 
 Owns one child per deployment that is served locally, and the Unix socket on which it listens. Refuses to import the
 engine: it is another program, and a fault of it ends in an exit status here.
@@ -184,7 +184,11 @@ class Supervisor:
         missed = 0
         while not exited.done() and missed < MISSED_PROBES:
             await asyncio.wait({exited}, timeout=WATCH_EVERY)
-            missed = 0 if await _health(client) == "ready" else missed + 1
+            health = await _health(client)
+            if health == "failed":  # which it stays, however long it lives
+                self._reports.engine_said(self.spec.name, "says that it has failed; it is killed")
+                return
+            missed = 0 if health == "ready" else missed + 1
         if not exited.done():
             self._reports.engine_said(self.spec.name, "does not answer any more; it is killed")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gateway.supervisor import FIRST_BACKOFF, EngineSpec, Supervisor
+from gateway.supervisor import FIRST_BACKOFF, WATCH_EVERY, EngineSpec, Supervisor
 
 ENGINE = """
 import http.server, json, os, socket, socketserver, sys, threading
@@ -28,7 +28,9 @@ if os.path.exists(uds):
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        status = {"ok": "ready", "failing": "failed", "unreadable": "ready"}[mode]
+        status = {"ok": "ready", "failing": "failed", "unreadable": "ready", "breaking": "ready"}[mode]
+        if mode == "breaking" and os.path.exists(uds + ".broken"):
+            status = "failed"
         body = json.dumps({"status": status, "context_window": 64}).encode()
         if mode == "unreadable" and self.path == "/tokenizer":
             body = b"<html>"
@@ -139,6 +141,23 @@ def test_an_engine_that_does_not_start_is_tried_ever_more_rarely(tmp_path: Path)
 
     reports = supervised(tmp_path, "broken", check)
     assert "exited with status 3; restarting in 0.5 s" in reports.lines and "up" not in reports.events
+
+
+def test_an_engine_that_fails_while_it_is_up_is_replaced_at_once(tmp_path: Path) -> None:
+    broken = tmp_path / "e.sock.broken"
+
+    async def check(supervisor: Supervisor, reports: Reports, waits: list[float]) -> None:
+        await until(lambda: "up" in reports.events)
+        first = supervisor.pid
+        broken.touch()
+        async with asyncio.timeout(5 * WATCH_EVERY):
+            await until(lambda: reports.events[-1] == "its engine stopped and is being restarted")
+        broken.unlink()
+        await until(lambda: reports.events.count("up") == 2)
+        assert supervisor.pid not in (None, first)
+
+    reports = supervised(tmp_path, "breaking", check)
+    assert "says that it has failed; it is killed" in reports.lines
 
 
 def test_an_engine_that_says_that_it_failed_is_replaced(tmp_path: Path) -> None:
