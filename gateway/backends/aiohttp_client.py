@@ -61,14 +61,7 @@ class AiohttpResponse:
         return self._response.headers.get(name)
 
     async def read(self) -> bytes:
-        pieces, size = [], 0
-        while piece := await self.some():
-            pieces.append(piece)
-            size += len(piece)
-            if size > say.MOST_ANSWER_BYTES:
-                self.close()
-                raise UpstreamFailed(say.TOO_LONG)
-        return b"".join(pieces)
+        return await say.whole(self)
 
     async def some(self) -> bytes:
         try:

@@ -87,14 +87,7 @@ class Http1Response:
     async def read(self) -> bytes:
         if self.whole:
             return self._taken()
-        pieces, size = [], 0
-        while piece := await self.some():
-            pieces.append(piece)
-            size += len(piece)
-            if size > say.MOST_ANSWER_BYTES:
-                self.close()
-                raise UpstreamFailed(say.TOO_LONG)
-        return b"".join(pieces)
+        return await say.whole(self)
 
     async def some(self) -> bytes:
         while not self.parts:

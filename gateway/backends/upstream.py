@@ -56,6 +56,18 @@ class Response(Protocol):
     def close(self) -> None: ...
 
 
+async def whole(response: Response) -> bytes:
+    """The rest of a response's body; one that is longer than an answer may be is closed. Raises a `Retryable`."""
+    pieces, size = [], 0
+    while piece := await response.some():
+        pieces.append(piece)
+        size += len(piece)
+        if size > MOST_ANSWER_BYTES:
+            response.close()
+            raise UpstreamFailed(TOO_LONG)
+    return b"".join(pieces)
+
+
 class Upstream(Protocol):
     """One address that takes POSTs of JSON. Cancelling a call closes its connection at once."""
 
