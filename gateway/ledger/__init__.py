@@ -1,9 +1,20 @@
 """Reservations of requests, tokens, money and slots at once, under limits that are never exceeded: one contract, in
 one process (`MemoryLedger`) or shared by replicas (`RedisLedger`)."""
 
-from gateway.ledger.base import Hold, Ledger, LedgerUnavailable, Limit, Refused, Reservation, Spent, days, months
+from gateway.ledger.base import (
+    Hold,
+    Ledger,
+    LedgerUnavailable,
+    Limit,
+    OnDown,
+    Refused,
+    Reservation,
+    Spent,
+    days,
+    months,
+)
 from gateway.ledger.memory import MemoryLedger
-from gateway.ledger.redis_ledger import RedisLedger, connect
+from gateway.ledger.redis_ledger import RedisLedger
 
 __all__ = [
     "Hold",
@@ -11,11 +22,11 @@ __all__ = [
     "LedgerUnavailable",
     "Limit",
     "MemoryLedger",
+    "OnDown",
     "RedisLedger",
     "Refused",
     "Reservation",
     "Spent",
-    "connect",
     "days",
     "months",
 ]

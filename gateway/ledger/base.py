@@ -18,7 +18,8 @@ from datetime import datetime, timedelta, tzinfo
 from typing import Literal, NamedTuple, Protocol
 
 Kind = Literal["rolling", "period", "slots"]
-Unit = Literal["requests", "tokens", "nusd", "slots"]
+Unit = Literal["requests", "attempts", "tokens", "nusd", "slots"]
+OnDown = Literal["local_share", "closed", "open"]
 
 MOST = 2**53 - 1  # what a Lua number holds exactly; 9 million USD in nano-dollars
 SLOT_WAIT_MS = 1_000  # nobody knows when a slot comes free
@@ -32,7 +33,8 @@ class Limit:
 
     `window` is seconds, of `rolling`. `starts` are when periods begin, of `period`: seconds since 1970, ascending, from
     the one before now to at least the one after it (see `days`, `months`), so that the ledger's own clock may differ
-    from ours.
+    from ours. `on_down` says what counts while the store that replicas share does not answer: each replica's share of
+    it, nothing at all (`closed`), or anything (`open`). `requests` are a caller's, `attempts` a deployment's.
     """
 
     account: str
@@ -41,6 +43,7 @@ class Limit:
     most: int
     window: int = 60
     starts: tuple[int, ...] = ()
+    on_down: OnDown = "local_share"
 
 
 class Hold(NamedTuple):
@@ -53,10 +56,13 @@ class Hold(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a request really took: tokens of prompt and answer, nano-dollars."""
+    """What a reservation really took: tokens of prompt and answer, nano-dollars; whether it counts as a request of its
+    caller (an attempt after which another deployment is tried does not), and as an attempt on its deployment."""
 
     tokens: int
     nusd: int
+    request: bool = True
+    attempt: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +95,16 @@ class LedgerUnavailable(Exception):
 class Ledger(Protocol):
     """Reserves all holds of a request or none. `now`: seconds since 1970."""
 
-    async def reserve(self, id: str, holds: Sequence[Hold], lease_s: float, now: float) -> Reservation | Refused:
-        """Place all holds for at most `lease_s` seconds. Raises ValueError where two are on one account, an amount is
-        no amount, or a reservation of that id is open; `LedgerUnavailable`."""
+    async def reserve(
+        self, id: str, holds: Sequence[Hold], lease_s: float, now: float, within: float | None = None
+    ) -> Reservation | Refused:
+        """Place all holds for at most `lease_s` seconds. `id` is never used for another reservation. The answer comes
+        `within` so many seconds, or what the store allows for. Raises ValueError where two holds are on one account, an
+        amount is no amount, or a reservation of that id is open; `LedgerUnavailable`."""
+
+    async def renew(self, reservation: Reservation, lease_s: float, now: float) -> bool:
+        """Let it last at least `lease_s` seconds from now. False where it had ended before. Raises
+        `LedgerUnavailable`."""
 
     async def settle(self, reservation: Reservation, spent: Spent, now: float) -> bool:
         """End it with what was really taken, more or less than was held. False where it had ended before. Raises
@@ -118,11 +131,14 @@ def checked(holds: Sequence[Hold]) -> tuple[Hold, ...]:
 
 def final(hold: Hold, spent: Spent | None) -> int:
     """What stays booked of a hold at the end; `spent` is None where the request took nothing at all."""
-    if spent is None or hold.limit.unit == "slots":
+    unit = hold.limit.unit
+    if spent is None or unit == "slots":
         return 0
-    if hold.limit.unit == "tokens":
+    if unit == "tokens":
         return spent.tokens
-    return spent.nusd if hold.limit.unit == "nusd" else hold.amount
+    if unit == "nusd":
+        return spent.nusd
+    return hold.amount if (spent.request if unit == "requests" else spent.attempt) else 0
 
 
 def days(zone: tzinfo, now: float) -> tuple[int, ...]:

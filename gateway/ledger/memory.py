@@ -140,6 +140,11 @@ class _Slots:
     def change(self, id: str, place: int, difference: int) -> None:
         self.until_ms.pop(id, None)
 
+    def renew(self, id: str, until_ms: int) -> None:
+        """Let it stay in for longer."""
+        if id in self.until_ms:
+            self.until_ms[id] = until_ms
+
 
 _KINDS: Mapping[Kind, Callable[[], _Account]] = {"rolling": _Rolling, "period": _Period, "slots": _Slots}
 
@@ -152,7 +157,9 @@ class MemoryLedger:
         self._open: dict[str, int] = {}  # the lease's end by id
         self._sweep_at = _SWEEP_ABOVE
 
-    async def reserve(self, id: str, holds: Sequence[Hold], lease_s: float, now: float) -> Reservation | Refused:
+    async def reserve(
+        self, id: str, holds: Sequence[Hold], lease_s: float, now: float, within: float | None = None
+    ) -> Reservation | Refused:
         """See `Ledger`."""
         holds = checked(holds)
         now_ms = int(now * 1000)
@@ -182,6 +189,19 @@ class MemoryLedger:
         self._remember(id, until_ms, now_ms)
         return Reservation(id, holds, tuple(used), tuple(places), until_ms)
 
+    async def renew(self, reservation: Reservation, lease_s: float, now: float) -> bool:
+        """See `Ledger`."""
+        now_ms = int(now * 1000)
+        until_ms = self._open.get(reservation.id, now_ms)
+        if until_ms <= now_ms:
+            return False
+        self._open[reservation.id] = ends = max(until_ms, now_ms + int(lease_s * 1000))
+        for hold in reservation.holds:
+            account = self._accounts[hold.limit.account]
+            if isinstance(account, _Slots):
+                account.renew(reservation.id, ends)
+        return True
+
     async def settle(self, reservation: Reservation, spent: Spent, now: float) -> bool:
         """See `Ledger`."""
         return self._end(reservation, spent, now)
@@ -191,10 +211,8 @@ class MemoryLedger:
         return self._end(reservation, None, now)
 
     def _end(self, reservation: Reservation, spent: Spent | None, now: float) -> bool:
-        if self._open.get(reservation.id) != reservation.until_ms:
-            return False
-        del self._open[reservation.id]
-        if reservation.until_ms <= int(now * 1000):
+        until_ms = self._open.pop(reservation.id, None)
+        if until_ms is None or until_ms <= int(now * 1000):
             return False
         for hold, placed in zip(reservation.holds, reservation.placed, strict=True):
             difference = final(hold, spent) - hold.amount

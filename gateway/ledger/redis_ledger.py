@@ -1,19 +1,16 @@
-"""The ledger that replicas share, in Redis or whatever speaks its protocol: two Lua scripts, each whole.
+"""The ledger that replicas share, in Redis or whatever speaks its protocol: Lua scripts, each whole.
 
-Owns the keys' names: all have one hash tag, so that the scripts are whole on a cluster as well. Refuses to wait: a call
-takes at most its connection's timeouts, and nothing is tried again, because nobody knows whether it was done.
+Owns the keys' names: all have one hash tag, so that the scripts are whole on a cluster as well. They consist of ids of
+reservations and names of accounts: nothing of a request and nothing of a key. Refuses to wait: the store says how long,
+and nothing is tried again, because nobody knows whether it was done.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
-
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from typing import Any, Literal
 
 from gateway.ledger.base import (
     NEVER_MS,
@@ -25,48 +22,68 @@ from gateway.ledger.base import (
     checked,
     final,
 )
+from gateway.store import Script, ScriptCall, Store, StoreUnavailable, reply_of
 
-TIMEOUT = 0.05  # seconds, to connect and to be answered; redis-py's own defaults wait and try again for 12 s
 _HERE = Path(__file__).parent
-
-
-def connect(url: str, timeout: float = TIMEOUT) -> Redis:
-    """A client that neither waits longer than `timeout` seconds for anything nor tries anything again."""
-    return Redis.from_url(
-        url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0), protocol=2
-    )
 
 
 class RedisLedger:
     """Implements `Ledger` for all who use the same store and prefix."""
 
-    def __init__(self, client: Redis, prefix: str = "hybridgate", time: Literal["server", "given"] = "server") -> None:
+    def __init__(self, store: Store, time: Literal["server", "given"] = "server") -> None:
         """`time`: whose clock counts. The server's, so that replicas agree; `given` is for tests."""
-        self._client = client
-        self._prefix = prefix
+        self._store = store
+        self._tag = f"{store.prefix}:{{ledger}}"
         self._given = time == "given"
-        self._reserve = client.register_script((_HERE / "reserve.lua").read_text())
-        self._finish = client.register_script((_HERE / "finish.lua").read_text())
+        self._reserve = Script((_HERE / "reserve.lua").read_text())
+        self._finish = Script((_HERE / "finish.lua").read_text())
+        self._renew = Script((_HERE / "renew.lua").read_text())
+        self._ending: set[asyncio.Task[bool]] = set()
 
-    async def reserve(self, id: str, holds: Sequence[Hold], lease_s: float, now: float) -> Reservation | Refused:
-        """See `Ledger`."""
-        holds = checked(holds)
+    async def reserve(
+        self, id: str, holds: Sequence[Hold], lease_s: float, now: float, within: float | None = None
+    ) -> Reservation | Refused:
+        """See `Ledger`. What is reserved after the asker has gone is released."""
+        call = self.reserving(id, holds, lease_s, now)
+
+        def abandoned(replies: list[Any]) -> None:
+            made = self.reserved(id, holds, replies[0])
+            if isinstance(made, Reservation):
+                task = asyncio.create_task(self._given_back(made, now))
+                self._ending.add(task)
+                task.add_done_callback(self._ending.discard)
+
+        try:
+            (reply,) = await self._store.run(call, within=within, abandoned=abandoned)
+            return self.reserved(id, holds, reply)
+        except StoreUnavailable as error:
+            raise LedgerUnavailable(str(error)) from None
+
+    def reserving(self, id: str, holds: Sequence[Hold], lease_s: float, now: float) -> ScriptCall:
+        """The command that reserves, for an exchange with others."""
         arguments: list[str | int] = [self._now(now), id, int(lease_s * 1000)]
-        for hold in holds:
+        for hold in checked(holds):
             limit = hold.limit
             extra = ",".join(map(str, limit.starts)) if limit.kind == "period" else limit.window
             arguments += [limit.kind, hold.amount, limit.most, extra]
-        try:
-            outcome, *told = await self._reserve(self._keys(id, holds), arguments)
-        except (RedisError, OSError) as error:
-            raise LedgerUnavailable(type(error).__name__) from error
+        return self._reserve.call(self._keys(id, holds), arguments)
+
+    def reserved(self, id: str, holds: Sequence[Hold], reply: Any) -> Reservation | Refused:
+        """What the reply to that command means. Raises as `reserve` does, and `StoreUnavailable`."""
+        outcome, *told = reply_of(reply)
         if outcome < 0:
             raise ValueError("a reservation of that id is open")
         if not outcome:
             position, wait, *used = told
             return Refused(holds[position - 1], None if wait == NEVER_MS else wait, tuple(used))
         until_ms, *placed = told
-        return Reservation(id, holds, tuple(placed[::2]), tuple(placed[1::2]), until_ms)
+        return Reservation(id, tuple(holds), tuple(placed[::2]), tuple(placed[1::2]), until_ms)
+
+    async def renew(self, reservation: Reservation, lease_s: float, now: float) -> bool:
+        """See `Ledger`."""
+        slots = [hold for hold in reservation.holds if hold.limit.kind == "slots"]
+        arguments = [self._now(now), reservation.id, int(lease_s * 1000)]
+        return await self._ended(self._renew.call(self._keys(reservation.id, slots), arguments))
 
     async def settle(self, reservation: Reservation, spent: Spent, now: float) -> bool:
         """See `Ledger`."""
@@ -77,17 +94,26 @@ class RedisLedger:
         return await self._end(reservation, None, now)
 
     async def _end(self, reservation: Reservation, spent: Spent | None, now: float) -> bool:
-        arguments: list[str | int] = [self._now(now), reservation.id, reservation.until_ms]
+        arguments: list[str | int] = [self._now(now), reservation.id]
         for hold, placed in zip(reservation.holds, reservation.placed, strict=True):
             arguments += [hold.limit.kind, placed, final(hold, spent) - hold.amount]
+        return await self._ended(self._finish.call(self._keys(reservation.id, reservation.holds), arguments))
+
+    async def _ended(self, call: ScriptCall) -> bool:
         try:
-            return bool(await self._finish(self._keys(reservation.id, reservation.holds), arguments))
-        except (RedisError, OSError) as error:
-            raise LedgerUnavailable(type(error).__name__) from error
+            (reply,) = await self._store.run(call)
+            return bool(reply_of(reply))
+        except StoreUnavailable as error:
+            raise LedgerUnavailable(str(error)) from None
+
+    async def _given_back(self, reservation: Reservation, now: float) -> bool:
+        try:
+            return await self.release(reservation, now)
+        except LedgerUnavailable:
+            return False  # its lease ends it
 
     def _keys(self, id: str, holds: Sequence[Hold]) -> list[str]:
-        tag = f"{self._prefix}:{{ledger}}"
-        return [f"{tag}:open:{id}", *(f"{tag}:{hold.limit.account}" for hold in holds)]
+        return [f"{self._tag}:open:{id}", *(f"{self._tag}:{hold.limit.account}" for hold in holds)]
 
     def _now(self, now: float) -> int | str:
         return int(now * 1000) if self._given else ""

@@ -26,10 +26,10 @@ from gateway.ledger import (
     Refused,
     Reservation,
     Spent,
-    connect,
     days,
     months,
 )
+from gateway.store import Store
 from tests.redis_server import redis_server
 
 NOW = 1_800_000_000.25
@@ -59,9 +59,9 @@ def on(request: pytest.FixtureRequest) -> Callable[[Check], None]:
     url: str = request.getfixturevalue("url")
 
     async def shared(check: Check) -> None:
-        async with connect(url, PATIENT) as client:
-            await client.flushall()
-            await check(RedisLedger(client, time="given"))
+        async with Store(url, timeout=PATIENT) as store:
+            await store.run(("FLUSHALL",))
+            await check(RedisLedger(store, time="given"))
 
     return lambda check: asyncio.run(shared(check))
 
@@ -217,13 +217,13 @@ def test_a_hundred_at_once_get_no_more_than_the_limit(on: Callable[[Check], None
 
 def test_scripts_that_the_server_has_forgotten_are_sent_again(url: str) -> None:
     async def check() -> None:
-        async with connect(url, PATIENT) as client:
-            await client.flushall()
-            ledger = RedisLedger(client, time="given")
+        async with Store(url, timeout=PATIENT) as store:
+            await store.run(("FLUSHALL",))
+            ledger = RedisLedger(store, time="given")
             first = await placed(ledger, "1", holds())
-            await client.script_flush()
+            await store.run(("SCRIPT", "FLUSH"))
             assert await ledger.settle(first, Spent(1, 1), NOW)
-            await client.script_flush()
+            await store.run(("SCRIPT", "FLUSH"))
             await placed(ledger, "1", holds())
 
     asyncio.run(check())
@@ -231,10 +231,10 @@ def test_scripts_that_the_server_has_forgotten_are_sent_again(url: str) -> None:
 
 def test_the_servers_own_time_counts_and_nothing_is_kept_for_ever(url: str) -> None:
     async def check() -> None:
-        async with connect(url, PATIENT) as client:
+        async with Store(url, timeout=PATIENT, prefix="p") as store, Redis.from_url(url) as client:
             await client.flushall()
             at = (await client.time())[0]
-            made = await placed(RedisLedger(client, prefix="p"), "1", holds(), now=5.0)
+            made = await placed(RedisLedger(store), "1", holds(), now=5.0)
             assert 0 <= made.placed[0] - at <= PATIENT and made.until_ms >= (at + 30) * 1000
             names = [name.decode() async for name in client.scan_iter("*")]
             assert len(names) == 5 and all(name.startswith("p:{ledger}:") for name in names)
@@ -245,9 +245,9 @@ def test_the_servers_own_time_counts_and_nothing_is_kept_for_ever(url: str) -> N
 
 def test_a_store_that_cannot_be_reached_is_told_as_that() -> None:
     async def check() -> None:
-        async with connect("redis://127.0.0.1:1") as client:
-            with pytest.raises(LedgerUnavailable):
-                await RedisLedger(client).reserve("1", holds(), 30.0, NOW)
+        async with Store("redis://127.0.0.1:1") as store:
+            with pytest.raises(LedgerUnavailable, match="reached"):
+                await RedisLedger(store).reserve("1", holds(), 30.0, NOW)
 
     asyncio.run(check())
 
@@ -325,6 +325,14 @@ class Model:
         self.seen |= {h.limit.account: p for h, p in zip(what, places, strict=True) if h.limit.kind == "rolling"}
         return True, tuple(u + hold.amount for u, hold in zip(used, what, strict=True))
 
+    def renew(self, id: str, lease_ms: int, now_ms: int) -> bool:
+        events = self.open.get(id)
+        if events is None or events[0].until_ms <= now_ms:
+            return False
+        for event in events:
+            event.until_ms = max(event.until_ms, now_ms + lease_ms)
+        return True
+
     def end(self, id: str, spent: Spent | None, now_ms: int) -> bool:
         events = self.open.pop(id, None)
         if events is None or events[0].until_ms <= now_ms:
@@ -353,9 +361,9 @@ class Ledgers(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.client: Redis = connect(self.url, PATIENT)
-        self.run(self.client.flushall())
-        self.ledgers: list[Ledger] = [MemoryLedger(), RedisLedger(self.client, time="given")]
+        self.store = Store(self.url, timeout=PATIENT)
+        self.run(self.store.run(("FLUSHALL",)))
+        self.ledgers: list[Ledger] = [MemoryLedger(), RedisLedger(self.store, time="given")]
         self.model = Model()
         self.now_ms = 100_000
         self.count = 0
@@ -368,7 +376,7 @@ class Ledgers(RuleBasedStateMachine):
         return self.loop.run_until_complete(awaited())
 
     def teardown(self) -> None:
-        self.run(self.client.aclose())
+        self.run(self.store.close())
         self.loop.close()
 
     @rule(
@@ -400,6 +408,17 @@ class Ledgers(RuleBasedStateMachine):
         for ledger, made in zip(self.ledgers, self.made[id], strict=True):
             told.append(self.run(ledger.release(made, now) if spent is None else ledger.settle(made, spent, now)))
         assert told == [self.model.end(id, spent, int(now * 1000))] * 2
+
+    @precondition(lambda self: self.made)
+    @rule(data=st.data(), lease_ms=st.integers(1, 20_000))
+    def renew(self, data: st.DataObject, lease_ms: int) -> None:
+        """Any reservation, also one that has ended."""
+        id = data.draw(st.sampled_from(sorted(self.made)))
+        lease, now = lease_ms / 1000, self.now_ms / 1000
+        told = [
+            self.run(ledger.renew(made, lease, now)) for ledger, made in zip(self.ledgers, self.made[id], strict=True)
+        ]
+        assert told == [self.model.renew(id, int(lease * 1000), int(now * 1000))] * 2
 
     @rule(step_ms=st.one_of(st.integers(0, 3_000), st.integers(0, 40_000), st.integers(-15_000, 0)))
     def pass_time(self, step_ms: int) -> None:
