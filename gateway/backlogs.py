@@ -140,6 +140,16 @@ class EngineBacklog:
             step_tokens=load.max_batch_tokens or DEFAULT_STEP_TOKENS,
         )
 
+    def queued(self, now: float) -> tuple[float, float, float | None] | None:
+        """What one replica is compared with another by: prompt tokens to compute, sequences that wait or run, prompt
+        tokens a second; None without a good reading."""
+        load = self._load
+        if load is None or now > self._good_until:
+            return None
+        rate = load.prefill_tokens_per_s
+        tokens = self._tokens if rate is None else max(0.0, self._tokens - (now - self._at) * rate)
+        return tokens, self._sequences + self._running, rate
+
     def _token_s(self, load: EngineLoad) -> float | None:
         """What one more sequence adds to a step, by the line through the steps' times over the sequences that ran; a
         share of the step where there is no such line."""

@@ -18,6 +18,7 @@ import orjson
 from gateway.backends import Backends
 from gateway.backends.base import Answer, Call, Chunk
 from gateway.backends.sse import error_event
+from gateway.balance import Affinity, conversation_of, leads_on
 from gateway.errors import (
     GatewayError,
     Retryable,
@@ -36,7 +37,7 @@ from gateway.labels import Scanner
 from gateway.masking import Masked, Masker
 from gateway.policy import Policy
 from gateway.routing import decide, next_attempt
-from gateway.telemetry import FleetRecord, Record
+from gateway.telemetry import FleetRecord, Moved, Record
 from gateway.tokens import TokenCounter, near, undecided
 from gateway.tokens import count as count_tokens
 from gateway.types import (
@@ -47,6 +48,7 @@ from gateway.types import (
     Deployment,
     Outcome,
     Permit,
+    Replica,
     RequestFacts,
     Snapshot,
     Usage,
@@ -159,9 +161,12 @@ class ChatPath:
         record.stream = chat.stream
         facts, masked = await self.facts_of(serving, chat, len(body), caller, headers)
         permit = policy.permit(facts)
+        affinity = None
+        if self.fleet.balances:
+            affinity = Affinity(draw, conversation_of(chat.body), facts.prompt.estimate)
         while True:
             now = self.clock()
-            snapshot = self.fleet.snapshot(now, draw, self.wall())
+            snapshot = self.fleet.snapshot(now, draw, self.wall(), affinity)
             decision = decide(policy, facts, snapshot)
             if record.decision is None:
                 self.fleet.decided(decision, now)
@@ -171,7 +176,9 @@ class ChatPath:
             deployment = policy.deployments[attempt.deployment]
             call = self._call(decision, deployment, chat, facts, record, masked, (now - started) * 1000)
             try:
-                flight, answer, first = await self.open(serving.backends, deployment, permit, call, facts)
+                flight, answer, first = await self.open(
+                    serving.backends, deployment, permit, call, facts, record, affinity
+                )
             except Retryable as error:
                 record.failed.append(Outcome(attempt, error.message, isinstance(error, UpstreamTimeout)))
                 continue
@@ -257,24 +264,54 @@ class ChatPath:
         )
 
     async def open(
-        self, backends: Backends, deployment: Deployment, permit: Permit, call: Call, facts: RequestFacts
+        self,
+        backends: Backends,
+        deployment: Deployment,
+        permit: Permit,
+        call: Call,
+        facts: RequestFacts,
+        record: Record,
+        affinity: Affinity | None,
     ) -> tuple[Flight, Answer, Chunk]:
-        """Call the deployment and wait for the first token; until then a failure costs nothing but time. Raises what
-        `Backends.open` does."""
-        fleet, stream = self.fleet, call.chat.stream
-        flight = fleet.started(
-            deployment.name,
-            self.clock(),
-            call.prompt_tokens,
-            priority=call.priority,
-            stream=stream,
-            asker=(facts.tenant, facts.key_id, facts.model),
-            answers=facts.n,
-        )
+        """Call the deployment, at one replica after the other where it has several, and wait for the first token; until
+        then a failure costs nothing but time. Raises what `Backends.open` does."""
         limits = call.timeouts or deployment.timeouts
+        by = asyncio.get_running_loop().time() + (limits.first_token if call.chat.stream else limits.total)
+        tried: dict[Replica, GatewayError] = {}
+        while True:
+            flight = self.fleet.started(
+                deployment.name,
+                self.clock(),
+                call.prompt_tokens,
+                priority=call.priority,
+                stream=call.chat.stream,
+                asker=(facts.tenant, facts.key_id, facts.model),
+                answers=facts.n,
+                affinity=affinity,
+                tried=tried,
+            )
+            member = flight.member
+            if member is not None:
+                call = replace(call, replica=member.replica)
+            try:
+                return await self._opened(backends, deployment, permit, call, flight, by)
+            except Retryable as error:
+                if member is None:
+                    raise
+                tried[member.replica] = error
+                more = leads_on([*tried.values()]) and self.fleet.another(deployment.name, self.clock(), tried)
+                if not more:
+                    raise
+                record.moved.append(Moved(deployment.name, member.ordinal, error.message))
+
+    async def _opened(
+        self, backends: Backends, deployment: Deployment, permit: Permit, call: Call, flight: Flight, by: float
+    ) -> tuple[Flight, Answer, Chunk]:
+        """The answer and its first chunk, which must come until the event loop's time `by`."""
+        fleet = self.fleet
         answer: Answer | None = None
         try:
-            async with asyncio.timeout(limits.first_token if stream else limits.total):
+            async with asyncio.timeout_at(by):
                 answer = await backends.open(deployment, permit, call)
                 first = await anext(answer)
         except BaseException as error:
@@ -288,7 +325,7 @@ class ChatPath:
             if failure is None:
                 raise
             raise failure from None
-        if stream:
+        if call.chat.stream:
             fleet.first_token(flight, self.clock())
         return flight, answer, first
 
@@ -304,7 +341,10 @@ class ChatPath:
         answer: Answer,
         first: Chunk,
     ) -> Reply:
-        record.deployment, record.zone, record.attempts = deployment.name, deployment.zone, attempt.number
+        record.deployment, record.zone = deployment.name, deployment.zone
+        record.attempts = attempt.number + len(record.moved)
+        if flight.member is not None:
+            record.replica = flight.member.ordinal
         if record.stream:
             record.first_token_ms = (self.clock() - started) * 1000
         opened = OpenAnswer(self, serving.backends, record, started, deployment, flight, answer, first)
@@ -316,7 +356,7 @@ class ChatPath:
         headers += [
             (b"x-hybridgate-deployment", deployment.name.encode()),
             (b"x-hybridgate-zone", deployment.zone.encode()),
-            (b"x-hybridgate-attempts", b"%d" % attempt.number),
+            (b"x-hybridgate-attempts", b"%d" % record.attempts),
             (b"x-hybridgate-cache", b"off"),
         ]
         if record.masked is not None:

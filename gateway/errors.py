@@ -15,10 +15,13 @@
     └── UpstreamError            502    one attempt on one deployment failed
         ├── UpstreamRejected            the deployment refuses the request itself; another would too: not retryable
         │   └── UpstreamWindowExceeded  because it is too long
-        ├── UpstreamCut                 the answer broke off after its first token: not retryable, ends as an error
-        event └── Retryable                   another deployment may be tried ├── ConnectFailed ├── UpstreamTimeout ├──
-        UpstreamOverloaded      429 or 503, with retry_after ├── UpstreamUnauthorized    our credentials are wrong there
-        └── UpstreamFailed          5xx, reset, or an answer that cannot be read
+        ├── UpstreamCut                 the answer broke off after its first token: not retryable; an error event
+        └── Retryable                   another replica or deployment may be tried
+            ├── ConnectFailed               └── ConnectionLost: the server may have died of the request
+            ├── UpstreamTimeout      504
+            ├── UpstreamOverloaded          429 or 503, with retry_after
+            ├── UpstreamUnauthorized        our credentials are wrong there
+            └── UpstreamFailed              5xx, reset, or an answer that cannot be read
 
 Messages are sentences for the caller. None quotes what the caller sent, a key, or an internal address.
 """
@@ -161,6 +164,10 @@ class Retryable(UpstreamError):
 
 class ConnectFailed(Retryable):
     code = "upstream_connect_failed"
+
+
+class ConnectionLost(ConnectFailed):
+    """The connection closed without an answer once the request was sent: the server may have died of it."""
 
 
 class UpstreamTimeout(Retryable):

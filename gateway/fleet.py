@@ -6,22 +6,19 @@ Times come in as arguments (seconds of a monotonic clock). Refuses to decide any
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from math import inf
 
 from gateway.backlogs import EngineBacklog
+from gateway.balance import Affinity, choose, key_of
 from gateway.demand import Demand
-from gateway.errors import GatewayError, Retryable, UpstreamCut, UpstreamOverloaded, UpstreamUnauthorized
+from gateway.errors import GatewayError
 from gateway.estimate import saved_per_engine_second
 from gateway.latencies import Latencies
 from gateway.measures import OutputLengths
-from gateway.types import CircuitState, Decision, DeploymentStatus, EngineLoad, Snapshot, Usage
-
-FAILURES_TO_OPEN = 3
-FIRST_COOL_OFF = 2.0
-LONGEST_COOL_OFF = 60.0
-UNAUTHORIZED_COOL_OFF = 60.0
+from gateway.targets import Member, Target
+from gateway.types import CircuitState, Decision, DeploymentStatus, EngineLoad, Replica, Snapshot, Usage
 
 LIKELY_OUTPUT = 0.6  # the quantile of a caller's answers that stands for the next one: about the mean of a lognormal
 
@@ -31,7 +28,8 @@ REFRESHED_EVERY = 1.0
 @dataclass(slots=True, eq=False)
 class Flight:
     """One attempt on one deployment, from `Fleet.started` until it has ended. `forecast_ms` is what the engine's
-    backlog let expect of its first token, None without one; `waits` while it counts there."""
+    backlog let expect of its first token, None without one; `waits` while it counts there. `member` is the one of
+    several replicas that it is on."""
 
     deployment: str
     at: float
@@ -45,34 +43,34 @@ class Flight:
     waits: bool = False
     forecast_ms: float | None = None
     first_token_at: float | None = None
+    member: Member | None = None
 
 
-@dataclass(slots=True)
-class _Known:
-    """The mutable record behind one deployment's status. `down` is set from outside (starting, stopped); the circuit is
-    ours. `born` counts how often the name has come to stand for something else, and `life` how often what was measured
-    has been forgotten."""
+@dataclass(slots=True, eq=False)
+class _Known(Target):
+    """What is known of one deployment. `down` is set from outside (starting, stopped). Where there are `members`,
+    circuits and backlogs are theirs; latencies are of all of them, since each may get the next request."""
 
     down: str | None = None
     down_retry_after: float = 1.0
-    in_flight: int = 0
-    failures: int = 0
-    open_until: float | None = None
-    open_reason: str = ""
-    cool_off: float = FIRST_COOL_OFF
-    trial: bool = False
-    born: int = 0
-    life: int = 0
     latencies: Latencies = field(default_factory=Latencies)
-    engine: EngineBacklog | None = None
     demand: Demand = field(default_factory=Demand)
+    members: dict[Replica, Member] = field(default_factory=dict)
 
     def forget(self) -> None:
-        """After an outage the past says nothing."""
-        self.life += 1
+        Target.forget(self)
         self.latencies = Latencies()
-        if self.engine is not None:
-            self.engine.forget()
+
+
+@dataclass(frozen=True, slots=True)
+class MemberStatus:
+    """What is known of one replica now."""
+
+    replica: Replica
+    ordinal: int
+    up: bool
+    in_flight: int
+    busy: float | None
 
 
 class Fleet:
@@ -84,6 +82,7 @@ class Fleet:
         self._statuses = {name: DeploymentStatus() for name in self._known}
         self._changed: set[str] = set()
         self._circuits_open: set[str] = set()
+        self._balanced: set[str] = set()
         self._outputs = OutputLengths(LIKELY_OUTPUT)
         self._refreshed_at = float("-inf")
 
@@ -102,10 +101,50 @@ class Fleet:
         for name in names:
             del self._known[name], self._statuses[name]
             self._circuits_open.discard(name)
+            self._balanced.discard(name)
             self._changed.discard(name)
 
-    def snapshot(self, now: float, draw: float, wall: float = 0.0) -> Snapshot:
-        """The fleet at `now`, which is `wall` seconds since 1970. Shares nothing that changes later."""
+    def follow(self, name: str, replicas: Collection[Replica]) -> None:
+        """The deployment answers at these addresses from now on; at one that is not told apart where there are none. A
+        replica that is gone gets nothing new; what is in flight to it ends as it may."""
+        known = self._known[name]
+        if replicas:
+            known.engine = None
+            self._balanced.add(name)
+        else:
+            self._balanced.discard(name)
+        for gone in known.members.keys() - replicas:
+            del known.members[gone]
+        for replica in replicas:
+            if replica not in known.members:
+                taken = {member.ordinal for member in known.members.values()}
+                ordinal = next(number for number in range(len(taken) + 1) if number not in taken)
+                key = key_of(f"{replica.url} {replica.address or ''}")
+                known.members[replica] = Member(replica=replica, ordinal=ordinal, key=key)
+        self._changed.add(name)
+
+    @property
+    def balances(self) -> bool:
+        """Whether any deployment has replicas to choose from."""
+        return bool(self._balanced)
+
+    def members(self, name: str, now: float) -> list[MemberStatus]:
+        """The deployment's replicas by ordinal; none where it has but one address."""
+        members = sorted(self._known[name].members.values(), key=lambda member: member.ordinal)
+        return [
+            MemberStatus(
+                member.replica,
+                member.ordinal,
+                member.able(now) and not member.silent,
+                member.in_flight,
+                None if member.engine is None else member.engine.busy(now),
+            )
+            for member in members
+        ]
+
+    def snapshot(self, now: float, draw: float, wall: float = 0.0, affinity: Affinity | None = None) -> Snapshot:
+        """The fleet at `now`, which is `wall` seconds since 1970. Shares nothing that changes later. A deployment of
+        several replicas is as the one that a request of this affinity would get."""
         if now - self._refreshed_at > REFRESHED_EVERY:  # what is not told any more is forgotten all the same
             self._refreshed_at = now
             self._changed.update(self._known)
@@ -113,7 +152,10 @@ class Fleet:
             for name in self._changed | self._circuits_open:
                 self._refresh(name, now)
             self._changed.clear()
-        return Snapshot(now, draw, self._statuses.copy(), wall)
+        statuses = self._statuses.copy()
+        for name in self._balanced:
+            statuses[name] = self._balanced_status(name, now, affinity or Affinity(draw))
+        return Snapshot(now, draw, statuses, wall)
 
     # What is told from outside of the request path.
 
@@ -130,24 +172,43 @@ class Fleet:
 
     def _renew(self, name: str) -> None:
         old = self._known[name]
+        for member in old.members.values():
+            member.born, member.life = member.born + 1, member.life + 1
+        self._balanced.discard(name)
         self._known[name] = _Known(in_flight=old.in_flight, born=old.born + 1, life=old.life + 1, demand=old.demand)
         self._circuits_open.discard(name)
         self._changed.add(name)
 
-    def loaded(self, name: str, load: EngineLoad, asked_at: float, now: float) -> None:
+    def loaded(self, name: str, load: EngineLoad, asked_at: float, now: float, replica: Replica | None = None) -> None:
         """An engine said what it has to do. It counts what was sent to it before `asked_at`."""
-        known = self._known[name]
+        known = self._told(name, replica)
+        if known is None:
+            return
         if known.engine is None:
             known.engine = EngineBacklog()
         known.engine.loaded(load, asked_at, now)
+        if isinstance(known, Member):
+            known.heard(now)
         self._changed.add(name)
 
-    def missed(self, name: str) -> None:
-        """An engine was asked for its load and did not say: until it does, its latencies of late stand for it."""
-        known = self._known[name]
+    def missed(self, name: str, replica: Replica | None = None) -> None:
+        """An engine was asked for its load and did not say: until it does, its latencies of late stand for it, and
+        other replicas are taken before it."""
+        known = self._told(name, replica)
+        if known is None:
+            return
+        if isinstance(known, Member):
+            known.missed += 1
         if known.engine is not None:
             known.engine.missed()
             self._changed.add(name)
+
+    def _told(self, name: str, replica: Replica | None) -> Target | None:
+        """Whom a reading is of; None where that is not known any more, or no longer told apart in this way."""
+        known = self._known[name]
+        if replica is not None:
+            return known.members.get(replica)
+        return None if known.members else known
 
     # What the request path tells.
 
@@ -179,15 +240,24 @@ class Fleet:
         stream: bool = True,
         asker: tuple[str, str, str] | None = None,
         answers: int = 1,
+        affinity: Affinity | None = None,
+        tried: Collection[Replica] = (),
     ) -> Flight:
         """An attempt begins. Where the circuit is half open, it is the trial. `asker` is tenant, key and model of a
-        request whose answers' length is to be learned."""
-        known = self._known[name]
-        known.in_flight += 1
+        request whose answers' length is to be learned. `affinity` chooses among replicas, of which those that were
+        `tried` are left out."""
+        deployment = self._known[name]
+        deployment.in_flight += 1
+        known: Target = deployment
+        member = None
+        if deployment.members:
+            known = member = self._chosen(deployment, now, affinity or Affinity(0.0), tried)
+            member.in_flight += 1
         if known.open_until is not None:
             known.trial = True
         self._changed.add(name)
-        flight = Flight(name, now, prompt_tokens, priority, stream, asker, answers, known.born, known.life)
+        born, life = known.born, known.life
+        flight = Flight(name, now, prompt_tokens, priority, stream, asker, answers, born, life, member=member)
         if known.engine is not None:
             flight.forecast_ms = known.engine.sent(prompt_tokens, priority, stream, now)
             flight.waits = stream
@@ -195,12 +265,12 @@ class Fleet:
 
     def first_token(self, flight: Flight, now: float) -> None:
         """A stream's first token came."""
-        known = self._known[flight.deployment]
+        known = flight.member or self._known[flight.deployment]
         flight.first_token_at = now
         if flight.life != known.life:
             return
         milliseconds = (now - flight.at) * 1000
-        known.latencies.first_token(milliseconds, flight.prompt_tokens, now)
+        self._known[flight.deployment].latencies.first_token(milliseconds, flight.prompt_tokens, now)
         if known.engine is not None and flight.waits:
             flight.waits = False
             known.engine.started(flight.prompt_tokens, flight.priority)
@@ -211,8 +281,7 @@ class Fleet:
     def abandoned(self, flight: Flight) -> None:
         """The attempt was given up by us before its first token, which says nothing of the deployment: neither that it
         is well nor that it is broken."""
-        known = self._known[flight.deployment]
-        known.in_flight -= 1
+        known = self._landed(flight)
         if flight.born == known.born:
             known.trial = False
         self._gone(known, flight)
@@ -220,33 +289,37 @@ class Fleet:
     def ended(self, flight: Flight, error: GatewayError | None, now: float, usage: Usage | None = None) -> None:
         """The attempt is over; `error` is None where it answered. `usage` is that of a whole answer, None where it was
         cut or left."""
-        name = flight.deployment
-        known = self._known[name]
-        known.in_flight -= 1
+        known = self._landed(flight)
         if flight.born == known.born:
             known.trial = False
-            self._judge(name, known, error, now)
+            known.judge(error, now)
+            if flight.member is None and known.open_until is not None:
+                self._circuits_open.add(flight.deployment)
+            elif flight.member is None:
+                self._circuits_open.discard(flight.deployment)
         if error is None and usage is not None:
             self._learn(known, flight, usage, now)
         self._gone(known, flight)
 
-    def _judge(self, name: str, known: _Known, error: GatewayError | None, now: float) -> None:
-        """What an attempt's end says of the deployment's health."""
-        if isinstance(error, Retryable | UpstreamCut):
-            self._failed(name, known, error, now)
-        elif known.open_until is None or error is not None:
-            known.failures = 0
-        else:
-            known.failures, known.open_until, known.cool_off = 0, None, FIRST_COOL_OFF
-            known.forget()
-            self._circuits_open.discard(name)
+    def another(self, name: str, now: float, tried: Collection[Replica]) -> bool:
+        """Whether the deployment has a replica that could be called and was not tried."""
+        return any(m.able(now) for replica, m in self._known[name].members.items() if replica not in tried)
 
-    def _gone(self, known: _Known, flight: Flight) -> None:
+    def _landed(self, flight: Flight) -> Target:
+        """What the flight was on, with one less in flight."""
+        known = self._known[flight.deployment]
+        known.in_flight -= 1
+        if flight.member is None:
+            return known
+        flight.member.in_flight -= 1
+        return flight.member
+
+    def _gone(self, known: Target, flight: Flight) -> None:
         if known.engine is not None and flight.waits and flight.life == known.life:
             known.engine.started(flight.prompt_tokens, flight.priority)
         self._changed.add(flight.deployment)
 
-    def _learn(self, known: _Known, flight: Flight, usage: Usage, now: float) -> None:
+    def _learn(self, known: Target, flight: Flight, usage: Usage, now: float) -> None:
         if flight.asker is not None:
             length = usage.completion_tokens / flight.answers
             self._outputs.add(flight.asker, length, now)
@@ -255,39 +328,57 @@ class Fleet:
             return
         each = max(1, round(usage.completion_tokens / flight.answers))
         began = flight.first_token_at
+        latencies = self._known[flight.deployment].latencies
         if began is not None:
-            known.latencies.rest((now - began) * 1000, each - 1, now)
+            latencies.rest((now - began) * 1000, each - 1, now)
         else:
-            known.latencies.whole((now - flight.at) * 1000, flight.prompt_tokens, each, now)
+            latencies.whole((now - flight.at) * 1000, flight.prompt_tokens, each, now)
             began = flight.at + (flight.forecast_ms or 0.0) / 1000
         if known.engine is not None:
             known.engine.held(max(now - began, 0.0), now)
 
-    def _failed(self, name: str, known: _Known, error: GatewayError, now: float) -> None:
-        cool_off: float | None = None
-        known.failures += not isinstance(error, UpstreamOverloaded)
-        if isinstance(error, UpstreamUnauthorized):
-            cool_off = UNAUTHORIZED_COOL_OFF
-        elif isinstance(error, UpstreamOverloaded):  # full is not broken: wait as long as it says, if it says
-            cool_off = min(error.retry_after, LONGEST_COOL_OFF) if error.retry_after is not None else None
-        elif known.open_until is not None and now < known.open_until:
-            pass  # it was under way when the circuit opened, and is of the failures that opened it
-        elif known.open_until is not None or known.failures >= FAILURES_TO_OPEN:
-            cool_off = known.cool_off
-            known.cool_off = min(known.cool_off * 2, LONGEST_COOL_OFF)
-        if cool_off is not None:
-            known.open_until, known.open_reason = now + cool_off, error.message
-            self._circuits_open.add(name)
+    def _chosen(self, known: _Known, now: float, affinity: Affinity, tried: Collection[Replica]) -> Member:
+        """The replica that gets a request: of those that answer, else of those that may be called, else of all."""
+        members = [member for member in known.members.values() if member.replica not in tried]
+        members = members or list(known.members.values())
+        able = [member for member in members if member.able(now)] or members
+        well = [member for member in able if not member.silent] or able
+        return well[choose([m.key for m in well], lambda index: well[index].reading(now), affinity)]
+
+    def _balanced_status(self, name: str, now: float, affinity: Affinity) -> DeploymentStatus:
+        """As the replica is that would get the request; latencies are of all of them, since each of them may."""
+        known = self._known[name]
+        member = self._chosen(known, now, affinity, ())
+        down, retry_after, circuit = self._circuit(member, now)
+        if not member.able(now):  # and so is none
+            retry_after = max(min(m.open_until or now for m in known.members.values()) - now, 1.0)
+        engine, latencies = member.engine, known.latencies
+        return DeploymentStatus(
+            down,
+            retry_after if down else 0.0,
+            circuit,
+            known.in_flight,
+            latencies.first_token_p95_ms,
+            None if engine is None else engine.busy(now),
+            latencies.by_size,
+            latencies.per_token_p95_ms,
+            None if engine is None else engine.backlog(now),
+            0.0 if engine is None else known.demand.price_nusd,
+            inf if engine is None else known.demand.room_s,
+        )
+
+    def _circuit(self, target: Target, now: float) -> tuple[str | None, float, CircuitState]:
+        """Why its circuit keeps requests away, when to ask again, and what it is."""
+        circuit = target.state(now)
+        if target.open_until is None or target.able(now):
+            return None, 0.0, circuit
+        return f"circuit open after failures ({target.open_reason})", max(target.open_until - now, 1.0), circuit
 
     def _refresh(self, name: str, now: float) -> None:
         known = self._known[name]
-        down, retry_after = known.down, known.down_retry_after
-        circuit: CircuitState = "closed"
-        if known.open_until is not None:
-            circuit = "open" if now < known.open_until else "half_open"
-            if down is None and (circuit == "open" or known.trial):
-                retry_after = max(known.open_until - now, 1.0)
-                down = f"circuit open after failures ({known.open_reason})"
+        down, retry_after, circuit = self._circuit(known, now)
+        if known.down is not None:
+            down, retry_after = known.down, known.down_retry_after
         engine, latencies = known.engine, known.latencies
         latencies.look_up(now)
         busy = None if engine is None else engine.busy(now)

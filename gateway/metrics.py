@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal
@@ -20,6 +20,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from gateway.errors import EgressDenied
+from gateway.fleet import MemberStatus
 from gateway.keys import Standing
 from gateway.telemetry import Record
 from gateway.types import NUSD_PER_USD, DeploymentStatus
@@ -125,6 +126,25 @@ CIRCUIT_OPEN = Described(
     ("deployment",),
     "1 while failures keep requests away from it.",
 )
+REPLICA_UP = Described(
+    "hybridgate_replica_up",
+    "gauge",
+    ("deployment", "replica"),
+    "1 where the replica can be called and answers. `replica` is the least number that no other of the deployment has; "
+    "it is given again once the replica is gone. For deployments of several addresses.",
+)
+REPLICA_IN_FLIGHT = Described(
+    "hybridgate_replica_in_flight", "gauge", ("deployment", "replica"), "Attempts on the replica under way."
+)
+REPLICA_ANSWERS = Described(
+    "hybridgate_replica_answers_total", "counter", ("deployment", "replica"), "Requests that the replica answered."
+)
+REPLICA_MOVES = Described(
+    "hybridgate_replica_moves_total",
+    "counter",
+    ("deployment", "replica"),
+    "Attempts on this replica that failed before the first token, after which another replica got the request.",
+)
 POLICY_INFO = Described("hybridgate_policy_info", "gauge", ("path", "hash"), "1 for the policy in use.")
 POLICY_LOADED = Described(
     "hybridgate_policy_loaded_timestamp_seconds", "gauge", (), "When the policy in use was loaded, seconds since 1970."
@@ -172,6 +192,10 @@ METRICS = (
     UP,
     IN_FLIGHT,
     CIRCUIT_OPEN,
+    REPLICA_UP,
+    REPLICA_IN_FLIGHT,
+    REPLICA_ANSWERS,
+    REPLICA_MOVES,
     POLICY_INFO,
     POLICY_LOADED,
     POLICY_LOADS,
@@ -266,6 +290,7 @@ class DeploymentFigures:
     zone: str
     up: bool
     status: DeploymentStatus
+    members: Sequence[MemberStatus] = ()
 
 
 class Metrics(Collector):
@@ -280,6 +305,8 @@ class Metrics(Collector):
         self._labels: Counter[str] = Counter()
         self._failovers: Counter[str] = Counter()
         self._classes: Counter[tuple[str, str]] = Counter()
+        self._answers: Counter[tuple[str, int]] = Counter()
+        self._moves: Counter[tuple[str, int]] = Counter()
         self._egress_denied = 0
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -304,6 +331,10 @@ class Metrics(Collector):
             self._labels.update(decision.labels)
         for outcome in record.failed:
             self._failovers[outcome.attempt.deployment] += 1
+        if record.moved:
+            self._moves.update((moved.deployment, moved.replica) for moved in record.moved)
+        if record.replica is not None:
+            self._answers[deployment, record.replica] += 1
         if deployment:
             self._answered(row, record)
         elif record.outcome == EgressDenied.code:
@@ -329,7 +360,7 @@ class Metrics(Collector):
         if record.first_token_ms is not None:
             row.first_token.add(record.first_token_ms / 1000)
             self._classed(record, record.first_token_ms)
-            if predicted is not None and predicted.first_token_ms is not None and not record.failed:
+            if predicted is not None and predicted.first_token_ms is not None and not (record.failed or record.moved):
                 if record.first_token_ms <= predicted.first_token_ms:
                     row.within += 1
                 else:
@@ -351,6 +382,8 @@ class Metrics(Collector):
         yield _counted(SLO, {(slo, result): count for (slo, result), count in self._classes.items()})
         policy, deployments = self._now()
         yield from _of_deployments(list(deployments))
+        yield _counted(REPLICA_ANSWERS, {(name, str(number)): n for (name, number), n in self._answers.items()})
+        yield _counted(REPLICA_MOVES, {(name, str(number)): n for (name, number), n in self._moves.items()})
         yield from _of_policy(policy)
         if self.keys is not None:
             yield from _of_keys(self.keys())
@@ -402,6 +435,9 @@ def _of_deployments(deployments: list[DeploymentFigures]) -> Iterator[Metric]:
     yield _gauge(UP, {(d.name, d.zone): d.up for d in deployments})
     yield _gauge(IN_FLIGHT, {(d.name,): d.status.in_flight for d in deployments})
     yield _gauge(CIRCUIT_OPEN, {(d.name,): d.status.circuit != "closed" for d in deployments})
+    members = [(d.name, member) for d in deployments for member in d.members]
+    yield _gauge(REPLICA_UP, {(name, str(member.ordinal)): member.up for name, member in members})
+    yield _gauge(REPLICA_IN_FLIGHT, {(name, str(member.ordinal)): member.in_flight for name, member in members})
 
 
 def _of_policy(policy: PolicyFigures) -> Iterator[Metric]:

@@ -42,10 +42,22 @@ class FleetRecord:
         return told
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A replica, by its ordinal, that failed before the first token, after which another one of the deployment got the
+    request."""
+
+    deployment: str
+    replica: int
+    reason: str
+
+
 @dataclass(slots=True)
 class Record:
     """What is said about one request once it is over. Filled along the request path; `outcome` is `ok`, an error's
-    code, or `client_gone`. `snapshot` is what the first decision was made from, `decision` the last one."""
+    code, or `client_gone`. `snapshot` is what the first decision was made from, `decision` the last one. `attempts`
+    counts the replicas that were tried in vain, too; `replica` is the ordinal of the one that answered, None where the
+    deployment has one address."""
 
     request_id: str
     decision_id: str
@@ -61,6 +73,8 @@ class Record:
     zone: str | None = None
     attempts: int = 0
     masked: int | None = None  # values that the deployment got placeholders for; None where it got the request as it is
+    replica: int | None = None
+    moved: list[Moved] = field(default_factory=list)
     failed: list[Outcome] = field(default_factory=list)
     usage: Usage | None = None
     cost_nusd: int | None = None
@@ -99,6 +113,13 @@ class Record:
             line["fleet"] = fleet.of(self.snapshot)
         if self.deployment is not None:
             line["deployment"], line["zone"], line["attempts"] = self.deployment, self.zone, self.attempts
+        if self.replica is not None:
+            line["replica"] = self.replica
+        if self.moved:
+            line["moved"] = [
+                {"deployment": moved.deployment, "replica": moved.replica, "reason": moved.reason}
+                for moved in self.moved
+            ]
         if (predicted := self.predicted) is not None:
             line["predicted"] = _predicted(predicted)
         if self.masked is not None:

@@ -231,6 +231,15 @@ class Deployment:
 
 
 @dataclass(frozen=True, slots=True)
+class Replica:
+    """One of several places where a deployment answers: an address of the file, and the IP address to connect to; None
+    where the name is looked up whenever a connection is opened."""
+
+    url: str
+    address: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLoad:
     """What an engine says of itself (`GET /load`): sequences waiting and running, prompt tokens that wait to be
     computed, KV-cache blocks, and rates measured of late in tokens and seconds; None until they have been. At most

@@ -17,7 +17,7 @@ import aiohttp
 from yarl import URL
 
 from gateway.backends import upstream as say
-from gateway.errors import ConnectFailed, Retryable, UpstreamFailed, UpstreamTimeout
+from gateway.errors import ConnectFailed, ConnectionLost, Retryable, UpstreamFailed, UpstreamTimeout
 
 FOREIGN = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 _AT_ONCE = 1024 * 1024  # bytes of a body above which aiohttp wants to send it in pieces
@@ -40,7 +40,7 @@ def translated(error: Exception) -> Retryable:
     if isinstance(error, aiohttp.ClientConnectorError):
         return ConnectFailed(say.UNREACHABLE)
     if isinstance(error, aiohttp.ServerDisconnectedError | ConnectionError):
-        return ConnectFailed(say.CLOSED)
+        return ConnectionLost(say.CLOSED)
     return UpstreamFailed(say.BROKE_OFF)
 
 

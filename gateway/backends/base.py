@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.masking import Masked
-from gateway.types import ChatRequest, Timeouts, Usage
+from gateway.types import ChatRequest, Replica, Timeouts, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Call:
     caller's latency class still leaves, None where it has none. `imposed_max_tokens` bounds an answer that the caller
     left unbounded, where a cost cap needs it. `masked` is the request's masked form, where it has one: what a zone gets
     that may not have the request as it is. `timeouts` replace the deployment's, but for `connect`; None where they
-    count.
+    count. `replica` is where it goes, None where the deployment has one address.
     """
 
     chat: ChatRequest
@@ -32,6 +32,7 @@ class Call:
     first_token_by_ms: float | None = None
     masked: Masked | None = None
     timeouts: Timeouts | None = None
+    replica: Replica | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ When a request may be sent a second time. A connection that the server closes wh
 request is on its way. That the server has closed it without a byte of an answer proves nothing, it may have died of the
 request; that its kernel has acknowledged none of the request when its FIN comes does: what arrives after that is
 discarded. Where the operating system tells us so (Linux, TCP), the failure is `NeverRead`, everywhere else
-`ConnectFailed`.
+`ConnectionLost`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Protocol, cast
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from gateway.backends import upstream as say
-from gateway.errors import ConnectFailed, Retryable, UpstreamFailed, UpstreamTimeout
+from gateway.errors import ConnectFailed, ConnectionLost, Retryable, UpstreamFailed, UpstreamTimeout
 
 MOST_HEAD_BYTES = 64 * 1024  # of a head, a trailer or a chunk's extensions, and one read of the socket
 MOST_BUFFERED_BYTES = 256 * 1024  # of a body that nobody has taken yet; then reading stops
@@ -274,7 +274,7 @@ class Http1Connection(asyncio.Protocol):
         elif self._begun:
             response.fail(UpstreamFailed, say.BROKE_OFF)
         else:
-            response.fail(NeverRead if self._never_read else ConnectFailed, say.CLOSED)
+            response.fail(NeverRead if self._never_read else ConnectionLost, say.CLOSED)
 
     # The parser tells.
 

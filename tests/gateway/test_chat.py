@@ -21,6 +21,7 @@ from gateway.encodings import load_encoding
 from gateway.errors import (
     BadRequest,
     ConnectFailed,
+    ConnectionLost,
     EgressDenied,
     UpstreamCut,
     UpstreamError,
@@ -38,8 +39,22 @@ from gateway.policy import Invariant, Match, Policy, Rule
 from gateway.record import recorded
 from gateway.routing import decide
 from gateway.tokens import TiktokenCounter
-from gateway.types import Caller, Permit, Price, Timeouts, usd
-from tests.fakes import CARD, CLOUD, HOME, OTHER, STREAM, Clock, FakeBackend, Ids, Log, completion, deployment, policy
+from gateway.types import Caller, Permit, Price, Replica, Timeouts, usd
+from tests.fakes import (
+    CARD,
+    CLOUD,
+    HOME,
+    OTHER,
+    STREAM,
+    Clock,
+    FakeAnswer,
+    FakeBackend,
+    Ids,
+    Log,
+    completion,
+    deployment,
+    policy,
+)
 
 
 class World:
@@ -462,3 +477,84 @@ def test_what_a_key_labels_is_not_masked_away() -> None:
     for text in (f"my card is {CARD}", "hi"):
         kept, _ = world.ask(text, {"x-api-key": "hg-private"})
         assert dict(kept.headers)[b"x-hybridgate-deployment"] == b"home"
+
+
+class ManyBackends(FakeBackend):
+    """A deployment of several replicas, each a fake of its own."""
+
+    def __init__(self, replicas: dict[Replica, FakeBackend]) -> None:
+        super().__init__()
+        self.replicas = replicas
+
+    async def open(self, call: Call) -> FakeAnswer:
+        assert call.replica is not None
+        self.calls.append(call)
+        return await self.replicas[call.replica].open(call)
+
+
+REPLICAS = [Replica(f"http://10.0.0.{number}:8000/v1") for number in range(3)]
+
+
+def replicated(*scripts: Any) -> tuple[World, ManyBackends]:
+    """A world whose home has replicas that answer with these scripts each."""
+    home = ManyBackends({replica: FakeBackend([script]) for replica, script in zip(REPLICAS, scripts, strict=False)})
+    world = World(home=home)
+    world.fleet.follow("home", list(home.replicas))
+    return world, home
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectFailed("cannot be reached"), ConnectionLost("closed"), UpstreamOverloaded("full"), UpstreamFailed("500")],
+)
+def test_the_failure_of_a_replica_is_a_next_try_within_the_attempt(error: UpstreamError) -> None:
+    world, _ = replicated(error, STREAM, STREAM)
+    answers = [world.ask("x" * number, stream=True) for number in range(6)]
+    assert all(reply.status == 200 for reply, _ in answers) and "cloud" not in world.called()
+    (moved,) = [line for line in world.log.lines if "moved" in line]
+    assert moved["moved"] == [{"deployment": "home", "replica": 0, "reason": error.message}]
+    assert moved["attempts"] == 2 and "failed" not in moved and moved["replica"] in (1, 2)
+    assert all(line["attempts"] == 1 for line in world.log.lines if line is not moved)
+    assert [dict(reply.headers)[b"x-hybridgate-attempts"] for reply, _ in answers].count(b"2") == 1
+    assert world.in_flight() == 0
+
+
+def test_when_no_replica_takes_it_the_next_deployment_does() -> None:
+    world, _ = replicated(*[ConnectFailed("cannot be reached")] * 3)
+    reply, _ = world.ask(stream=True)
+    (line,) = world.log.lines
+    assert reply.status == 200 and line["deployment"] == "cloud" and "replica" not in line
+    assert line["failed"] == {"home": "cannot be reached"} and line["attempts"] == 4
+    assert sorted(moved["replica"] for moved in line["moved"]) != [0, 1, 2] and len(line["moved"]) == 2
+
+
+def test_a_request_that_may_kill_an_engine_does_not_go_to_all_of_them() -> None:
+    world, home = replicated(*[ConnectionLost("closed")] * 3)
+    world.ask()
+    assert len(home.calls) == 2 and world.log.lines[0]["deployment"] == "cloud"
+
+
+def test_a_stream_that_breaks_off_is_not_moved() -> None:
+    world, home = replicated(*[[Chunk(b"data: a\n\n"), UpstreamCut("broke off")]] * 3)
+    _, data = world.ask(stream=True)
+    assert b"upstream_cut" in data and len(home.calls) == 1 and world.log.lines[0]["outcome"] == "cut"
+
+
+def test_a_conversation_stays_at_its_replica() -> None:
+    world, home = replicated(*[STREAM] * 3)
+    for _ in range(5):
+        world.ask("What is the capital of France?", stream=True)
+    assert len({call.replica for call in home.calls}) == 1
+    for number in range(20):
+        world.ask(f"Conversation {number}", stream=True)
+    assert {call.replica for call in home.calls} == set(REPLICAS)
+
+
+def test_all_replicas_together_have_the_time_of_one_attempt() -> None:
+    world, home = replicated(*[[30.0]] * 3)
+    world.path.serving = replace(
+        world.path.serving, policy=policy([deployment("home", timeouts=Timeouts(first_token=0.05)), CLOUD])
+    )
+    reply, _ = world.ask(stream=True)
+    assert len(home.calls) == 1 and world.log.lines[0]["failed"] == {"home": "no first token in time"}
+    assert reply.status == 200

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.balance import Affinity
 from gateway.errors import (
     ConnectFailed,
     GatewayError,
@@ -15,8 +18,22 @@ from gateway.errors import (
     UpstreamRejected,
     UpstreamUnauthorized,
 )
-from gateway.fleet import FAILURES_TO_OPEN, FIRST_COOL_OFF, LONGEST_COOL_OFF, Fleet, Flight
-from gateway.types import DeploymentStatus
+from gateway.estimate import forecast_ms
+from gateway.fleet import Fleet, Flight
+from gateway.targets import FAILURES_TO_OPEN, FIRST_COOL_OFF, LONGEST_COOL_OFF, SILENT_AFTER
+from gateway.types import DeploymentStatus, EngineLoad, Replica, Usage
+
+IDLE = EngineLoad(
+    waiting=0,
+    running=0,
+    queued_prefill_tokens=0,
+    free_blocks=1000,
+    total_blocks=1000,
+    block_size=16,
+    prefill_tokens_per_s=1000.0,
+    decode_tokens_per_s=100.0,
+    step_s=0.01,
+)
 
 
 def attempt(fleet: Fleet, error: GatewayError | None, now: float) -> None:
@@ -156,3 +173,144 @@ def test_requests_that_fail_together_open_the_circuit_once() -> None:
         fleet.ended(flight, UpstreamFailed("reset"), 0.0)
     assert status(fleet, 0.0).retry_after == FIRST_COOL_OFF
     assert status(fleet, FIRST_COOL_OFF + 0.1).circuit == "half_open"
+
+
+REPLICAS = [Replica("http://engines:8000/v1", f"10.0.0.{number}") for number in range(3)]
+
+
+def balanced(count: int = 3) -> Fleet:
+    fleet = Fleet(["d"])
+    fleet.follow("d", REPLICAS[:count])
+    return fleet
+
+
+def at(fleet: Fleet, replica: Replica, now: float = 0.0) -> Flight:
+    """An attempt on this replica."""
+    flight = fleet.started("d", now, tried=[other for other in REPLICAS if other != replica])
+    assert flight.member is not None and flight.member.replica == replica
+    return flight
+
+
+def ups(fleet: Fleet, now: float) -> list[bool]:
+    return [member.up for member in fleet.members("d", now)]
+
+
+def broken(fleet: Fleet, replica: Replica, now: float = 0.0) -> None:
+    for _ in range(FAILURES_TO_OPEN):
+        fleet.ended(at(fleet, replica, now), ConnectFailed("cannot be reached"), now)
+
+
+def test_a_replica_with_an_open_circuit_gets_nothing_and_opens_no_other() -> None:
+    fleet = balanced()
+    broken(fleet, REPLICAS[1])
+    assert ups(fleet, 0.0) == [True, False, True] and status(fleet, 0.0).down is None
+    flights = [fleet.started("d", 0.0, affinity=Affinity(number / 10)) for number in range(10)]
+    assert {flight.member.ordinal for flight in flights if flight.member is not None} == {0, 2}
+    assert status(fleet, 0.0).in_flight == 10
+    assert fleet.another("d", 0.0, REPLICAS[:1]) and not fleet.another("d", 0.0, [REPLICAS[0], REPLICAS[2]])
+
+
+def test_the_deployment_is_down_when_all_replicas_are_until_the_first_may_be_tried() -> None:
+    fleet = balanced()
+    for number, replica in enumerate(REPLICAS):
+        broken(fleet, replica, now=float(number))
+    known = status(fleet, 2.0 - 0.1)
+    assert known.circuit == "open" and "cannot be reached" in (known.down or "") and known.retry_after == 1.0
+    assert status(fleet, FIRST_COOL_OFF + 0.1).down is None
+    trial = fleet.started("d", FIRST_COOL_OFF + 0.1)
+    assert trial.member is not None and trial.member.replica == REPLICAS[0]
+    assert status(fleet, FIRST_COOL_OFF + 0.1).down is not None
+    fleet.ended(trial, None, FIRST_COOL_OFF + 0.2)
+    assert status(fleet, FIRST_COOL_OFF + 0.2).circuit == "closed" and ups(fleet, 2.5) == [True, False, False]
+
+
+def test_the_forecast_is_that_of_the_replica_which_the_request_would_get() -> None:
+    fleet = balanced()
+    for number, replica in enumerate(REPLICAS):
+        fleet.loaded("d", replace(IDLE, queued_prefill_tokens=1000 * number), 0.0, 0.0, replica)
+    for draw in (0.0, 0.3, 0.5, 0.9):
+        for conversation in (None, 7, 8, 9):
+            affinity = Affinity(draw, conversation, 100)
+            known = fleet.snapshot(0.0, draw, affinity=affinity).deployments["d"]
+            flight = fleet.started("d", 0.0, 100, affinity=affinity)
+            assert known.backlog is not None and flight.member is not None
+            assert flight.forecast_ms == forecast_ms(known.backlog, 100, 0, 0.0)
+            fleet.abandoned(flight)
+
+
+def test_what_was_sent_since_its_reading_counts_against_a_replica() -> None:
+    fleet = balanced(2)
+    for replica in REPLICAS[:2]:
+        fleet.loaded("d", IDLE, 0.0, 0.0, replica)
+    flights = [fleet.started("d", 0.0, 500, affinity=Affinity(0.9)) for _ in range(4)]
+    assert sorted(f.member.ordinal for f in flights if f.member is not None) == [0, 0, 1, 1]
+
+
+def test_a_replica_that_stops_to_say_how_busy_it_is_is_avoided_and_tried_once_it_is_back() -> None:
+    fleet = balanced(2)
+    broken(fleet, REPLICAS[0])
+    for _ in range(SILENT_AFTER):
+        fleet.missed("d", REPLICAS[0])
+    later = LONGEST_COOL_OFF
+    assert ups(fleet, later) == [False, True], "its circuit is half open, but it does not answer"
+    assert fleet.started("d", later, affinity=Affinity(0.0)).member.ordinal == 1  # type: ignore[union-attr]
+    broken(fleet, REPLICAS[0], later)
+    fleet.loaded("d", IDLE, later + 0.5, later + 0.5, REPLICAS[0])
+    assert ups(fleet, later + 0.5) == [True, True], "it need not wait for the end of a cool-off"
+
+
+def test_replicas_none_of_which_says_how_busy_it_is_are_called_all_the_same() -> None:
+    fleet = balanced(2)
+    for replica in REPLICAS[:2]:
+        for _ in range(SILENT_AFTER):
+            fleet.missed("d", replica)
+    assert status(fleet, 0.0).down is None
+    assert {fleet.started("d", 0.0).member.ordinal for _ in range(2)} == {0, 1}  # type: ignore[union-attr]
+
+
+def test_a_replica_that_is_gone_gets_nothing_new_and_its_number_is_given_again() -> None:
+    fleet = balanced(2)
+    running = at(fleet, REPLICAS[0])
+    fleet.follow("d", [REPLICAS[1], REPLICAS[2]])
+    assert [(m.ordinal, m.replica) for m in fleet.members("d", 0.0)] == [(0, REPLICAS[2]), (1, REPLICAS[1])]
+    assert status(fleet, 0.0).in_flight == 1
+    fleet.loaded("d", IDLE, 0.0, 0.0, REPLICAS[0])
+    fleet.ended(running, None, 1.0)
+    assert status(fleet, 1.0).in_flight == 0
+
+
+def test_an_only_address_that_becomes_one_of_several_keeps_its_requests() -> None:
+    fleet = Fleet(["d"])
+    running = fleet.started("d", 0.0)
+    fleet.follow("d", REPLICAS)
+    assert fleet.balances and status(fleet, 0.0).in_flight == 1
+    fleet.ended(running, UpstreamCut("broke off"), 1.0)
+    assert status(fleet, 1.0).in_flight == 0 and ups(fleet, 1.0) == [True] * 3
+
+
+def test_a_deployment_that_is_something_else_now_has_no_replicas_until_it_is_told() -> None:
+    fleet = balanced()
+    running = at(fleet, REPLICAS[0])
+    fleet.adopt(["d"], ["d"])
+    assert not fleet.balances and fleet.members("d", 0.0) == []
+    fleet.first_token(running, 0.5)
+    fleet.ended(running, None, 1.0, Usage(10, 10))
+    assert status(fleet, 1.0).first_token_p95_ms is None and status(fleet, 1.0).in_flight == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from("sefg"), st.integers(0, 7)), max_size=60))
+def test_no_order_of_events_makes_the_counts_of_replicas_drift(events: list[tuple[str, int]]) -> None:
+    fleet, running = balanced(), list[Flight]()
+    for number, (event, argument) in enumerate(events):
+        now = number / 10
+        if event == "s":
+            running.append(fleet.started("d", now, 10, affinity=Affinity(argument / 8, argument)))
+        elif event == "f" and argument:
+            fleet.follow("d", [replica for index, replica in enumerate(REPLICAS) if argument >> index & 1])
+        elif running and event == "e":
+            fleet.ended(running.pop(argument % len(running)), UpstreamFailed("x") if argument & 1 else None, now)
+        elif running and event == "g":
+            fleet.abandoned(running.pop(argument % len(running)))
+        members = {id(f.member): f.member for f in running if f.member is not None}
+        assert status(fleet, now).in_flight == len(running)
+        assert sum(member.in_flight for member in members.values()) == len(running)

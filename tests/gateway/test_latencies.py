@@ -7,8 +7,9 @@ import random
 import pytest
 
 from gateway.errors import UpstreamFailed
-from gateway.fleet import FAILURES_TO_OPEN, FIRST_COOL_OFF, Fleet
+from gateway.fleet import Fleet
 from gateway.latencies import Latencies
+from gateway.targets import FAILURES_TO_OPEN, FIRST_COOL_OFF
 from gateway.types import DeploymentStatus, Usage
 
 

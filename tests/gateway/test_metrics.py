@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.fleet import MemberStatus
 from gateway.metrics import (
     BUCKETS,
     METRICS,
@@ -19,8 +20,8 @@ from gateway.metrics import (
     PolicyFigures,
     table,
 )
-from gateway.telemetry import Record
-from gateway.types import Attempt, Candidate, Decision, DeploymentStatus, Outcome, Usage
+from gateway.telemetry import Moved, Record
+from gateway.types import Attempt, Candidate, Decision, DeploymentStatus, Outcome, Replica, Usage
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -28,9 +29,14 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 def now() -> tuple[PolicyFigures, Iterable[DeploymentFigures]]:
     status = DeploymentStatus(circuit="open", in_flight=3, down="circuit open")
     policy = PolicyFigures("p.yaml", "0123456789ab", 1_800_000_000.0, loads=2, failures=1, errors=4)
+    url = "http://engines:8000/v1"
+    members = [
+        MemberStatus(Replica(url, "10.0.0.7"), 0, up=True, in_flight=0, busy=None),
+        MemberStatus(Replica(url, "10.0.0.9"), 2, up=False, in_flight=3, busy=0.5),
+    ]
     return policy, [
         DeploymentFigures("home", "on_premises", True, DeploymentStatus()),
-        DeploymentFigures("cloud", "us_cloud", False, status),
+        DeploymentFigures("cloud", "us_cloud", False, status, members),
     ]
 
 
@@ -88,6 +94,18 @@ def test_a_failover_is_no_test_of_what_was_predicted() -> None:
     assert value(scraped(metrics), "hybridgate_first_token_forecasts_total", deployment="home", result="above") == 0
 
 
+def test_replicas_are_counted_by_their_ordinal() -> None:
+    metrics = Metrics(now)
+    metrics.request(record(replica=1, moved=[Moved("home", 0, "reset")], first_token_ms=900.0))
+    metrics.request(record(replica=1))
+    samples = scraped(metrics)
+    assert value(samples, "hybridgate_replica_answers_total", deployment="home", replica="1") == 2
+    assert value(samples, "hybridgate_replica_moves_total", deployment="home", replica="0") == 1
+    assert value(samples, "hybridgate_first_token_forecasts_total", deployment="home", result="above") == 0
+    ups = [value(samples, "hybridgate_replica_up", deployment="cloud", replica=r) for r in ("0", "2")]
+    assert ups == [1, 0] and value(samples, "hybridgate_replica_in_flight", deployment="cloud", replica="2") == 3
+
+
 def test_failovers_refusals_and_what_the_door_stops_are_counted() -> None:
     metrics = Metrics(now)
     metrics.request(record("cloud", failed=[Outcome(Attempt("home", 1), "reset")]))
@@ -120,7 +138,9 @@ def test_the_state_of_deployments_and_policy_is_told_as_it_is_when_asked() -> No
 def test_every_metric_is_told_under_the_name_and_labels_that_are_documented() -> None:
     metrics = Metrics(now)
     metrics.keys = lambda: KeyFigures({"valid": 2, "expired": 0, "revoked": 1}, loads=1, failures=0, errors=0)
-    metrics.request(record(usage=Usage(1, 1), first_token_ms=1.0, failed=[Outcome(Attempt("home", 1), "x")]))
+    moved = [Moved("home", 1, "cannot be reached")]
+    failed = [Outcome(Attempt("home", 1), "x")]
+    metrics.request(record(usage=Usage(1, 1), first_token_ms=1.0, failed=failed, moved=moved, replica=0))
     told = {
         (sample.name.removesuffix("_bucket"), tuple(sorted(sample.labels.keys() - {"le"})))
         for family in text_string_to_metric_families(metrics.exposition().decode())
