@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -11,12 +13,15 @@ from typing import Annotated
 import orjson
 import typer
 
+from local_engine.chat import Terminal, Wish, converse
 from local_engine.config import Settings
 from local_engine.engine import Model
 from local_engine.errors import ConfigError, LoadError
 from local_engine.serve import Address
 from local_engine.serve import serve as serve_forever
 from local_engine.source import model_source
+
+TOKEN = "HYBRIDGATE_ENGINE_TOKEN"  # noqa: S105 - a variable's name
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -71,6 +76,12 @@ def serve(
     drain_seconds: Annotated[
         float, typer.Option(help="After SIGTERM, time for open requests to end by themselves.")
     ] = 10.0,
+    embedding_model: Annotated[
+        str | None, typer.Option(help="An encoder for /v1/embeddings: a directory, or a Hugging Face id.")
+    ] = None,
+    embedding_served_name: Annotated[
+        str | None, typer.Option(help="Its name in requests and answers. Default: what --embedding-model says.")
+    ] = None,
     exit_with_parent: Annotated[
         bool,
         typer.Option("--exit-with-parent", help="Exit when standard input ends: for a parent that holds the pipe."),
@@ -88,6 +99,10 @@ def serve(
     \b
     A real model (a decoder-only language model of transformers, in safetensors):
       hybridgate-engine serve --model Qwen/Qwen3-4B-Instruct-2507 --quantization int4
+
+    \b
+    HYBRIDGATE_ENGINE_TOKEN in the environment: only who sends `authorization: Bearer` with it is served (/health and
+    /metrics are open). The gateway sends it where the deployment says `api_key: ${HYBRIDGATE_ENGINE_TOKEN}`.
     """
     try:
         settings = Settings(
@@ -104,15 +119,54 @@ def serve(
             max_waiting_tokens=max_waiting_tokens,
             default_max_tokens=default_max_tokens,
             drain_seconds=drain_seconds,
+            embedding_model=embedding_model,
+            embedding_served_name=embedding_served_name,
         )
         status = serve_forever(
-            settings, Address(host, port, uds), lambda: _load(settings), exit_with_parent=exit_with_parent, say=_say
+            settings,
+            Address(host, port, uds),
+            lambda: _load(settings),
+            exit_with_parent=exit_with_parent,
+            say=_say,
+            token=None if exit_with_parent else _token(),
         )
     except ConfigError as error:
         for problem in error.problems:
             _say(f"error: {problem}")
         raise typer.Exit(2) from None
     raise typer.Exit(status)
+
+
+@app.command()
+def chat(
+    question: Annotated[str | None, typer.Argument(help="Answer this and end. Without it, a conversation.")] = None,
+    model: Annotated[str, typer.Option(help="`demo`, a directory, or a Hugging Face id.")] = "demo",
+    system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.", min=0, max=2)] = 0.7,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 512,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    quantization: Annotated[str, typer.Option(help="none, fp16, bf16, int8, or int4.")] = "none",
+    threads: Annotated[int, typer.Option(help="CPU threads of a forward.")] = 1,
+) -> None:
+    """Talk to a model on the terminal, without a server.
+
+    \b
+    Try it:
+      hybridgate-engine chat
+      hybridgate-engine chat "What is TTFT?" --temperature 0
+    """
+    try:
+        settings = Settings(
+            model=model, dtype=dtype, quantization=quantization, threads=threads, default_max_tokens=max_tokens
+        )
+    except ConfigError as error:
+        for problem in error.problems:
+            _say(f"error: {problem}")
+        raise typer.Exit(2) from None
+    wish = Wish(system, temperature, seed)
+    terminal = Terminal(_line, lambda text: typer.echo(text, nl=False), _say)
+    raise typer.Exit(asyncio.run(converse(settings, lambda: _load(settings), wish, terminal, question)))
 
 
 @app.command()
@@ -212,8 +266,28 @@ def perplexity(
     typer.echo(f"{found[0].tokens} tokens of answers to held-out questions\n\n{measuring.table(found)}")
 
 
+def _token() -> str | None:
+    """What callers must send. A parent that holds our standard input also made our socket, so it needs none. Raises
+    ConfigError."""
+    token = os.environ.get(TOKEN) or None
+    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+        raise ConfigError([f"{TOKEN} must be printable ASCII without spaces: `openssl rand -hex 32` makes a good one"])
+    return token
+
+
+def _line() -> str | None:
+    """A line of the terminal, or None at its end or on Ctrl-C."""
+    try:
+        return input("> ")
+    except (EOFError, KeyboardInterrupt):
+        typer.echo()
+        return None
+
+
 def _load(settings: Settings) -> Model:
     model_source(settings.model)
+    if settings.embedding_model is not None:
+        model_source(settings.embedding_model)
     # torch and transformers take seconds to import: here, on the engine's thread, with the socket open already.
     from local_engine.loading import load  # noqa: PLC0415
 

@@ -41,6 +41,8 @@ class Settings:
     max_waiting_tokens: int | None = None
     default_max_tokens: int = 256
     drain_seconds: float = 10.0
+    embedding_model: str | None = None
+    embedding_served_name: str | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigError with all problems at once."""
@@ -51,6 +53,11 @@ class Settings:
     def name(self) -> str:
         """The model's name in answers."""
         return self.served_name or self.model
+
+    @property
+    def embedding_name(self) -> str | None:
+        """The embedding model's name in answers, where there is one."""
+        return self.embedding_model and (self.embedding_served_name or self.embedding_model)
 
     def _problems(self) -> list[str]:
         problems = []
@@ -76,6 +83,10 @@ class Settings:
             problems.append("--max-waiting-tokens must be at least 1")
         if self.max_batch_tokens < self.max_running:
             problems.append("--max-batch-tokens must be at least --max-running: each running sequence needs one a step")
+        if self.embedding_name is not None and self.embedding_name == self.name:
+            problems.append("--embedding-model has the name of --model: give one of them another served name")
+        if self.embedding_model is None and self.embedding_served_name is not None:
+            problems.append("--embedding-served-name needs --embedding-model")
         if self.drain_seconds < 0:
             problems.append("--drain-seconds must not be negative")
         return problems

@@ -24,10 +24,12 @@ from local_engine.errors import AccountingError, DeviceLost, LoadError, NotReady
 from local_engine.generation import Choice, Generation, advance, failed, log_error
 from local_engine.grammar import Grammar, Grammars
 from local_engine.output import Delta, Output
+from local_engine.pace import StepTimes
 from local_engine.scheduler import Batch, Load, Scheduler
 from local_engine.sequence import FinishReason, Likelihood, Pick, SamplingParams
 from local_engine.sequence import Sequence as TokenSequence
 from local_engine.text import Text
+from local_engine.vectors import Embedder
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class Model:
     end_tokens: frozenset[int]
     description: str
     grammars: Grammars | None = None
+    embedder: Embedder | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,9 @@ class Totals:
     steps: int = 0
     finished: int = 0
     aborted: int = 0
+    batch_sequences: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +116,7 @@ class Report:
     prefix_found: int
     shrunk: int
     totals: Totals
+    step_times: StepTimes
 
 
 class Engine:
@@ -134,6 +141,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.totals = Totals()
+        self._step_times = StepTimes()
 
     @property
     def state(self) -> State:
@@ -152,6 +160,11 @@ class Engine:
             self._require_ready()
         assert self._model is not None
         return self._model
+
+    @property
+    def loaded(self) -> bool:
+        """Whether there is a model."""
+        return self._model is not None and self._scheduler is not None
 
     @property
     def scheduler(self) -> Scheduler:
@@ -227,6 +240,7 @@ class Engine:
                 prefix_found=scheduler.prefix_found_total,
                 shrunk=scheduler.shrunk_total,
                 totals=replace(self.totals),
+                step_times=self._step_times.copy(),
             )
 
     def drain(self) -> None:
@@ -371,7 +385,7 @@ class Engine:
         with self._work:
             scheduler.pace.record(seconds=seconds, prefill_tokens=batch.prefill_tokens, decode_tokens=len(batch.decode))
             scheduler.stepped()
-            self.totals.steps += 1
+            self._count(batch, seconds)
             for chunk in batch:
                 generation = self._generations.get(chunk.sequence.id)
                 if generation is None or not scheduler.complete(chunk) or not chunk.samples:
@@ -381,6 +395,14 @@ class Engine:
                     self._close(scheduler, generation, delta.finish)
                 if delta.text or delta.finish is not None:
                     deltas.append((generation.output, delta))
+
+    def _count(self, batch: Batch, seconds: float) -> None:
+        totals, decoded = self.totals, len(batch.decode)
+        totals.steps += 1
+        totals.batch_sequences += decoded + len(batch.prefill)
+        totals.prefill_tokens += batch.prefill_tokens
+        totals.decode_tokens += decoded
+        self._step_times.record(seconds)
 
     def _shrunk(self, scheduler: Scheduler, batch: Batch) -> bool:
         """Whether the sequences of this batch can be tried again, in smaller ones."""

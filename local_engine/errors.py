@@ -9,6 +9,7 @@ EngineError
 └── RequestError             an answer to a caller: HTTP status, type, code, param
     ├── InvalidRequest       400  the body or a header is wrong
     │   └── ContextLengthExceeded  400  does not fit the window or the KV cache
+    ├── Unauthorized         401  the token is missing or another one
     ├── ModelNotFound        404  the body names another model
     ├── NotFound             404  no such path
     ├── MethodNotAllowed     405
@@ -87,6 +88,19 @@ class ContextLengthExceeded(InvalidRequest):
     """Prompt and answer do not fit; the message names both numbers, in tokens."""
 
     code = "context_length_exceeded"
+
+
+class Unauthorized(InvalidRequest):
+    """The engine was started with a token, and the request does not carry it."""
+
+    status = 401
+    code = "invalid_api_key"
+
+    def __init__(self) -> None:
+        super().__init__("this engine wants its token: send `authorization: Bearer …` (its HYBRIDGATE_ENGINE_TOKEN)")
+
+    def headers(self) -> dict[str, str]:
+        return {"www-authenticate": "Bearer"}
 
 
 class ModelNotFound(InvalidRequest):

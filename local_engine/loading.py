@@ -27,6 +27,7 @@ from transformers import (
 from local_engine.attention import PAGED_ATTENTION, KvCache
 from local_engine.calls import Family, family_of
 from local_engine.config import BLOCK_SIZE, Limits, Settings, kv_cache_tokens, limits
+from local_engine.encoder import load_encoder
 from local_engine.engine import Model
 from local_engine.errors import LoadError
 from local_engine.grammar import Grammars
@@ -84,6 +85,8 @@ def load(settings: Settings) -> Model:
     bounds, cache = _cache(settings, model)
     if text.vocab_size > model.get_input_embeddings().num_embeddings:
         raise LoadError(f"{settings.model} has a tokenizer with more tokens than the model knows: name a sound model")
+    name = settings.embedding_name
+    embedder = None if name is None else load_encoder(model_source(settings.embedding_model or name), name)
     runner = ModelRunner(model, cache)
     try:
         difference = compare(model, runner, bounds)
@@ -103,6 +106,7 @@ def load(settings: Settings) -> Model:
         limits=bounds,
         end_tokens=_end_tokens(model, text),
         grammars=_grammars(model, text),
+        embedder=embedder,
         description=(
             f"{parameters_of(config) / 1e6:.1f} M parameters, {_precision(settings, model)} on {device.type}, "
             f"window {bounds.window}, KV cache {bounds.num_blocks * BLOCK_SIZE} tokens"

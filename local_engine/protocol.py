@@ -232,26 +232,26 @@ class Wishes:
 
 def parse_chat(body: bytes) -> GenerationRequest:
     """A body of /v1/chat/completions. Raises InvalidRequest."""
-    raw = _object(body)
-    chat = _validated(_Chat, raw)
+    raw = parse_object(body)
+    chat = validated(_Chat, raw)
     return _generation(chat, chat.conversation(), chat.told, chat=True, tools=chat.callable_tools())
 
 
 def parse_completion(body: bytes) -> GenerationRequest:
     """A body of /v1/completions. Raises InvalidRequest."""
-    raw = _object(body)
-    completion = _validated(_Completion, raw)
+    raw = parse_object(body)
+    completion = validated(_Completion, raw)
     return _generation(completion, completion.prompt, completion.logprobs, chat=False)
 
 
 def parse_tokenize(body: bytes) -> TokenizeRequest:
     """A body of /tokenize. Raises InvalidRequest."""
-    raw = _object(body)
+    raw = parse_object(body)
     if (raw.get("messages") is None) == (raw.get("prompt") is None):
         raise InvalidRequest("give either `messages` or `prompt`")
     if raw.get("prompt") is None:
-        return TokenizeRequest(_validated(ChatShape, raw).conversation(), special_tokens=False)
-    asked = _validated(_Tokenize, raw)
+        return TokenizeRequest(validated(ChatShape, raw).conversation(), special_tokens=False)
+    asked = validated(_Tokenize, raw)
     return TokenizeRequest(asked.prompt, asked.add_special_tokens)
 
 
@@ -276,7 +276,8 @@ def parse_request_id(headers: Mapping[str, str]) -> str | None:
     return request_id if fit else None
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body is. Raises InvalidRequest."""
     try:
         raw = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -289,7 +290,8 @@ def _object(body: bytes) -> dict[str, Any]:
     return raw
 
 
-def _validated(form: type[_B], raw: dict[str, Any]) -> _B:
+def validated(form: type[_B], raw: dict[str, Any]) -> _B:
+    """The body as that form. Raises InvalidRequest with all that is wrong, each with its place."""
     refused = REFUSED if issubclass(form, _Generation) else {}
     if form is _Completion:
         refused = refused | REFUSED_IN_COMPLETIONS

@@ -55,17 +55,18 @@ def serve(
     *,
     exit_with_parent: bool,
     say: Callable[[str], None],
+    token: str | None = None,
 ) -> int:
     """Serve until SIGTERM, SIGINT or, with `exit_with_parent`, the end of standard input; the exit status.
 
     Without `exit_with_parent` a model that cannot be loaded ends the process with status 1; with it, the process stays
-    and /health says why, for the parent to read. Raises ConfigError where the address cannot be listened on,
-    or standard input cannot be watched.
+    and /health says why, for the parent to read. With a `token`, only who sends it is served. Raises ConfigError where
+    the address cannot be listened on, or standard input cannot be watched.
     """
     if exit_with_parent:
         _check_standard_input()
     with _listening(address) as listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        status, ended = runner.run(_Process(settings, address, load, exit_with_parent, say).run(listener))
+        status, ended = runner.run(_Process(settings, address, load, exit_with_parent, say, token).run(listener))
     if not ended:
         # The engine's thread is inside a load or a forward that takes long; interpreter exit would wait or crash in it.
         sys.stderr.flush()
@@ -91,11 +92,13 @@ class _Process:
         load: Callable[[], Model],
         exit_with_parent: bool,
         say: Callable[[str], None],
+        token: str | None,
     ) -> None:
         self._settings = settings
         self._address = address
         self._exit_with_parent = exit_with_parent
         self._say = say
+        self._token = token
         self._engine = Engine(load, on_change=self._changed)
         self._ending = asyncio.Event()
         self._status = 0
@@ -111,7 +114,7 @@ class _Process:
             await loop.connect_read_pipe(lambda: _UntilEof(self._ending.set), sys.stdin)
         self._say(f"listening on {self._address}, loading {self._settings.model} …")
         self._engine.start()
-        server = _QuietServer(self._configured(create_app(self._engine, self._settings)))
+        server = _QuietServer(self._configured(create_app(self._engine, self._settings, token=self._token)))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         ending = asyncio.create_task(self._ending.wait())
         await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)

@@ -1,9 +1,11 @@
 """Owns the HTTP endpoints over an Engine; refuses scheduling, sockets and signals.
 
 POST /v1/chat/completions, /v1/completions    plain and SSE
-GET  /v1/models                               the one model
+POST /v1/embeddings                           where an encoder model is configured
+GET  /v1/models                               the models
 GET  /health                                  200 ready, 503 loading, failed or stopping
 GET  /load                                    counts and measured rates, versioned
+GET  /metrics                                 the same and more, for Prometheus
 GET  /tokenizer, POST /tokenize               for who counts tokens elsewhere
 """
 
@@ -12,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,41 +21,38 @@ from typing import TypeVar
 
 import orjson
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from local_engine import calls
-from local_engine.answer import Answer, Calling, Events, Identity, Whole, error_response
+from local_engine.answer import Answer, Calling, Events, Identity, Whole
 from local_engine.config import Settings
-from local_engine.conversation import Conversation
+from local_engine.edge import Edge, http_error, request_error, unexpected
 from local_engine.engine import Engine, Job, Model, State
 from local_engine.errors import (
     BodyTooLarge,
-    ContextLengthExceeded,
-    GenerationFailed,
     InvalidRequest,
-    MethodNotAllowed,
     ModelNotFound,
     NotFound,
     RequestError,
 )
-from local_engine.grammar import Grammar, Wanted
+from local_engine.jobs import encode, grammar_of, structured
+from local_engine.jobs import job as job_of
+from local_engine.metrics import CONTENT_TYPE, EngineMetrics
 from local_engine.output import Output
 from local_engine.protocol import (
     GenerationRequest,
     TokenizeRequest,
     parse_chat,
     parse_completion,
-    parse_request_id,
     parse_tokenize,
     parse_wishes,
 )
-from local_engine.sequence import SamplingParams
 from local_engine.text import Text
+from local_engine.vectors import answer as embedding_answer
+from local_engine.vectors import parse_embeddings
 
 log = logging.getLogger(__name__)
 
@@ -66,22 +64,27 @@ THREADED_BYTES = 16_384
 Parsed = TypeVar("Parsed", GenerationRequest, TokenizeRequest)
 
 
-def create_app(engine: Engine, settings: Settings, *, clock: Callable[[], float] = time.time) -> ASGIApp:
-    """The ASGI app; `clock` gives seconds since the epoch."""
+def create_app(
+    engine: Engine, settings: Settings, *, token: str | None = None, clock: Callable[[], float] = time.time
+) -> ASGIApp:
+    """The ASGI app; who does not send the `token` is answered by /health and /metrics only; `clock` gives seconds since
+    the epoch."""
     endpoints = _Endpoints(engine, settings, clock)
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
             Route("/v1/completions", endpoints.completions, methods=["POST"]),
+            Route("/v1/embeddings", endpoints.embeddings, methods=["POST"]),
             Route("/v1/models", endpoints.models),
             Route("/health", endpoints.health),
             Route("/load", endpoints.load),
+            Route("/metrics", endpoints.metrics),
             Route("/tokenizer", endpoints.tokenizer),
             Route("/tokenize", endpoints.tokenize, methods=["POST"]),
         ],
-        exception_handlers={RequestError: _request_error, HTTPException: _http_error, Exception: _unexpected},
+        exception_handlers={RequestError: request_error, HTTPException: http_error, Exception: unexpected},
     )
-    return _Edge(app)
+    return Edge(app, token)
 
 
 class _Endpoints:
@@ -91,6 +94,7 @@ class _Endpoints:
         self._engine = engine
         self._settings = settings
         self._clock = clock
+        self._metrics = EngineMetrics(engine)
 
     async def chat(self, request: Request) -> ASGIApp:
         return await self._generate(request, parse_chat)
@@ -99,8 +103,21 @@ class _Endpoints:
         return await self._generate(request, parse_completion)
 
     async def models(self, request: Request) -> Response:
-        model = {"id": self._settings.name, "object": "model", "created": 0, "owned_by": "hybridgate"}
-        return _json({"object": "list", "data": [model]})
+        names = [name for name in (self._settings.name, self._settings.embedding_name) if name is not None]
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": "hybridgate"} for name in names]
+        return _json({"object": "list", "data": models})
+
+    async def embeddings(self, request: Request) -> Response:
+        wanted = parse_embeddings(await _body(request))
+        embedder = self._engine.model.embedder
+        if embedder is None:
+            raise NotFound("this engine gives no embeddings: start it with --embedding-model")
+        if wanted.model is not None and wanted.model != embedder.name:
+            raise ModelNotFound(f"embeddings are {embedder.name}'s only", param="model")
+        if wanted.dimensions not in (None, embedder.dimensions):
+            raise InvalidRequest(f"dimensions: this model gives {embedder.dimensions}", param="dimensions")
+        found = await embedder.embed(wanted.input)
+        return _json(embedding_answer(wanted, embedder.name, found))
 
     async def health(self, request: Request) -> Response:
         state = self._engine.state
@@ -137,6 +154,9 @@ class _Endpoints:
             }
         )
 
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._metrics.text(), media_type=CONTENT_TYPE)
+
     async def tokenizer(self, request: Request) -> Response:
         model = self._engine.model
         rest = {
@@ -163,21 +183,9 @@ class _Endpoints:
         if wanted.model is not None and wanted.model != self._settings.name:
             raise ModelNotFound(f"this engine serves {self._settings.name} only", param="model")
         family = model.text.family
-        grammar = await self._grammar(model, wanted)
-        params = _params(wanted, _max_tokens(len(prompt), wanted, self._settings.default_max_tokens, model))
-        if any(token >= model.text.vocab_size for token, _ in params.logit_bias):
-            raise InvalidRequest(f"logit_bias: token ids must be below {model.text.vocab_size}", param="logit_bias")
+        grammar = await asyncio.to_thread(grammar_of, model, wanted) if structured(model, wanted) else None
         answer_id = ("chatcmpl-" if wanted.chat else "cmpl-") + uuid.uuid4().hex
-        job = Job(
-            answer_id,
-            tuple(prompt),
-            params,
-            wishes.priority,
-            wishes.first_token_by,
-            grammar,
-            salt=wanted.cache_salt.encode(),
-            shown=frozenset() if wanted.tools is None or family is None else frozenset(family.marks),
-        )
+        job = job_of(answer_id, model, wanted, prompt, self._settings.default_max_tokens, grammar, wishes)
         outputs = self._added(job, wanted.n)
         identity = Identity(
             answer_id, int(self._clock()), self._settings.name, wanted.chat, len(prompt), choices=wanted.n
@@ -190,14 +198,6 @@ class _Endpoints:
         if wanted.stream:
             return Answer(outputs, Events(identity, piece, include_usage=wanted.include_usage, calling=calling))
         return Answer(outputs, Whole(identity, piece, calling=calling))
-
-    async def _grammar(self, model: Model, wanted: GenerationRequest) -> Grammar | None:
-        structure = _structure(model, wanted)
-        if structure is None:
-            return None
-        if model.grammars is None:
-            raise InvalidRequest("this model's tokenizer cannot follow a structure", param=structure.param)
-        return await asyncio.to_thread(model.grammars.compiled, structure)
 
     def _added(self, job: Job, choices: int) -> list[Output]:
         """All choices of a request, or none of them. Each after the first draws from a seed of its own."""
@@ -222,91 +222,14 @@ def _capabilities(model: Model) -> list[str]:
     return [name for name, can in able.items() if can]
 
 
-def _structure(model: Model, wanted: GenerationRequest) -> Wanted | None:
-    """What the answer must look like: calls where one is required, or what a structure says, or either of them. Raises
-    InvalidRequest where both cannot be had."""
-    tools, structure, text = wanted.tools, wanted.structure, model.text
-    if tools is None or text.family is None:
-        return structure
-    if not tools.must and structure is None:
-        return None
-    if structure is not None and (tools.must or structure.kind != "json_schema"):
-        raise InvalidRequest(
-            f"tools and {structure.param}: only a JSON Schema goes together with tools, and only where no call is "
-            "required",
-            param=structure.param,
-        )
-    form = calls.grammar(
-        text.family,
-        tools.callable,
-        text.special_token,
-        parallel=tools.parallel,
-        or_answer=None if structure is None else structure.text,
-    )
-    return Wanted("lark", form, "tools")
-
-
-def _params(wanted: GenerationRequest, max_tokens: int) -> SamplingParams:
-    return SamplingParams(
-        max_tokens=max_tokens,
-        temperature=wanted.temperature,
-        top_p=wanted.top_p,
-        top_k=wanted.top_k,
-        seed=wanted.seed,
-        stop=wanted.stop,
-        min_p=wanted.min_p,
-        repetition_penalty=wanted.repetition_penalty,
-        presence_penalty=wanted.presence_penalty,
-        frequency_penalty=wanted.frequency_penalty,
-        logit_bias=wanted.logit_bias,
-        min_tokens=min(wanted.min_tokens, max_tokens),
-        ignore_eos=wanted.ignore_eos,
-        logprobs=wanted.logprobs,
-    )
-
-
-def _max_tokens(prompt: int, wanted: GenerationRequest, default: int, model: Model) -> int:
-    """How many tokens may be generated behind a prompt of so many. Raises InvalidRequest."""
-    limit, asked = model.limits.capacity, wanted.max_tokens
-    field = "messages" if wanted.chat else "prompt"
-    which = "context window" if limit == model.limits.window else "KV cache"
-    if prompt == 0:
-        raise InvalidRequest("the prompt is empty", param=field)
-    if prompt >= limit:
-        raise ContextLengthExceeded(
-            f"the prompt has {prompt} tokens, the model's {which} holds {limit} with the answer; shorten the prompt",
-            param=field,
-        )
-    if asked is not None and prompt + asked > limit:
-        raise ContextLengthExceeded(
-            f"the prompt has {prompt} tokens and max_tokens is {asked}, together more than the {limit} of the model's "
-            f"{which}; shorten one of them",
-            param="max_tokens",
-        )
-    return asked if asked is not None else min(default, limit - prompt)
-
-
 async def _read(body: bytes, parse: Callable[[bytes], Parsed], text: Text) -> tuple[Parsed, list[int]]:
     """The parsed body and its prompt's tokens; a long one is worked on in another thread. Raises InvalidRequest."""
 
     def read() -> tuple[Parsed, list[int]]:
         wanted = parse(body)
-        return wanted, _encode(text, wanted)
+        return wanted, encode(text, wanted)
 
     return await asyncio.to_thread(read) if len(body) > THREADED_BYTES else read()
-
-
-def _encode(text: Text, wanted: GenerationRequest | TokenizeRequest) -> list[int]:
-    """The prompt's tokens. Raises InvalidRequest."""
-    prompt = wanted.prompt
-    if isinstance(prompt, str):
-        return text.encode(prompt, special_tokens=isinstance(wanted, GenerationRequest) or wanted.special_tokens)
-    if isinstance(prompt, Conversation):
-        return text.encode_chat(prompt)
-    tokens = list(prompt)
-    if tokens and max(tokens) >= text.vocab_size:
-        raise InvalidRequest(f"prompt: token ids must be below {text.vocab_size}", param="prompt")
-    return tokens
 
 
 async def _body(request: Request) -> bytes:
@@ -322,68 +245,6 @@ async def _body(request: Request) -> bytes:
             raise too_large
         parts.append(part)
     return b"".join(parts)
-
-
-class _Edge:
-    """The outermost app: request ids, and the last word on errors.
-
-    Invariants: every response carries an x-request-id, the caller's if it is fit; nothing is answered twice; nothing
-    that a caller sent is logged.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request_id = parse_request_id(Headers(scope=scope)) or f"req-{uuid.uuid4().hex}"
-        started = False
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                MutableHeaders(raw=message["headers"])["x-request-id"] = request_id
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_with_id)
-        except ClientDisconnect:
-            return
-        except Exception as error:  # noqa: BLE001 - the ASGI edge
-            frames = "; ".join(
-                f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)[-5:]
-            )
-            log.error("request %s failed: %s at %s", request_id, type(error).__name__, frames)
-            if not started:
-                await (await _unexpected(Request(scope), error))(scope, receive, send_with_id)
-
-
-def _error(error: RequestError) -> Response:
-    status, headers, body = error_response(error)
-    return Response(body, status, headers, media_type="application/json")
-
-
-async def _request_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)
-    return _error(error)
-
-
-async def _unexpected(request: Request, error: Exception) -> Response:
-    return _error(GenerationFailed("the engine failed to answer"))
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals (no such path, wrong method) in OpenAI's shape."""
-    assert isinstance(error, HTTPException)
-    if error.status_code == 405:
-        allow = (error.headers or {}).get("Allow", "")
-        return _error(MethodNotAllowed(f"this path takes {allow}", allow))
-    if error.status_code == 404:
-        return _error(NotFound("no such path"))
-    return _error(InvalidRequest(error.detail))
 
 
 def _json(body: object, *, status: int = 200) -> Response:
