@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from gateway.chat import ChatPath, Log
+from gateway.answers import Log
+from gateway.chat import ChatPath
 from gateway.keyfile import Known
 from gateway.keys import Keys, Standing
 from gateway.loading import known_names

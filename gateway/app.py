@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from gateway.chat import Log
+from gateway.answers import Log
 from gateway.edge import Application, AsgiEndpoint, Edge, Endpoint
 from gateway.keys import Keys
 from gateway.pages import Pages, PostOnly, no_answer, no_method, no_route

@@ -1,29 +1,27 @@
-"""The request path of a chat completion, readable top to bottom: `complete`, then `open`, then `OpenAnswer`.
+"""The request path of a chat completion, readable top to bottom: `complete`, then `open`; what is
+opened is an `OpenAnswer` (answers.py).
 
-Owns the order of things, what a request header may ask for, the response headers, and that every attempt ends exactly
-once. Refuses HTTP (see edge.py), policy (routing.py) and provider formats (backends/). Plain and streamed answers take
-the same path: one yields a chunk, the other many.
+Owns the order of things, the response headers, and that every attempt ends exactly once. Refuses HTTP (see edge.py),
+policy (routing.py) and provider formats (backends/). Plain and streamed answers take the same path: one yields a chunk,
+the other many.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
-from urllib.parse import quote
 
 import orjson
 
+from gateway.answers import CLIENT_GONE, Books, OpenAnswer
 from gateway.backends import Backends
 from gateway.backends.base import Answer, Call, Chunk
-from gateway.backends.sse import error_event
 from gateway.balance import Affinity, conversation_of, leads_on
 from gateway.errors import (
     GatewayError,
     Retryable,
     Unauthenticated,
-    UpstreamCut,
     UpstreamFailed,
     UpstreamTimeout,
     body_of,
@@ -36,8 +34,9 @@ from gateway.keys import Keyring
 from gateway.labels import Scanner
 from gateway.masking import Masked, Masker
 from gateway.policy import Policy
+from gateway.reply import Reply, header_bytes
 from gateway.routing import decide, next_attempt
-from gateway.telemetry import FleetRecord, Moved, Record
+from gateway.telemetry import Moved, Record
 from gateway.tokens import TokenCounter, near, undecided
 from gateway.tokens import count as count_tokens
 from gateway.types import (
@@ -51,27 +50,17 @@ from gateway.types import (
     Replica,
     RequestFacts,
     Snapshot,
-    Usage,
     usd,
 )
 from gateway.wire.chat import parse
 
 ANONYMOUS = Caller()
-CLIENT_GONE = 499  # nginx's status for a client that closed the request; only ever logged
 # Bytes above which work on a body would hold up other requests: parsing is the cheapest, a scan costs more, and text
 # that is not ASCII must be folded before it is scanned, which costs most by far.
 PARSE_IN_THREAD_ABOVE = 256 * 1024
 SCAN_IN_THREAD_ABOVE = 64 * 1024
 SCAN_IN_THREAD_ABOVE_UNICODE = 4 * 1024
 MASK_IN_THREAD_ABOVE = 4 * 1024
-
-
-class Log(Protocol):
-    """Where decision records go."""
-
-    def info(self, event: str, **fields: object) -> object: ...
-
-    def error(self, event: str, **fields: object) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -89,23 +78,7 @@ class Serving:
     def __post_init__(self) -> None:
         object.__setattr__(self, "masker", Masker(self.scanner) if self.policy.masks else None)
         names = [rule.name for rule in self.policy.rules] + [self.policy.default.name, *self.policy.deployments]
-        object.__setattr__(self, "rule_headers", {name: _header(name) for name in names})
-
-
-@dataclass(slots=True)
-class Reply:
-    """What goes back: status, headers, and chunks until the last one. `close` is idempotent and must be called."""
-
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    chunks: AsyncIterator[Chunk]
-    close: Callable[[], Awaitable[None]]
-    content_type: bytes = b"application/json"
-
-    @classmethod
-    def whole(cls, status: int, headers: list[tuple[bytes, bytes]], chunk: Chunk) -> Reply:
-        """A reply that is complete and holds nothing open."""
-        return cls(status, headers, _One(chunk), _nothing)
+        object.__setattr__(self, "rule_headers", {name: header_bytes(name) for name in names})
 
 
 @dataclass(slots=True)
@@ -115,13 +88,11 @@ class ChatPath:
 
     serving: Serving
     fleet: Fleet
-    log: Log
+    books: Books
     clock: Callable[[], float]
     wall: Callable[[], float]
     new_id: Callable[[], str]
-    observe: Callable[[Record], None]
     keyring: Keyring | None = None
-    _fleet_record: FleetRecord = field(default_factory=FleetRecord)
 
     async def complete(self, headers: Mapping[str, str], body: bytes) -> Reply:
         """The answer to one request: a completion, a stream, or an error that says why not."""
@@ -136,10 +107,10 @@ class ChatPath:
             answering = True  # and when it is closed, it leaves
             return reply
         except GatewayError as error:
-            self._book(record, started, status_of(error), error.code)
+            self.books.book(record, started, status_of(error), error.code)
             return self._refused(record, error)
         except asyncio.CancelledError:
-            self._book(record, started, CLIENT_GONE, "client_gone")
+            self.books.book(record, started, CLIENT_GONE, "client_gone")
             raise
         finally:
             if not answering:
@@ -197,7 +168,7 @@ class ChatPath:
             self.authenticate(headers)
         except Unauthenticated as error:
             decision_id = self.new_id()
-            self._book(Record(self.request_id(headers, decision_id), decision_id), self.clock(), 401, error.code)
+            self.books.book(Record(self.request_id(headers, decision_id), decision_id), self.clock(), 401, error.code)
             raise
 
     async def parsed(self, body: bytes) -> ChatRequest:
@@ -347,7 +318,7 @@ class ChatPath:
             record.replica = flight.member.ordinal
         if record.stream:
             record.first_token_ms = (self.clock() - started) * 1000
-        opened = OpenAnswer(self, serving.backends, record, started, deployment, flight, answer, first)
+        opened = OpenAnswer(self.books, serving.backends, record, started, deployment, flight, answer, first)
         bill = deployment.bill
         cost = (
             bill.cost(first.usage) if bill is not None and first.usage is not None else likely_bill(deployment, facts)
@@ -364,7 +335,7 @@ class ChatPath:
         if cost is not None:
             headers.append((b"x-hybridgate-cost-usd", usd(cost).encode()))
         if answer.dropped:
-            headers.append((b"x-hybridgate-dropped", _header(",".join(answer.dropped))))
+            headers.append((b"x-hybridgate-dropped", header_bytes(",".join(answer.dropped))))
         content_type = b"text/event-stream; charset=utf-8" if record.stream else b"application/json"
         return Reply(200, headers, opened, opened.close, content_type)
 
@@ -382,16 +353,10 @@ class ChatPath:
             (b"x-hybridgate-decision", record.decision_id.encode()),
         ]
         if record.decision is not None:
-            rule = self.serving.rule_headers.get(record.decision.rule) or _header(record.decision.rule)
+            rule = self.serving.rule_headers.get(record.decision.rule) or header_bytes(record.decision.rule)
             headers.append((b"x-hybridgate-rule", rule))
             headers.append((b"x-hybridgate-policy", record.decision.policy_hash.encode()))
         return headers
-
-    def _book(self, record: Record, started: float, status: int, outcome: str) -> None:
-        record.status, record.outcome = status, outcome
-        record.total_ms = (self.clock() - started) * 1000
-        self.log.info("request", **record.fields(self._fleet_record))
-        self.observe(record)
 
     async def route(self, headers: Mapping[str, str], body: bytes) -> tuple[Serving, RequestFacts, Snapshot, Decision]:
         """The decision for a request and what it was made from, without calling anything."""
@@ -400,91 +365,6 @@ class ChatPath:
         facts, _ = await self.facts_of(serving, chat, len(body), self.authenticate(headers), headers)
         snapshot = self.fleet.snapshot(self.clock(), draw_for(self.new_id()), self.wall())
         return serving, facts, snapshot, decide(serving.policy, facts, snapshot)
-
-
-class OpenAnswer:
-    """An answer under way to a client. Owns the upstream connection, and leaves `backends` when that is closed.
-    Invariant: it ends exactly once, with the usage known by then."""
-
-    __slots__ = (
-        "_answer",
-        "_backends",
-        "_deployment",
-        "_first",
-        "_flight",
-        "_open",
-        "_path",
-        "_record",
-        "_started",
-        "_tokens",
-    )
-
-    def __init__(
-        self,
-        path: ChatPath,
-        backends: Backends,
-        record: Record,
-        started: float,
-        deployment: Deployment,
-        flight: Flight,
-        answer: Answer,
-        first: Chunk,
-    ) -> None:
-        self._path = path
-        self._backends: Backends | None = backends
-        self._record = record
-        self._started = started
-        self._deployment = deployment
-        self._flight = flight
-        self._answer = answer
-        self._first: Chunk | None = first
-        self._tokens = 0
-        self._open = True
-
-    def __aiter__(self) -> AsyncIterator[Chunk]:
-        return self
-
-    async def __anext__(self) -> Chunk:
-        if not self._open:
-            raise StopAsyncIteration
-        chunk, self._first = self._first, None
-        if chunk is None:
-            try:
-                chunk = await anext(self._answer)
-            except (StopAsyncIteration, GatewayError) as error:
-                cut = error if isinstance(error, GatewayError) else UpstreamCut("the deployment's answer broke off")
-                self._end("cut", cut)
-                return Chunk(error_event(cut), last=True)
-        self._tokens += chunk.tokens
-        if chunk.usage is not None:
-            self._record.usage = chunk.usage
-        if chunk.last:
-            self._end("ok", None)
-        return chunk
-
-    async def close(self) -> None:
-        """End the upstream's work. A client that left before the last chunk is booked with what it was sent."""
-        self._end("client_gone", None)
-        backends, self._backends = self._backends, None
-        try:
-            await self._answer.close()
-        finally:
-            if backends is not None:
-                backends.leave()
-
-    def _end(self, outcome: str, error: GatewayError | None) -> None:
-        if not self._open:
-            return
-        self._open = False
-        record, path = self._record, self._path
-        if record.usage is None:
-            record.usage = Usage(self._flight.prompt_tokens, self._tokens)
-        deployment = self._deployment
-        if deployment.price is not None and deployment.bill is not None:
-            record.cost_nusd = deployment.bill.cost(record.usage)
-            record.marginal_nusd = deployment.price.cost(record.usage)
-        path.fleet.ended(self._flight, error, path.clock(), record.usage if outcome == "ok" else None)
-        path._book(record, self._started, CLIENT_GONE if outcome == "client_gone" else 200, outcome)
 
 
 def _loggable(scanner: Scanner, facts: RequestFacts) -> RequestFacts:
@@ -502,31 +382,6 @@ def _failure(error: BaseException) -> GatewayError | None:
     if isinstance(error, StopAsyncIteration):
         return UpstreamFailed("the deployment's answer was empty")
     return None
-
-
-class _One:
-    """A reply's only chunk."""
-
-    def __init__(self, chunk: Chunk) -> None:
-        self._chunk: Chunk | None = chunk
-
-    def __aiter__(self) -> AsyncIterator[Chunk]:
-        return self
-
-    async def __anext__(self) -> Chunk:
-        chunk, self._chunk = self._chunk, None
-        if chunk is None:
-            raise StopAsyncIteration
-        return chunk
-
-
-async def _nothing() -> None:
-    return None
-
-
-def _header(text: str) -> bytes:
-    """Header bytes for a name of the policy: ASCII stays readable, the rest is percent-encoded."""
-    return quote(text, safe=" !#$&'()*+,/:;=?@[]{}|~<>\"").encode("ascii")
 
 
 def draw_for(decision_id: str) -> float:

@@ -14,8 +14,8 @@ from typing import Any
 import orjson
 from starlette.types import ASGIApp, Scope, Send
 
+from gateway.answers import Log
 from gateway.backends.sse import error_event
-from gateway.chat import Log, Reply
 from gateway.errors import (
     BadRequest,
     GatewayError,
@@ -28,6 +28,7 @@ from gateway.errors import (
 )
 from gateway.facts import CHALLENGE, request_id_of
 from gateway.http1 import Exchange
+from gateway.reply import Reply
 
 MOST_SMALL_BODY_BYTES = 64 * 1024
 

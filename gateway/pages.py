@@ -17,12 +17,12 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.access import Access
 from gateway.backends.base import Chunk
-from gateway.chat import Reply
 from gateway.edge import headers_of
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound, Unauthenticated, body_of, status_of
 from gateway.explain import explanation
 from gateway.facts import CHALLENGE, knows, request_id_of
 from gateway.policy import AUTO, Policy
+from gateway.reply import Reply
 from gateway.running import Gateway, PolicyState, new_id
 from gateway.types import Caller
 

@@ -22,11 +22,12 @@ from itertools import count
 from pathlib import Path
 
 from gateway.access import Access
+from gateway.answers import Books, Log
 from gateway.backends import Backends
 from gateway.backends.base import Backend
 from gateway.backends.build import authorities_of, backend_of
 from gateway.backends.cloud import CloudLibrary
-from gateway.chat import ChatPath, Log, Serving
+from gateway.chat import ChatPath, Serving
 from gateway.encodings import load_encoding
 from gateway.engines import Engine, Known
 from gateway.fleet import Fleet
@@ -115,7 +116,8 @@ class Gateway:
         self._live = [self._generation]
         self._loads = Loads(self.fleet, self._described, time.monotonic)
         serving = Serving(policy, prepared.scanner, {}, self._generation.backends)
-        self.path = ChatPath(serving, self.fleet, log, time.monotonic, time.time, new_id, self.metrics.request)
+        books = Books(self.fleet, log, self.metrics.request, time.monotonic)
+        self.path = ChatPath(serving, self.fleet, books, time.monotonic, time.time, new_id)
         self.access: Access | None = None
         if keys is not None:
             self.access = Access(settings.keys, keys, self.path, log, tell)

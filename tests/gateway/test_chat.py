@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.answers import Books
 from gateway.backends import Backends
 from gateway.backends.base import Call, Chunk
-from gateway.chat import ChatPath, Reply, Serving, draw_for
+from gateway.chat import ChatPath, Serving, draw_for
 from gateway.conditions import Range
 from gateway.encodings import load_encoding
 from gateway.errors import (
@@ -37,6 +38,7 @@ from gateway.keys import Key, Keyring, digest_of
 from gateway.labels import Scanner
 from gateway.policy import Invariant, Match, Policy, Rule
 from gateway.record import recorded
+from gateway.reply import Reply
 from gateway.routing import decide
 from gateway.tokens import TiktokenCounter
 from gateway.types import Caller, Permit, Price, Replica, Timeouts, usd
@@ -66,7 +68,8 @@ class World:
         self.fleet, self.log = Fleet(p.deployments), Log()
         self.door = Backends(self.backends)
         serving = Serving(p, Scanner(p.kinds), {}, self.door)
-        self.path = ChatPath(serving, self.fleet, self.log, Clock(), Clock(), Ids(), lambda _: None)
+        books = Books(self.fleet, self.log, lambda _: None, Clock())
+        self.path = ChatPath(serving, self.fleet, books, Clock(), Clock(), Ids())
 
     async def reply(self, text: str = "hi", headers: dict[str, str] | None = None, **body: Any) -> Reply:
         document = {"messages": [{"role": "user", "content": text}], **body}

@@ -9,9 +9,9 @@ import orjson
 import pytest
 
 from gateway.backends.base import Chunk
-from gateway.chat import Reply
 from gateway.edge import AsgiEndpoint, Edge, Endpoint
 from gateway.errors import Unauthenticated
+from gateway.reply import Reply
 from tests.fakes import STREAM, Ids, Log
 from tests.raw_http import Client
 

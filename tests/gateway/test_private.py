@@ -11,6 +11,7 @@ import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.answers import Books
 from gateway.backends import Backends
 from gateway.chat import ChatPath, Serving
 from gateway.errors import ConnectFailed, UpstreamCut, UpstreamFailed, UpstreamOverloaded, UpstreamRejected
@@ -60,9 +61,8 @@ def test_no_private_request_leaves(p: Policy, scripts: list[Any], events: list[A
     p = replace(p, invariants=tuple(replace(invariant, mask=frozenset()) for invariant in p.invariants))
     backends = {name: FakeBackend(scripts[number::4]) for number, name in enumerate(NAMES)}
     fleet, clock, log = Fleet(p.deployments), Clock(), Log()
-    path = ChatPath(
-        Serving(p, Scanner(p.kinds), {}, Backends(backends)), fleet, log, clock, clock, Ids(), lambda _: None
-    )
+    serving = Serving(p, Scanner(p.kinds), {}, Backends(backends))
+    path = ChatPath(serving, fleet, Books(fleet, log, lambda _: None, clock), clock, clock, Ids())
 
     async def ask(private: bool, stream: bool, model: str) -> None:
         text = f"card {CARD}" if private else "hi"
