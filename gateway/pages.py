@@ -66,13 +66,16 @@ class Pages:
 
     async def ready(self, request: Request) -> Response:
         """Whether a request could be answered now, and by what; each deployment that is not usable with its reason. A
-        policy file that does not load is told and changes nothing of that: the policy before it is in use."""
+        policy file that does not load is told and changes nothing of that: the policy before it is in use. A gateway
+        that is about to stop says so first."""
         policy = self._gateway.path.serving.policy
         snapshot = self._gateway.fleet.snapshot(time.monotonic(), 0.0)
         reasons = {d.name: d.unavailable or snapshot.deployments[d.name].down for d in policy.deployments.values()}
         usable = [name for name, reason in reasons.items() if reason is None]
         configured = [name for name, d in policy.deployments.items() if d.unavailable is None]
         status = "not ready" if not usable else "ready" if len(usable) == len(configured) else "degraded"
+        if self._gateway.stopping:
+            status = "stopping"
         deployments = {
             name: {"zone": policy.deployments[name].zone, "usable": reason is None, "reason": reason or ""}
             for name, reason in reasons.items()
@@ -82,7 +85,7 @@ class Pages:
             told |= {"policy": told_of(self._gateway.policy_state), "deployments": deployments}
             if self._gateway.access is not None:
                 told["keys"] = told_of_keys(self._gateway.access)
-        return json_response(200 if usable else 503, told)
+        return json_response(200 if usable and not self._gateway.stopping else 503, told)
 
     def _shown_to(self, request: Request) -> bool:
         access = self._gateway.access

@@ -111,6 +111,7 @@ class Gateway:
         self.fleet = Fleet(policy.deployments)
         self.metrics = Metrics(self._figures)
         self.policy_state = PolicyState(policy.path, policy.hash, datetime.now(UTC))
+        self.stopping = False
         prepared = _prepare(policy, None)
         self._generation = self._generation_of(policy, prepared, [])
         self._live = [self._generation]
@@ -122,6 +123,12 @@ class Gateway:
         if keys is not None:
             self.access = Access(settings.keys, keys, self.path, log, tell)
             self.metrics.keys = self._key_figures
+
+    def stop_soon(self) -> None:
+        """Say on /readyz that no more requests should come. Those that come all the same are answered."""
+        self.stopping = True
+        self._log.info("gateway", state="stopping")
+        self._tell("stopping: open requests are finished first")
 
     @property
     def supervisors(self) -> Mapping[str, Supervisor]:

@@ -1,6 +1,6 @@
 """Serves the application until a signal ends it.
 
-Owns uvicorn's settings, the admin port beside it, what a SIGHUP means, and the watch over files meanwhile.
+Owns uvicorn's settings, the admin port beside it, what a SIGHUP and a SIGTERM mean, and the watch over files meanwhile.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from math import ceil
+from types import FrameType
 
 import uvicorn
 import uvloop
@@ -30,16 +31,45 @@ class Served:
     listener: socket.socket
 
 
-def serve_until_stopped(
-    main: Served, admin: Served | None, followers: Sequence[Follower], drain_seconds: float
-) -> None:
-    """Serve callers, and operators as long as there are callers. Streams that are open at the end may go on for
-    `drain_seconds`."""
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How serving ends, in seconds. On a signal `announce` is called, requests are taken for another `delay`, during
+    which balancers learn that none should come, and what is open then may go on for `drain`."""
+
+    announce: Callable[[], None]
+    delay: float
+    drain: float
+
+
+def serve_until_stopped(main: Served, admin: Served | None, followers: Sequence[Follower], ending: Ending) -> None:
+    """Serve callers, and operators as long as there are callers."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(main, admin, followers, drain_seconds))
+        runner.run(_serve(main, admin, followers, ending))
 
 
-async def _serve(main: Served, admin: Served | None, followers: Sequence[Follower], drain_seconds: float) -> None:
+class _Server(uvicorn.Server):
+    """uvicorn's server, which takes requests for a while after the first signal to stop. A second one ends that."""
+
+    def __init__(self, config: uvicorn.Config, ending: Ending) -> None:
+        super().__init__(config)
+        self._ending = ending
+        self._announced = False
+        self._loop = asyncio.get_running_loop()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal came: between any two instructions, so the event loop does what is to be done."""
+        if self._announced:
+            super().handle_exit(sig, frame)
+            return
+        self._announced = True
+        self._loop.call_soon_threadsafe(self._begin_to_end, sig)
+
+    def _begin_to_end(self, sig: int) -> None:
+        self._ending.announce()
+        self._loop.call_later(self._ending.delay, super().handle_exit, sig, None)
+
+
+async def _serve(main: Served, admin: Served | None, followers: Sequence[Follower], ending: Ending) -> None:
     def ask() -> None:
         for follower in followers:
             follower.ask()
@@ -50,7 +80,7 @@ async def _serve(main: Served, admin: Served | None, followers: Sequence[Followe
         if admin is not None:
             await stack.enter_async_context(embedded(config_of(admin.app, 1.0), admin.listener))
         try:
-            await uvicorn.Server(config_of(main.app, drain_seconds)).serve(sockets=[main.listener])
+            await _Server(config_of(main.app, ending.drain), ending).serve(sockets=[main.listener])
         finally:
             for follower in followers:
                 follower.stop()

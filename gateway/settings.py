@@ -34,6 +34,7 @@ class Settings:
     keys: str = ""
     local_model: str = ""
     max_body_bytes: int = 32 * 1024 * 1024
+    drain_delay_seconds: float = 0.0
     drain_seconds: float = 20.0
     engine_start_seconds: float = 600.0
     open_to_network: bool = False
@@ -48,6 +49,7 @@ class Settings:
                 ("port", 0 <= self.port <= 65_535, "a port, 0 to 65535"),
                 ("admin_port", -1 <= self.admin_port <= 65_535, "a port, 0 to 65535, or -1 for none"),
                 ("max_body_bytes", self.max_body_bytes >= 1, "at least 1"),
+                ("drain_delay_seconds", 0 <= self.drain_delay_seconds <= _A_DAY, "0 to 86400 seconds"),
                 ("drain_seconds", 0 <= self.drain_seconds <= _A_DAY, "0 to 86400 seconds"),
                 ("engine_start_seconds", 0 < self.engine_start_seconds <= _A_DAY, "above 0 and at most 86400 seconds"),
             )

@@ -65,6 +65,10 @@ def serve(
         typer.Option(help="What the local deployment serves: `demo`, a Hugging Face id, or a path. [default: demo]"),
     ] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body. [default: 33554432]")] = None,
+    drain_delay_seconds: Annotated[
+        float | None,
+        typer.Option(help="How long requests are taken after a signal to stop, while /readyz says not to send any."),
+    ] = None,
     drain_seconds: Annotated[float | None, typer.Option(help="How long open streams may finish at stop.")] = None,
     engine_start_seconds: Annotated[float | None, typer.Option(help="How long an engine may take to load.")] = None,
     open_to_network: Annotated[
@@ -187,7 +191,7 @@ def run(
     from gateway.edge import Application, Edge  # noqa: PLC0415
     from gateway.reload import KeysReloader, Reloader  # noqa: PLC0415
     from gateway.running import new_id  # noqa: PLC0415
-    from gateway.server import Served, serve_until_stopped  # noqa: PLC0415
+    from gateway.server import Ending, Served, serve_until_stopped  # noqa: PLC0415
     from gateway.telemetry import open_log  # noqa: PLC0415
 
     terminal = Console(stderr=True, highlight=False)
@@ -215,7 +219,8 @@ def run(
         pages = admin_app(gateway, reloader, keys_reloader, guarded=guarded)
         admin = Served(Application.small(pages, Edge(log, new_id)), listeners.admin)
     followers = [reloader] if keys_reloader is None else [reloader, keys_reloader]
-    serve_until_stopped(Served(app, listeners.main), admin, followers, settings.drain_seconds)
+    ending = Ending(gateway.stop_soon, settings.drain_delay_seconds, settings.drain_seconds)
+    serve_until_stopped(Served(app, listeners.main), admin, followers, ending)
 
 
 def _url(listener: socket.socket) -> str:
