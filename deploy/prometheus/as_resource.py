@@ -1,4 +1,4 @@
-"""Writes prometheusrule.yaml, alerts.yaml as a resource of the Prometheus operator. A test tells when it is out of date.
+"""Writes prometheusrule.yaml: alerts.yaml as a resource of the Prometheus operator. A test tells when it is outdated.
 
 Owns the words around the rules; refuses to change a rule.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 HEAD = """\
-# Made from alerts.yaml by `python deploy/prometheus/operator.py`.
+# Made from alerts.yaml by `python deploy/prometheus/as_resource.py`.
 apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
 metadata:
