@@ -13,13 +13,13 @@ import pytest
 from gateway.backends.aiohttp_client import FOREIGN, AiohttpUpstream, proxy_for, translated
 from gateway.backends.build import upstream_of
 from gateway.backends.http1_client import Http1Upstream
-from gateway.errors import ConnectFailed, Retryable, UpstreamFailed, UpstreamTimeout
+from gateway.errors import ConnectFailed, ConnectionLost, Retryable, UpstreamFailed, UpstreamTimeout
 from tests.fakes import deployment
 from tests.raw_http import always, answer, serving
 
 COUNTERPARTS: dict[str, type[Retryable]] = {
     "ClientConnectionError": UpstreamFailed,
-    "ClientConnectionResetError": ConnectFailed,
+    "ClientConnectionResetError": ConnectionLost,
     "ClientConnectorCertificateError": ConnectFailed,
     "ClientConnectorDNSError": ConnectFailed,
     "ClientConnectorError": ConnectFailed,
@@ -40,7 +40,7 @@ COUNTERPARTS: dict[str, type[Retryable]] = {
     "NonHttpUrlRedirectClientError": UpstreamFailed,
     "RedirectClientError": UpstreamFailed,
     "ServerConnectionError": UpstreamFailed,
-    "ServerDisconnectedError": ConnectFailed,
+    "ServerDisconnectedError": ConnectionLost,
     "ServerFingerprintMismatch": UpstreamFailed,
     "ServerTimeoutError": UpstreamTimeout,
     "SocketTimeoutError": UpstreamTimeout,
@@ -69,7 +69,7 @@ def test_an_exception_becomes_its_counterpart_and_loses_its_text(name: str, ours
 
 @pytest.mark.parametrize(
     ("error", "ours"),
-    [(TimeoutError(), UpstreamTimeout), (ConnectionResetError(), ConnectFailed), (OSError(), UpstreamFailed)],
+    [(TimeoutError(), UpstreamTimeout), (ConnectionResetError(), ConnectionLost), (OSError(), UpstreamFailed)],
 )
 def test_what_the_system_raises_has_a_counterpart_too(error: Exception, ours: type[Retryable]) -> None:
     assert isinstance(error, FOREIGN) and type(translated(error)) is ours

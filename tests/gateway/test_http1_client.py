@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from gateway.backends.http1_client import Addresses, Http1Upstream
 from gateway.backends.http1_connection import MOST_BUFFERED_BYTES, MOST_HEAD_BYTES, Http1Connection, Http1Response
-from gateway.errors import ConnectFailed, Retryable, UpstreamFailed
+from gateway.errors import ConnectFailed, ConnectionLost, Retryable, UpstreamFailed
 from tests.raw_http import CHUNKED_HEAD, Peer, Seen, Transport, always, answer, chunk, serving
 
 T = TypeVar("T")
@@ -125,7 +125,7 @@ def test_an_answer_that_ends_early_is_never_taken_for_whole(case: str, length: i
         assert not played.owner.free
         return type(error.value)
 
-    assert asyncio.run(run()) is (UpstreamFailed if data else ConnectFailed)
+    assert asyncio.run(run()) is (UpstreamFailed if data else ConnectionLost)
 
 
 @given(st.binary(max_size=300), st.lists(st.integers(0, 1000), max_size=4))

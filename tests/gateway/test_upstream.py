@@ -20,7 +20,7 @@ from gateway.backends.aiohttp_client import AiohttpUpstream
 from gateway.backends.build import authorities_of, upstream_of
 from gateway.backends.http1_client import Http1Upstream
 from gateway.backends.upstream import Response, Upstream
-from gateway.errors import ConnectFailed, Retryable, UpstreamFailed, UpstreamTimeout
+from gateway.errors import ConnectFailed, ConnectionLost, Retryable, UpstreamFailed, UpstreamTimeout
 from tests.fakes import deployment
 from tests.raw_http import CHUNKED_HEAD, Peer, Script, Seen, always, answer, chunk, serving
 
@@ -117,7 +117,7 @@ def test_an_answer_is_read_whole(client: Client, case: str) -> None:
 
 
 FAILURES: dict[str, tuple[bytes, type[Retryable]]] = {
-    "nothing": (b"", ConnectFailed),
+    "nothing": (b"", ConnectionLost),
     "not HTTP": (b"SSH-2.0-OpenSSH_9.6\r\n", UpstreamFailed),
     "HTTP/0.9": (b"<html>hello</html>", UpstreamFailed),
     "a status that is none": (b"HTTP/1.1 abc OK\r\n\r\n", UpstreamFailed),
