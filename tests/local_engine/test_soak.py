@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.bench.soak import LEAST_PACE, MOST_GROWTH, Sample, Soak, plain, run, streamed, verdict
+from tests.bench.soak import LEAST_PACE, MOST_GROWTH, Defect, Sample, Soak, plain, run, streamed, verdict
 
 MIB = 2**20
 
@@ -61,7 +61,7 @@ def test_an_answer_without_its_end_is_a_defect(tmp_path: Path, client: object, a
 
         async with await asyncio.start_unix_server(serve, str(tmp_path / "s")):
             soak = Soak(tmp_path / "s", psutil.Process(os.getpid()), random.Random(0))
-            with pytest.raises(Exception, match="without|status"):
+            with pytest.raises(Defect, match=r"without|status"):
                 await client(soak)  # type: ignore[operator]
 
     asyncio.run(conversation())
