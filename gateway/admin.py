@@ -8,6 +8,8 @@ the names of deployments and rules, and may have the files read again; where oth
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.applications import Starlette
@@ -17,8 +19,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.access import Access
+from gateway.cache import CacheUnavailable, Chosen, Figures
 from gateway.edge import headers_of, send_error
-from gateway.errors import Unauthenticated
+from gateway.errors import NoCandidate, Unauthenticated, body_of
 from gateway.facts import request_id_of
 from gateway.livestate import state_document
 from gateway.pages import Pages, json_response, no_method, no_route, told_of, told_of_keys
@@ -43,6 +46,23 @@ class Admin:
         snapshot = self._gateway.fleet.snapshot(time.monotonic(), 0.0, time.time())
         return json_response(200, state_document(self._gateway.path.serving.policy, snapshot))
 
+    async def cache(self, _: Request) -> Response:
+        """How many answers are stored, and whose; never what they say."""
+        answers = self._gateway.answers
+        try:
+            stored = {where: _told_of_stored(figures) for where, figures in (await answers.figures()).items()}
+        except CacheUnavailable as error:
+            return _unavailable(error)
+        return json_response(200, {"counts": asdict(answers.counts), "stored": stored})
+
+    async def purge(self, request: Request) -> Response:
+        """Forget stored answers: all that the query's tenant, model and deployment choose."""
+        chosen = Chosen(**{name: request.query_params.get(name) for name in ("tenant", "model", "deployment")})
+        try:
+            return json_response(200, {"forgotten": await self._gateway.answers.purge(chosen)})
+        except CacheUnavailable as error:
+            return _unavailable(error)
+
     async def reload(self, _: Request) -> Response:
         """Read the policy's files and the keys now: 200 where what they say is in use, 422 with the errors where they
         do not load."""
@@ -53,6 +73,19 @@ class Admin:
             await self._keys.reload()
             told["keys"], problems = told_of_keys(access), problems + access.state.problems
         return json_response(422 if problems else 200, told)
+
+
+def _told_of_stored(figures: Figures) -> dict[str, Any]:
+    rows = [
+        {"tenant": tenant, "model": model, "deployment": deployment, "entries": entries, "bytes": size}
+        for (tenant, model, deployment), (entries, size) in sorted(figures.by.items())
+    ]
+    return {"entries": figures.entries, "bytes": figures.bytes, "by": rows}
+
+
+def _unavailable(error: CacheUnavailable) -> Response:
+    """What this process stores is done; what replicas share is not."""
+    return json_response(503, body_of(NoCandidate(f"what replicas share cannot be asked now ({error}): try again")))
 
 
 class OperatorsOnly:
@@ -82,6 +115,8 @@ def admin_app(
         Route("/metrics", admin.metrics),
         Route("/state", admin.state),
         Route("/reload", admin.reload, methods=["POST"]),
+        Route("/cache", admin.cache),
+        Route("/cache/purge", admin.purge, methods=["POST"]),
         Route("/livez", pages.live),
         Route("/readyz", pages.ready),
     ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import orjson
 
@@ -18,6 +19,7 @@ from gateway.answers import CLIENT_GONE, Books, OpenAnswer
 from gateway.backends import Backends
 from gateway.backends.base import Answer, Call, Chunk
 from gateway.balance import Affinity, conversation_of, leads_on
+from gateway.caching import Answers, Use
 from gateway.errors import (
     GatewayError,
     Retryable,
@@ -34,8 +36,9 @@ from gateway.keys import Keyring
 from gateway.labels import Scanner
 from gateway.masking import Masked, Masker
 from gateway.policy import Policy
-from gateway.reply import Reply, header_bytes
+from gateway.reply import EVENT_STREAM, Reply, header_bytes
 from gateway.routing import decide, next_attempt
+from gateway.sharing import Seeker, Sharing
 from gateway.telemetry import Moved, Record
 from gateway.tokens import TokenCounter, near, undecided
 from gateway.tokens import count as count_tokens
@@ -61,6 +64,7 @@ PARSE_IN_THREAD_ABOVE = 256 * 1024
 SCAN_IN_THREAD_ABOVE = 64 * 1024
 SCAN_IN_THREAD_ABOVE_UNICODE = 4 * 1024
 MASK_IN_THREAD_ABOVE = 4 * 1024
+STALE = 0.05  # seconds after which a decision is made anew before it is acted on
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,25 @@ class Serving:
         object.__setattr__(self, "rule_headers", {name: header_bytes(name) for name in names})
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request once its policy has decided it, at `decided` seconds of the clock. `draw` is its share of chance."""
+
+    serving: Serving
+    facts: RequestFacts
+    permit: Permit
+    masked: Masked | None
+    record: Record
+    started: float
+    draw: float
+    affinity: Affinity | None
+    decided: float
+
+
 @dataclass(slots=True)
 class ChatPath:
     """Takes chat requests to deployments. `serving` is replaced whole when the policy or what is known of an engine
-    changes, `keyring` when the keys do; without one, callers need no keys."""
+    changes, `keyring` when the keys do; without one, callers need no keys. `answers` are the stored ones."""
 
     serving: Serving
     fleet: Fleet
@@ -93,6 +112,7 @@ class ChatPath:
     wall: Callable[[], float]
     new_id: Callable[[], str]
     keyring: Keyring | None = None
+    answers: Answers | None = None
 
     async def complete(self, headers: Mapping[str, str], body: bytes) -> Reply:
         """The answer to one request: a completion, a stream, or an error that says why not."""
@@ -110,10 +130,11 @@ class ChatPath:
             self.books.book(record, started, status_of(error), error.code)
             return self._refused(record, error)
         except asyncio.CancelledError:
-            self.books.book(record, started, CLIENT_GONE, "client_gone")
+            if not record.shared:
+                self.books.book(record, started, CLIENT_GONE, "client_gone")
             raise
         finally:
-            if not answering:
+            if not answering and not record.shared:
                 serving.backends.leave()
 
     def request_id(self, headers: Mapping[str, str], decision_id: str) -> str:
@@ -135,27 +156,94 @@ class ChatPath:
         affinity = None
         if self.fleet.balances:
             affinity = Affinity(draw, conversation_of(chat.body), facts.prompt.estimate)
+        now = self.clock()
+        snapshot = self.fleet.snapshot(now, draw, self.wall(), affinity)
+        decision = record.decision = decide(policy, facts, snapshot)
+        record.facts, record.snapshot = _loggable(serving.scanner, facts), snapshot
+        asked = Asked(serving, facts, permit, masked, record, started, draw, affinity, now)
+        if decision.caching is not None and self.answers is not None:
+            use = await self._use(self.answers, asked, chat, decision, headers, len(body))
+            if use is not None:
+                return await Sharing(self.answers).answer(self._seeker(asked, chat, decision, use))
+        return await self._attempted(asked, chat)
+
+    async def _attempted(self, asked: Asked, chat: ChatRequest) -> Reply:
+        """The answer of the first candidate that gives one. Raises `GatewayError` where none does."""
+        serving, record, facts, masked = asked.serving, asked.record, asked.facts, asked.masked
+        policy, permit, decision, now = serving.policy, asked.permit, record.decision, self.clock()
+        if decision is None or now - asked.decided > STALE:  # it waited for an answer that others were to make
+            decision = self._decided_anew(asked, now)
+        self.fleet.decided(decision, now)
         while True:
-            now = self.clock()
-            snapshot = self.fleet.snapshot(now, draw, self.wall(), affinity)
-            decision = decide(policy, facts, snapshot)
-            if record.decision is None:
-                self.fleet.decided(decision, now)
-                record.facts, record.snapshot = _loggable(serving.scanner, facts), snapshot
-            record.decision = decision
             attempt = next_attempt(decision, record.failed)
             deployment = policy.deployments[attempt.deployment]
-            call = self._call(decision, deployment, chat, facts, record, masked, (now - started) * 1000)
+            call = self._call(decision, deployment, chat, facts, record, masked, (now - asked.started) * 1000)
             try:
                 flight, answer, first = await self.open(
-                    serving.backends, deployment, permit, call, facts, record, affinity
+                    serving.backends, deployment, permit, call, facts, record, asked.affinity
                 )
             except Retryable as error:
                 record.failed.append(Outcome(attempt, error.message, isinstance(error, UpstreamTimeout)))
+                now = self.clock()
+                decision = self._decided_anew(asked, now)
                 continue
             if masked is not None and permit.passage(deployment.zone) == "masked":
                 record.masked = len(masked.mask)
-            return self._respond(serving, record, started, attempt, deployment, facts, flight, answer, first)
+            return self._respond(serving, record, asked.started, attempt, deployment, facts, flight, answer, first)
+
+    def _decided_anew(self, asked: Asked, now: float) -> Decision:
+        snapshot = self.fleet.snapshot(now, asked.draw, self.wall(), asked.affinity)
+        decision = asked.record.decision = decide(asked.serving.policy, asked.facts, snapshot)
+        return decision
+
+    async def _use(
+        self,
+        answers: Answers,
+        asked: Asked,
+        chat: ChatRequest,
+        decision: Decision,
+        headers: Mapping[str, str],
+        size: int,
+    ) -> Use | None:
+        """How the request uses stored answers; a large one is read beside the event loop."""
+        use = partial(answers.use, chat, asked.facts, asked.permit, decision, headers)
+        return await asyncio.to_thread(use) if size > SCAN_IN_THREAD_ABOVE else use()
+
+    def _seeker(self, asked: Asked, chat: ChatRequest, decision: Decision, use: Use) -> Seeker:
+        record, started = asked.record, asked.started
+        return Seeker(
+            chat=chat,
+            facts=asked.facts,
+            permit=asked.permit,
+            policy=asked.serving.policy,
+            decision=decision,
+            record=record,
+            use=use,
+            call=partial(self._called, asked),
+            book=partial(self.books.book, record, started),
+            refused=partial(self._refused, record),
+            headers=partial(self._headers, record),
+            freed=asked.serving.backends.leave,
+            elapsed_ms=lambda: (self.clock() - started) * 1000,
+        )
+
+    async def _called(self, asked: Asked, chat: ChatRequest) -> Reply:
+        """A call whose answer others wait for too: it books its record and leaves the backends itself, however it
+        ends. Raises what `_attempted` does."""
+        record, answering = asked.record, False
+        try:
+            reply = await self._attempted(asked, chat)
+            answering = True
+            return reply
+        except GatewayError as error:
+            self.books.book(record, asked.started, status_of(error), error.code)
+            raise
+        except asyncio.CancelledError:
+            self.books.book(record, asked.started, CLIENT_GONE, "client_gone")
+            raise
+        finally:
+            if not answering:
+                asked.serving.backends.leave()
 
     def authenticate(self, headers: Mapping[str, str]) -> Caller:
         """Who asks. Without keys everyone who can reach the socket is one anonymous caller, which is why the server
@@ -328,15 +416,16 @@ class ChatPath:
             (b"x-hybridgate-deployment", deployment.name.encode()),
             (b"x-hybridgate-zone", deployment.zone.encode()),
             (b"x-hybridgate-attempts", b"%d" % record.attempts),
-            (b"x-hybridgate-cache", b"off"),
+            (b"x-hybridgate-cache", b"off" if record.cache is None else b"miss"),
         ]
         if record.masked is not None:
             headers.append((b"x-hybridgate-masked", b"%d" % record.masked))
         if cost is not None:
             headers.append((b"x-hybridgate-cost-usd", usd(cost).encode()))
+        record.dropped = answer.dropped
         if answer.dropped:
             headers.append((b"x-hybridgate-dropped", header_bytes(",".join(answer.dropped))))
-        content_type = b"text/event-stream; charset=utf-8" if record.stream else b"application/json"
+        content_type = EVENT_STREAM if record.stream else b"application/json"
         return Reply(200, headers, opened, opened.close, content_type)
 
     def _refused(self, record: Record, error: GatewayError) -> Reply:

@@ -6,6 +6,7 @@ What `POST /v1/route` answers and `hybridgate policy explain` prints; both are m
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from gateway.estimate import likely_bill
@@ -34,6 +35,7 @@ def explanation(policy: Policy, facts: RequestFacts, snapshot: Snapshot, decisio
         "because": decision.because,
         "labels": sorted(decision.labels),
         "slo": decision.slo,
+        "cache": None if decision.caching is None else asdict(decision.caching),
         "prompt_tokens": {"estimate": facts.prompt.estimate, "at_most": facts.prompt.bound, **facts.prompt.exact},
         "deployment": decision.candidates[0].deployment if decision.candidates else None,
         "rules": [

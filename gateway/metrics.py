@@ -19,6 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from gateway.cache import Counts
 from gateway.errors import EgressDenied
 from gateway.fleet import MemberStatus
 from gateway.keys import Standing
@@ -53,8 +54,8 @@ REQUESTS = Described(
     "hybridgate_requests_total",
     "counter",
     ("deployment", "rule", "outcome"),
-    "Requests that have ended. `deployment` is empty where none answered; `outcome` is `ok`, an error's code, `cut` or "
-    "`client_gone`.",
+    "Requests that have ended. `deployment` is empty where none answered, or a stored answer did; `outcome` is `ok`, "
+    "an error's code, `cut` or `client_gone`.",
 )
 LABELLED = Described(
     "hybridgate_labelled_requests_total", "counter", ("label",), "Decided requests that carry a label of the policy."
@@ -162,6 +163,27 @@ POLICY_IN_STEP = Described(
     "1 where the policy in use is what its files say, 0 where they do not load.",
 )
 POLICY_ERRORS = Described("hybridgate_policy_errors", "gauge", (), "Errors in the policy's files as they stand now.")
+CACHE_REQUESTS = Described(
+    "hybridgate_cache_requests_total",
+    "counter",
+    ("result",),
+    "Requests that a stored answer would do for: `hit` where there was one, or another request's call answered it as "
+    "well, `miss` where they made a call.",
+)
+CACHE_STORES = Described(
+    "hybridgate_cache_stores_total",
+    "counter",
+    ("result",),
+    "Answers that were to be stored: `stored`, or `too_large`.",
+)
+CACHE_UNAVAILABLE = Described(
+    "hybridgate_cache_unavailable_total",
+    "counter",
+    (),
+    "Times that what replicas share could not be asked, which counts as a miss.",
+)
+CACHE_ENTRIES = Described("hybridgate_cache_entries", "gauge", (), "Answers stored in this process.")
+CACHE_BYTES = Described("hybridgate_cache_bytes", "gauge", (), "What they take.")
 KEYS = Described("hybridgate_keys", "gauge", ("standing",), "Callers' keys: `valid`, `expired` or `revoked` now.")
 KEYS_LOADS = Described(
     "hybridgate_keys_loads_total",
@@ -201,6 +223,11 @@ METRICS = (
     POLICY_LOADS,
     POLICY_IN_STEP,
     POLICY_ERRORS,
+    CACHE_REQUESTS,
+    CACHE_STORES,
+    CACHE_UNAVAILABLE,
+    CACHE_ENTRIES,
+    CACHE_BYTES,
     KEYS,
     KEYS_LOADS,
     KEYS_IN_STEP,
@@ -294,12 +321,14 @@ class DeploymentFigures:
 
 
 class Metrics(Collector):
-    """The sums of one process. Invariant: for the event loop's thread alone, so that nothing is locked. `keys` is asked
-    at each scrape; None where callers need none."""
+    """The sums of one process. Invariant: for the event loop's thread alone, so that nothing is locked. `keys` and
+    `cache` (what was counted, entries, bytes) are asked at each scrape; None where callers need no keys, and where
+    there is no cache."""
 
     def __init__(self, now: Callable[[], tuple[PolicyFigures, Iterable[DeploymentFigures]]]) -> None:
         """`now` is asked at each scrape."""
         self.keys: Callable[[], KeyFigures] | None = None
+        self.cache: Callable[[], tuple[Counts, int, int]] | None = None
         self._now = now
         self._rows: dict[tuple[str, str, str], _Row] = {}
         self._labels: Counter[str] = Counter()
@@ -320,7 +349,8 @@ class Metrics(Collector):
     def request(self, record: Record) -> None:
         """Count a request that is over."""
         decision = record.decision
-        deployment = record.deployment or ""
+        hit = record.cache == "hit"
+        deployment = "" if hit or record.deployment is None else record.deployment
         key = (deployment, decision.rule if decision is not None else "", record.outcome)
         row = self._rows.get(key)
         if row is None:
@@ -385,6 +415,8 @@ class Metrics(Collector):
         yield _counted(REPLICA_ANSWERS, {(name, str(number)): n for (name, number), n in self._answers.items()})
         yield _counted(REPLICA_MOVES, {(name, str(number)): n for (name, number), n in self._moves.items()})
         yield from _of_policy(policy)
+        if self.cache is not None:
+            yield from _of_cache(*self.cache())
         if self.keys is not None:
             yield from _of_keys(self.keys())
 
@@ -446,6 +478,14 @@ def _of_policy(policy: PolicyFigures) -> Iterator[Metric]:
     yield _counted(POLICY_LOADS, {("success",): policy.loads, ("failure",): policy.failures})
     yield _gauge(POLICY_IN_STEP, {(): not policy.errors})
     yield _gauge(POLICY_ERRORS, {(): policy.errors})
+
+
+def _of_cache(counts: Counts, entries: int, size: int) -> Iterator[Metric]:
+    yield _counted(CACHE_REQUESTS, {("hit",): counts.hits, ("miss",): counts.misses})
+    yield _counted(CACHE_STORES, {("stored",): counts.stores, ("too_large",): counts.too_large})
+    yield _counted(CACHE_UNAVAILABLE, {(): counts.unavailable})
+    yield _gauge(CACHE_ENTRIES, {(): entries})
+    yield _gauge(CACHE_BYTES, {(): size})
 
 
 def _of_keys(keys: KeyFigures) -> Iterator[Metric]:

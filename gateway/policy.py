@@ -16,7 +16,7 @@ from typing import Literal
 
 from gateway.conditions import Deployments
 from gateway.conditions import Match as Match
-from gateway.types import UNSCANNABLE, Deployment, Permit, RequestFacts
+from gateway.types import UNSCANNABLE, Caching, Deployment, Permit, RequestFacts
 
 DATA_CLASS_HEADER = "x-data-class"
 DEFAULT_RULE = "default"
@@ -149,7 +149,7 @@ class Rule:
     `weights` (empty: none) draw which candidate goes first, each with a share of the sum, the same for all requests of
     one `sticky` key; the others follow in order. `order_weights` are the terms of `order_by: weighted`: dollars and
     seconds, each times its weight. `slo` is the class of requests that name none. `timeouts`, in seconds, replace the
-    deployments', each by itself.
+    deployments', each by itself. `cache` is None where no answer is stored.
     """
 
     name: str
@@ -166,13 +166,15 @@ class Rule:
     order_weights: Mapping[OrderTerm, float] = field(default_factory=dict)
     slo: str | None = None
     timeouts: Mapping[str, float] = field(default_factory=dict)
+    cache: Caching | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """A policy that loaded without an error: every name in it is defined, every rule can be reached, every protected
     request has a place or an explicit refusal. `hash` is 12 hexadecimal digits over both files' content; secrets have
-    no part in it. `patterns` are the operator's own detectors, RE2 text by name.
+    no part in it. `patterns` are the operator's own detectors, RE2 text by name. `cache` is for requests that no rule
+    decides: those that name a deployment.
 
     `asked_headers` are the headers, names and values, that some rule looks at: no other gets into the facts of a
     request. `thresholds` are the numbers of prompt tokens that some rule compares with, each with the deployment that
@@ -189,6 +191,7 @@ class Policy:
     rules: tuple[Rule, ...]
     default: Rule
     patterns: Mapping[str, str] = field(default_factory=dict)
+    cache: Caching | None = None
     asked_headers: Mapping[str, frozenset[str]] = field(init=False, repr=False, compare=False)
     thresholds: frozenset[tuple[str, int]] = field(init=False, repr=False, compare=False)
     slo_ranks: Mapping[str, int] = field(init=False, repr=False, compare=False)

@@ -55,7 +55,7 @@ class Recorded:
     `facts` and `snapshot` are what was decided from; the rest is what came of it: the rule and the policy's hash, the
     candidates in order, who answered (None: nobody did) and how that went. `failed` are the deployments that were tried
     in vain, `rejected` the gate of each that was removed, `predicted_first_token_ms` what was predicted of the one that
-    answered. `masked`: it got placeholders.
+    answered. `masked`: it got placeholders. `stored`: it had answered an equal request before.
     """
 
     decision_id: str
@@ -76,6 +76,7 @@ class Recorded:
     rejected: Mapping[str, str] = field(default_factory=dict)
     predicted_first_token_ms: float | None = None
     masked: bool = False
+    stored: bool = False
 
     def snapshot_of(self, names: Iterable[str]) -> Snapshot:
         """The snapshot for a policy with these deployments: one of which nothing was written is up and not measured."""
@@ -111,6 +112,7 @@ def recorded(line: Mapping[str, Any]) -> Recorded | None:
             rejected=dict(line.get("rejected", {})),
             predicted_first_token_ms=line.get("predicted", {}).get("first_token_ms"),
             masked="masked" in line,
+            stored=line.get("cache") == "hit",
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"the record cannot be read: {type(error).__name__} {error}") from None

@@ -112,6 +112,8 @@ def _cost(record: Recorded, policy: Policy, candidate: Candidate) -> int | None:
     """What the bill would have said: for the tokens that were used, or for those that are likely where nobody
     answered."""
     deployment = policy.deployments[candidate.deployment]
+    if record.stored:
+        return 0  # it is as well stored under another policy
     if record.usage is None or deployment.bill is None:
         return likely_bill(deployment, record.facts)
     same = candidate.deployment == record.deployment

@@ -8,6 +8,8 @@ from urllib.parse import quote
 
 from gateway.backends.base import Chunk
 
+EVENT_STREAM = b"text/event-stream; charset=utf-8"
+
 
 @dataclass(slots=True)
 class Reply:
@@ -20,9 +22,11 @@ class Reply:
     content_type: bytes = b"application/json"
 
     @classmethod
-    def whole(cls, status: int, headers: list[tuple[bytes, bytes]], chunk: Chunk) -> Reply:
+    def whole(
+        cls, status: int, headers: list[tuple[bytes, bytes]], chunk: Chunk, content_type: bytes = b"application/json"
+    ) -> Reply:
         """A reply that is complete and holds nothing open."""
-        return cls(status, headers, _One(chunk), _nothing)
+        return cls(status, headers, _One(chunk), _nothing, content_type)
 
 
 class _One:

@@ -57,7 +57,8 @@ def matching_rules(policy: Policy, facts: RequestFacts, snapshot: Snapshot) -> I
     deployment."""
     target = policy.models.get(facts.model, facts.model)
     if target in policy.deployments:
-        yield Rule(name=target, match=None, candidates=(target,), because="the request names this deployment")
+        because = "the request names this deployment"
+        yield Rule(name=target, match=None, candidates=(target,), because=because, cache=policy.cache)
         return
     rules = policy.rules
     if target != AUTO:
@@ -155,6 +156,7 @@ def _weigh(policy: Policy, rule: Rule, facts: RequestFacts, permit: Permit, snap
         rule.timeouts,
         priority,
         _first_token_by_ms(require, slo),
+        rule.cache,
     )
 
 

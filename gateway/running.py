@@ -27,6 +27,8 @@ from gateway.backends import Backends
 from gateway.backends.base import Backend
 from gateway.backends.build import authorities_of, backend_of
 from gateway.backends.cloud import CloudLibrary
+from gateway.cache import Counts, MemoryCache
+from gateway.caching import Answers
 from gateway.chat import ChatPath, Serving
 from gateway.encodings import load_encoding
 from gateway.engines import Engine, Known
@@ -48,6 +50,9 @@ Tell = Callable[[str], None]
 _PROSE = (
     "In 2026, e-mail a-b.c@example to +1 (555) 010-0199; def f(x: int) -> str: return f'{x:>10}' # 0xFF, {[~^|]}\n" * 20
 )
+
+
+MOST_ENTRY_BYTES = 1024 * 1024  # of one stored answer, compressed
 
 
 def new_id() -> str:
@@ -118,7 +123,10 @@ class Gateway:
         self._loads = Loads(self.fleet, self._described, time.monotonic)
         serving = Serving(policy, prepared.scanner, {}, self._generation.backends)
         books = Books(self.fleet, log, self.metrics.request, time.monotonic)
-        self.path = ChatPath(serving, self.fleet, books, time.monotonic, time.time, new_id)
+        memory = MemoryCache(settings.cache_entries, settings.cache_bytes, MOST_ENTRY_BYTES)
+        self.answers = Answers(memory, time.time, new_id)
+        self.metrics.cache = self._cache_figures
+        self.path = ChatPath(serving, self.fleet, books, time.monotonic, time.time, new_id, answers=self.answers)
         self.access: Access | None = None
         if keys is not None:
             self.access = Access(settings.keys, keys, self.path, log, tell)
@@ -149,6 +157,10 @@ class Gateway:
             for d, status in statuses
         )
 
+    def _cache_figures(self) -> tuple[Counts, int, int]:
+        memory = self.answers.memory
+        return self.answers.counts, memory.entries, memory.size
+
     def _key_figures(self) -> KeyFigures:
         assert self.access is not None
         state = self.access.state
@@ -167,6 +179,7 @@ class Gateway:
             for task in self._background:
                 task.cancel()
             await asyncio.gather(self._loads.stop(), *self._background, return_exceptions=True)
+            await self.answers.flights.settled()
             await asyncio.gather(self._close(self._live), *self._closing)
             shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -41,6 +41,8 @@ class Settings:
     admin_host: str = "127.0.0.1"
     admin_port: int = 9090
     log: str = "-"
+    cache_entries: int = 100_000
+    cache_bytes: int = 64 * 1024 * 1024
 
     def __post_init__(self) -> None:
         wrong = [
@@ -49,6 +51,8 @@ class Settings:
                 ("port", 0 <= self.port <= 65_535, "a port, 0 to 65535"),
                 ("admin_port", -1 <= self.admin_port <= 65_535, "a port, 0 to 65535, or -1 for none"),
                 ("max_body_bytes", self.max_body_bytes >= 1, "at least 1"),
+                ("cache_entries", self.cache_entries >= 0, "0 or more"),
+                ("cache_bytes", self.cache_bytes >= 0, "0 or more"),
                 ("drain_delay_seconds", 0 <= self.drain_delay_seconds <= _A_DAY, "0 to 86400 seconds"),
                 ("drain_seconds", 0 <= self.drain_seconds <= _A_DAY, "0 to 86400 seconds"),
                 ("engine_start_seconds", 0 < self.engine_start_seconds <= _A_DAY, "above 0 and at most 86400 seconds"),

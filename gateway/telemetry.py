@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import orjson
 import structlog
@@ -81,6 +81,9 @@ class Record:
     marginal_nusd: int | None = None  # what rules compare; the cost is what is billed
     first_token_ms: float | None = None
     total_ms: float = 0.0
+    cache: Literal["hit", "miss"] | None = None  # None where it was not asked
+    dropped: tuple[str, ...] = ()  # parameters that the deployment did not get; not for the log
+    shared: bool = False  # the call is made for others as well, and books this record when it ends
 
     @property
     def predicted(self) -> Candidate | None:
@@ -122,8 +125,7 @@ class Record:
             ]
         if (predicted := self.predicted) is not None:
             line["predicted"] = _predicted(predicted)
-        if self.masked is not None:
-            line["masked"] = self.masked
+        line |= {name: told for name, told in (("cache", self.cache), ("masked", self.masked)) if told is not None}
         if self.failed:
             line["failed"] = {outcome.attempt.deployment: outcome.reason for outcome in self.failed}
         if self.usage is not None:

@@ -383,13 +383,28 @@ class Rejection:
     retry_after: float = 0.0
 
 
+CacheWhen = Literal["deterministic", "always"]
+CacheScope = Literal["tenant", "shared"]
+
+
+@dataclass(frozen=True, slots=True)
+class Caching:
+    """That answers may be stored for `ttl` seconds and given again: of requests that ask for the same answer each time,
+    or of all; to the same tenant, or to every one where the request carries no label."""
+
+    ttl: float
+    when: CacheWhen = "deterministic"
+    scope: CacheScope = "tenant"
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """Which deployments may answer, in order, and why the others may not. The order is the failover chain.
 
     `slo` is the class that counted: the request's, else the rule's. `timeouts`, in seconds, replace the deployments',
     each by itself. `priority` is for engines that order their work: lower goes first. `first_token_by_ms` is when the
-    first token is wanted, by the class or the rule's requirement; None where neither says.
+    first token is wanted, by the class or the rule's requirement; None where neither says. `caching` is the rule's;
+    None where it has none.
     """
 
     rule: str
@@ -402,6 +417,7 @@ class Decision:
     timeouts: Mapping[str, float] = field(default_factory=dict)
     priority: int = 0
     first_token_by_ms: float | None = None
+    caching: Caching | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, BinaryIO
 import typer
 from rich.console import Console
 
+from gateway.cli import cache as cache_commands
 from gateway.cli import keys as key_commands
 from gateway.cli import policy as policy_commands
 from gateway.cli.plan import plan
@@ -32,6 +33,7 @@ main = typer.Typer(
 )
 main.add_typer(policy_commands.commands, name="policy")
 main.add_typer(key_commands.commands, name="key")
+main.add_typer(cache_commands.commands, name="cache")
 main.command()(plan)
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -83,6 +85,8 @@ def serve(
         typer.Option(help="Port for metrics and administration; -1 for none. [default: 9090]", min=-1, max=65535),
     ] = None,
     log: Annotated[str | None, typer.Option(help="File for decision records; `-` is standard output.")] = None,
+    cache_entries: Annotated[int | None, typer.Option(help="Most answers stored in memory. [default: 100000]")] = None,
+    cache_bytes: Annotated[int | None, typer.Option(help="Most bytes of them. [default: 67108864]")] = None,
 ) -> None:
     """Start the gateway, and an engine for each local deployment.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from gateway.policy import AUTO, DEFAULT_RULE, Policy
 from gateway.policyfile import checks
+from gateway.policyfile.caching import caching_of, wrong_cache_of_policy
 from gateway.policyfile.deployments import Declared, check_models, declared
 from gateway.policyfile.entries import Checked, check
 from gateway.policyfile.language import PolicyShape
@@ -90,8 +91,10 @@ class _Compilation:
             models=_asked(existing, root) if existing else None,
         )
         invariants = invariants_of(root, names, report)
-        rules = rules_of(root, names, report)
-        default = default_of(root, names, report)
+        cache = file.shape.cache
+        self.problems += wrong_cache_of_policy(file)
+        rules = rules_of(root, names, report, cache)
+        default = default_of(root, names, report, cache)
         everything = [*rules, *([default] if default else [])]
         self.problems += checks.unreachable(rules, default)
         if existing is None:
@@ -113,6 +116,7 @@ class _Compilation:
             rules=tuple(written.rule for written in rules),
             default=default.rule,
             patterns=patterns,
+            cache=caching_of(None, cache),
         )
 
     def _deployments_tree(self, file: Checked[PolicyShape]) -> Node | None:

@@ -34,6 +34,7 @@ from gateway.policyfile.values import (
     between,
     like,
 )
+from gateway.types import CacheScope
 
 _DAYS = re.compile(rf"({'|'.join(WEEKDAYS)})(?:-({'|'.join(WEEKDAYS)}))?")
 _CLOCK = re.compile(r"([01][0-9]|2[0-4]):([0-5][0-9])")
@@ -104,8 +105,29 @@ Weight = Annotated[float, BeforeValidator(_weight), between(0, _MOST_WEIGHT)]
 Globs = Annotated[list[Annotated[str, BeforeValidator(_glob), like(_GLOB)]], Field(min_length=1), OrAlone()]
 
 
+class CacheShape(Shape):
+    never_empty = True
+    hints: ClassVar[Mapping[str, str]] = {
+        "exact": "there is no other cache: write ttl, when or scope",
+        "semantic": "only equal requests get stored answers",
+    }
+
+    meanings: ClassVar[Mapping[str, str]] = {
+        "ttl": "How long an answer is kept, at most 24h.",
+        "when": (
+            "deterministic: requests with temperature 0 or a seed, and those that ask with Cache-Control: max-age. "
+            "always: all. never: none."
+        ),
+        "scope": "tenant: no other tenant gets the answer. shared: every tenant does, where the request has no label.",
+    }
+
+    ttl: Seconds | None = None
+    when: Literal["never", "deterministic", "always"] | None = None
+    scope: CacheScope | None = None
+
+
 class PolicyShape(Shape):
-    not_built = frozenset({"budgets", "cache", "limits", "shadow"})
+    not_built = frozenset({"budgets", "limits", "shadow"})
     hints: ClassVar[Mapping[str, str]] = {
         "models": "it belongs in the deployments file",
         "mask": "it belongs in an invariant",
@@ -123,6 +145,7 @@ class PolicyShape(Shape):
         "slo": "Latency classes that callers name with x-hybridgate-slo.",
         "rules": "What is preferred. Read top down; the first that matches decides.",
         "default": "The rule for every request that no other matches.",
+        "cache": "That answers are stored and given again; a rule may say otherwise for its requests.",
     }
 
     version: Version | None = None
@@ -133,6 +156,7 @@ class PolicyShape(Shape):
     slo: dict[Word, Any] | None = None
     rules: list[Any] | None = None
     default: dict[str, Any] | None = None
+    cache: CacheShape | None = None
 
 
 class LabelItemShape(Shape):
@@ -352,7 +376,7 @@ OrderBy = Annotated[
 
 class DefaultShape(Shape):
     required: ClassVar[tuple[str, ...]] = ("candidates",)
-    not_built = frozenset({"budgets", "cache", "hedge", "limits", "priority", "resume", "shadow"})
+    not_built = frozenset({"budgets", "hedge", "limits", "priority", "resume", "shadow"})
     hints: ClassVar[Mapping[str, str]] = {
         "name": "the default is called `default`",
         "when": "the default is for every request that no rule matches",
@@ -370,6 +394,7 @@ class DefaultShape(Shape):
         "protected": "What happens where an invariant leaves no candidate: 403, or the next rule.",
         "slo": "The latency class of requests that name none.",
         "timeouts": "Instead of those of the deployments.",
+        "cache": "That answers are stored and given again: what it leaves out is as the policy's `cache` says.",
         "because": "A sentence for the decision record.",
     }
 
@@ -383,6 +408,7 @@ class DefaultShape(Shape):
     protected: Protected | None = None
     slo: Text | None = None
     timeouts: TimeoutsShape | None = None
+    cache: CacheShape | None = None
     because: Sentence | None = None
 
 

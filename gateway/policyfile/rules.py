@@ -14,9 +14,11 @@ from typing import Any
 from gateway.conditions import Match
 from gateway.labels import Scanner, pattern_problem
 from gateway.policy import DEFAULT_RULE, Invariant, LabelSource, OrderBy, OrderTerm, Require, Rule, Slo
+from gateway.policyfile.caching import caching_of, wrong_cache
 from gateway.policyfile.deployments import RESERVED
 from gateway.policyfile.entries import Checked, Report, check, subject_of, suggestion
 from gateway.policyfile.language import (
+    CacheShape,
     DefaultShape,
     InvariantShape,
     LabelItemShape,
@@ -181,8 +183,8 @@ def _wrong_mask(entry: Checked[InvariantShape], names: Names) -> Iterator[Proble
             yield entry.problem(message, "mask", index)
 
 
-def rules_of(root: Node, names: Names, report: Report) -> list[Written]:
-    """The rules in the file's order, without the default."""
+def rules_of(root: Node, names: Names, report: Report, cache: CacheShape | None = None) -> list[Written]:
+    """The rules in the file's order, without the default. `cache` is the policy's."""
     written = []
     seen: set[str] = set()
     for position, node in enumerate(root.items("rules"), 1):
@@ -194,23 +196,25 @@ def rules_of(root: Node, names: Names, report: Report) -> list[Written]:
         if when is not None:
             _report_all(wrong_conditions(entry, when, names), report)
         _report_all(_wrong_preferences(entry, names), report)
+        _report_all(wrong_cache(entry, cache), report)
         counted_by = next((name for name in entry.shape.candidates or () if name in (names.deployments or ())), None)
         match = match_of(when, counted_by) if when is not None else None
-        written.append(Written(_rule(entry.shape.name or "", match, entry.shape), entry))
+        written.append(Written(_rule(entry.shape.name or "", match, entry.shape, cache), entry))
     return written
 
 
-def default_of(root: Node, names: Names, report: Report) -> Written | None:
-    """The default, or None where there is none."""
+def default_of(root: Node, names: Names, report: Report, cache: CacheShape | None = None) -> Written | None:
+    """The default, or None where there is none. `cache` is the policy's."""
     node = root.child(DEFAULT_RULE)
     if node is None:
         return None
     entry = check(DefaultShape, node, DEFAULT_RULE, report, root.place_of((DEFAULT_RULE,), key=True))
     _report_all(entry.missing(), report)
     _report_all(_wrong_preferences(entry, names), report)
+    _report_all(wrong_cache(entry, cache), report)
     if entry.shape.protected == "skip":
         report(entry.problem('"protected: skip" has no rule to go on to; write refuse', "protected"))
-    return Written(_rule(DEFAULT_RULE, None, entry.shape), entry)
+    return Written(_rule(DEFAULT_RULE, None, entry.shape, cache), entry)
 
 
 def _wrong_name(entry: Checked[RuleShape], names: Names) -> Iterator[Problem]:
@@ -276,7 +280,7 @@ def _used_twice(entry: Checked[Shape], name: str | None, seen: set[str]) -> Iter
     seen.add(name)
 
 
-def _rule(name: str, match: Match | None, shape: DefaultShape) -> Rule:
+def _rule(name: str, match: Match | None, shape: DefaultShape, cache: CacheShape | None) -> Rule:
     return Rule(
         name=name,
         match=match,
@@ -292,6 +296,7 @@ def _rule(name: str, match: Match | None, shape: DefaultShape) -> Rule:
         order_weights=_order_weights(shape),
         slo=shape.slo,
         timeouts={} if shape.timeouts is None else shape.timeouts.model_dump(exclude_none=True),
+        cache=caching_of(shape.cache, cache),
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.cache import Counts
 from gateway.fleet import MemberStatus
 from gateway.metrics import (
     BUCKETS,
@@ -138,6 +139,7 @@ def test_the_state_of_deployments_and_policy_is_told_as_it_is_when_asked() -> No
 def test_every_metric_is_told_under_the_name_and_labels_that_are_documented() -> None:
     metrics = Metrics(now)
     metrics.keys = lambda: KeyFigures({"valid": 2, "expired": 0, "revoked": 1}, loads=1, failures=0, errors=0)
+    metrics.cache = lambda: (Counts(hits=2, misses=1, stores=1), 1, 700)
     moved = [Moved("home", 1, "cannot be reached")]
     failed = [Outcome(Attempt("home", 1), "x")]
     metrics.request(record(usage=Usage(1, 1), first_token_ms=1.0, failed=failed, moved=moved, replica=0))

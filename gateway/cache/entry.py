@@ -1,0 +1,126 @@
+"""One stored answer: what it says, and where it came from.
+
+Owns the written form and the compression. Pure. Refuses to be read by another version of itself: such an entry is none.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from gateway.types import Deployment, Usage
+
+_VERSION = 1
+_COMPRESS_ABOVE = 512  # bytes; below, compressing gains little
+_LEVEL = 1
+_LENGTH = 4  # bytes that say how long the head is
+MOST_HEAD_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The answer of `deployment` in `zone`, as a plain answer on the OpenAI wire, in `body`, deflated where `deflated`.
+    `tenant` is empty where all may share it; `model` is the name asked for; `target` what stood behind the
+    deployment's name; `stored_at` is in seconds since 1970. `dropped` are parameters that the provider did not get."""
+
+    tenant: str
+    model: str
+    deployment: str
+    zone: str
+    target: str
+    stored_at: float
+    usage: Usage
+    body: bytes
+    deflated: bool = False
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def answer(self) -> bytes:
+        """The plain answer's JSON. Raises ValueError where the body is none of ours."""
+        if not self.deflated:
+            return self.body
+        try:
+            return zlib.decompress(self.body)
+        except zlib.error:
+            raise ValueError("the body cannot be inflated") from None
+
+    @property
+    def size(self) -> int:
+        """Bytes, with what it takes to keep it."""
+        return len(self.body) + _OVERHEAD
+
+    def age(self, now: float) -> float:
+        """Seconds; never negative, though clocks of replicas differ."""
+        return max(0.0, now - self.stored_at)
+
+    def head(self) -> bytes:
+        """All but the body, as JSON."""
+        usage = self.usage
+        told: dict[str, Any] = {
+            "v": _VERSION,
+            "tenant": self.tenant,
+            "model": self.model,
+            "deployment": self.deployment,
+            "zone": self.zone,
+            "target": self.target,
+            "at": self.stored_at,
+            "usage": [usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens],
+            "deflated": self.deflated,
+            "dropped": self.dropped,
+        }
+        return orjson.dumps(told)
+
+
+_OVERHEAD = 600  # of an entry and its key in memory, measured with tracemalloc
+
+
+def packed(body: bytes) -> tuple[bytes, bool]:
+    """The body as it is stored, and whether that is deflated."""
+    if len(body) > _COMPRESS_ABOVE:
+        smaller = zlib.compress(body, _LEVEL)
+        if len(smaller) < len(body):
+            return smaller, True
+    return body, False
+
+
+def framed(head: bytes, body: bytes) -> bytes:
+    """Head and body as one value."""
+    return len(head).to_bytes(_LENGTH, "big") + head + body
+
+
+def unframed(value: bytes) -> tuple[bytes, bytes]:
+    """Head and body again. Raises ValueError where the value is none of ours; of one that is cut off, the body is."""
+    end = _LENGTH + int.from_bytes(value[:_LENGTH], "big")
+    if not _LENGTH < end <= min(len(value), MOST_HEAD_BYTES):
+        raise ValueError("no entry")
+    return value[_LENGTH:end], value[end:]
+
+
+def entry_of(head: bytes, body: bytes) -> Entry:
+    """The entry that was written. Raises ValueError where it cannot be read, or was by another version."""
+    told = orjson.loads(head)
+    try:
+        if told["v"] != _VERSION:
+            raise ValueError("another version's")
+        return Entry(
+            tenant=told["tenant"],
+            model=told["model"],
+            deployment=told["deployment"],
+            zone=told["zone"],
+            target=told["target"],
+            stored_at=told["at"],
+            usage=Usage(*told["usage"]),
+            body=body,
+            deflated=told["deflated"],
+            dropped=tuple(told["dropped"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError("no entry") from error
+
+
+def target_of(deployment: Deployment) -> str:
+    """What stands behind the name: after a change of the model its stored answers are another one's."""
+    return f"{deployment.backend} {deployment.model} {deployment.quantization}"
