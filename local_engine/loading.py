@@ -31,6 +31,7 @@ from local_engine.encoder import load_encoder
 from local_engine.engine import Model
 from local_engine.errors import LoadError
 from local_engine.grammar import Grammars
+from local_engine.linear import prepare
 from local_engine.runner import ModelRunner
 from local_engine.selfcheck import compare, tolerance
 from local_engine.source import model_source
@@ -87,6 +88,8 @@ def load(settings: Settings) -> Model:
         raise LoadError(f"{settings.model} has a tokenizer with more tokens than the model knows: name a sound model")
     name = settings.embedding_name
     embedder = None if name is None else load_encoder(model_source(settings.embedding_model or name), name)
+    # Before the self-check, which runs over the layers that will serve.
+    how = f", {prepare(model).way} weights" if device.type == "cpu" else ""
     runner = ModelRunner(model, cache)
     try:
         difference = compare(model, runner, bounds)
@@ -108,7 +111,7 @@ def load(settings: Settings) -> Model:
         grammars=_grammars(model, text),
         embedder=embedder,
         description=(
-            f"{parameters_of(config) / 1e6:.1f} M parameters, {_precision(settings, model)} on {device.type}, "
+            f"{parameters_of(config) / 1e6:.1f} M parameters, {_precision(settings, model)} on {device.type}{how}, "
             f"window {bounds.window}, KV cache {bounds.num_blocks * BLOCK_SIZE} tokens"
         ),
     )
@@ -285,7 +288,7 @@ def _end_tokens(model: Any, text: Text) -> frozenset[int]:
 
 def _grammars(model: Any, text: Text) -> Grammars | None:
     try:
-        vocabulary = model.get_output_embeddings().weight.shape[0]
+        vocabulary = model.get_output_embeddings().out_features
         return Grammars(text.tokenizer_json(), vocabulary, _end_tokens(model, text))
     except ValueError:  # a kind of tokenizer that llguidance does not know: everything else works all the same
         return None

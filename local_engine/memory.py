@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from local_engine.config import DEFAULT_WINDOWS, QUANTIZATIONS, Settings
 from local_engine.errors import LoadError
+from local_engine.linear import copied_bytes
 from local_engine.loading import (
     CPU_CACHE_SHARE,
     CUDA_CACHE_SHARE,
@@ -111,10 +112,7 @@ def inspect(settings: Settings) -> Inspection:
         model = AutoModelForCausalLM.from_config(config)
     devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
     serving = devices[-1]
-    needs = tuple(
-        _need(model, config, quantization, dtype_of(settings, quantization, config, serving), settings)
-        for quantization in QUANTIZATIONS
-    )
+    needs = tuple(_need(model, config, quantization, serving, settings) for quantization in QUANTIZATIONS)
     places = tuple(
         Place(device.type, free_bytes(device), CUDA_CACHE_SHARE if device.type == "cuda" else CPU_CACHE_SHARE)
         for device in devices
@@ -153,11 +151,13 @@ def activation_bytes(config: Any, settings: Settings, itemsize: int) -> int:
     return int(max(layer, gathered) + logits)
 
 
-def _need(model: Any, config: Any, quantization: str, dtype: torch.dtype, settings: Settings) -> Need:
+def _need(model: Any, config: Any, quantization: str, serving: torch.device, settings: Settings) -> Need:
+    dtype = dtype_of(settings, quantization, config, serving)
+    copied = copied_bytes(model, dtype) if serving.type == "cpu" else 0
     return Need(
         quantization,
         str(dtype).removeprefix("torch."),
-        weight_bytes(model, quantization, dtype.itemsize),
+        weight_bytes(model, quantization, dtype.itemsize) + copied,
         kv_bytes_per_token(config, dtype),
         activation_bytes(config, settings, dtype.itemsize),
     )

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from local_engine.attention import PAGED_ATTENTION, KvCache
 from local_engine.config import Limits
 from local_engine.errors import DeviceLost, OutOfMemory
+from local_engine.linear import prepare
 from local_engine.runner import ModelRunner
 from local_engine.scheduler import Scheduler
 from local_engine.sequence import Pick, SamplingParams, Sequence
@@ -37,6 +38,7 @@ class Case:
         self.paged: Any = AutoModelForCausalLM.from_pretrained(
             directory, dtype=torch.float32, attn_implementation=PAGED_ATTENTION
         ).eval()
+        prepare(self.paged)  # as loading does
         self._known: dict[tuple[int, ...], list[int]] = {}
 
     def generated(self, prompt: list[int]) -> list[int]:
