@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from fnmatch import translate
-from operator import eq, le
+from operator import attrgetter, eq, le
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -143,10 +143,11 @@ class Condition(NamedTuple):
 
     def follows_from(self, match: Match) -> bool:
         """Whether every request that matches meets this, as far as the conditions alone tell."""
+        key, value, within = self.key, self.value, self.within
         for other in match.conditions:
-            if other.key == self.key and self.within(other.value, self.value):
+            if other.key == key and within(other.value, value):
                 return True
-        return self.key == "any" and any(branch.covers(match) for branch in self.value)
+        return key == "any" and any(branch.covers(match) for branch in value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +188,7 @@ class Match:
 
     def __post_init__(self) -> None:
         compiled = [*_flags(self), *_sets(self), *_measures(self), *_compounds(self)]
-        compiled.sort(key=lambda condition: condition.cost)
+        compiled.sort(key=_cost)
         object.__setattr__(self, "conditions", tuple(compiled))
         object.__setattr__(self, "matches", _all([condition.holds for condition in compiled]))
         object.__setattr__(self, "keys", frozenset([condition.key for condition in compiled]) - {"any"})
@@ -204,7 +205,12 @@ class Match:
     def covers(self, other: Match) -> bool:
         """Whether every request that `other` matches is matched by this one as well, as far as the conditions alone
         tell: never wrongly true."""
-        return self.keys <= other.keys and all(condition.follows_from(other) for condition in self.conditions)
+        if not self.keys <= other.keys:
+            return False
+        for condition in self.conditions:  # noqa: SIM110 - as in `_all`; loading compares hundreds of rules
+            if not condition.follows_from(other):
+                return False
+        return True
 
     @property
     def needs(self) -> frozenset[Capability]:
@@ -222,17 +228,38 @@ class Match:
             yield from inner.parts()
 
 
+_cost = attrgetter("cost")
+
+
 def _stated(
-    key: str, value: Any, within: Callable[[Any, Any], bool], holds: Test, unmet: str, met: str, cost: int = 0
+    key: str,
+    value: Any,
+    within: Callable[[Any, Any], bool],
+    holds: Test,
+    told: tuple[str, str],
+    shown: Callable[[Any], str],
+    cost: int,
 ) -> Condition:
-    """A condition whose sentences are the same for every request."""
-    return Condition(key, value, within, holds, lambda _f, _d, _s: unmet, lambda _f, _d, _s: met, cost)
+    """A condition whose sentences, `told` with the value behind it, are the same for every request. They are made only
+    for who reads them."""
+    unmet, met = told
+    return Condition(
+        key,
+        value,
+        within,
+        holds,
+        lambda _f, _d, _s: f"{unmet} {shown(value)}",
+        lambda _f, _d, _s: f"{met} {shown(value)}",
+        cost,
+    )
 
 
 def _flags(match: Match) -> Iterator[Condition]:
     def flag(key: str, wanted: bool, holds: Test, yes: str, no: str) -> Condition:
         unmet, met = (no, yes) if wanted else (yes, no)
-        return _stated(key, wanted, eq, holds, f"the request {unmet}", f"the request {met}")
+        return Condition(
+            key, wanted, eq, holds, lambda _f, _d, _s: f"the request {unmet}", lambda _f, _d, _s: f"the request {met}"
+        )
 
     if (stream := match.stream) is not None:
         yield flag("stream", stream, lambda f, _d, _s: f.stream is stream, "is a stream", "is not a stream")
@@ -246,7 +273,7 @@ def _flags(match: Match) -> Iterator[Condition]:
 
 def _sets(match: Match) -> Iterator[Condition]:
     def words(key: str, items: frozenset[str], holds: Test, lack: str, have: str) -> Condition:
-        return _stated(key, items, le, holds, f"{lack} {_either(items)}", f"{have} {_either(items)}", cost=1)
+        return _stated(key, items, le, holds, (lack, have), _either, 1)
 
     if slo := match.slo:
         lack, have = "the request's SLO class is not", "the request's SLO class is"
@@ -266,9 +293,10 @@ def _sets(match: Match) -> Iterator[Condition]:
         lack, have = f"the header {name} is not", f"the header {name} is"
         yield words(f"header {name}", values, _sent(name, values), lack, have)
     if match.model:
-        globs, names = Globs(match.model), _either(match.model)
-        told = f"the model asked for is not {names}", f"the model asked for is {names}"
-        yield _stated("model", globs, Globs.within, lambda f, _d, _s: f.model in globs, *told, cost=2)
+        globs = Globs(match.model)
+        told = "the model asked for is not", "the model asked for is"
+        holds: Test = lambda f, _d, _s: f.model in globs  # noqa: E731
+        yield _stated("model", globs, Globs.within, holds, told, lambda globs: _either(globs.patterns), 2)
 
 
 def _sent(name: str, values: frozenset[str]) -> Test:
@@ -279,49 +307,48 @@ def _sent(name: str, values: frozenset[str]) -> Test:
 def _measures(match: Match) -> Iterator[Condition]:
     """What is compared with a number, a window or the time: looked at after what is only looked up."""
     if (most := match.max_tokens) is not None:
-        told = f"max_tokens is not {most}", f"max_tokens is {most}"
-        yield _stated(
-            "max_tokens",
-            most,
-            Range.within,
-            lambda f, _d, _s: f.max_tokens is not None and f.max_tokens in most,
-            *told,
-            cost=2,
-        )
+        told = "max_tokens is not", "max_tokens is"
+        holds: Test = lambda f, _d, _s: f.max_tokens is not None and f.max_tokens in most  # noqa: E731
+        yield _stated("max_tokens", most, Range.within, holds, told, str, 2)
     if (prompt := match.prompt_tokens) is not None:
-        told = f"the prompt's tokens are not {prompt}", f"the prompt's tokens are {prompt}"
-        key = f"prompt_tokens {match.counted_by}"
-        yield _stated(key, prompt, Range.within, _counts(prompt, match.counted_by), *told, cost=2)
+        told, key = ("the prompt's tokens are not", "the prompt's tokens are"), f"prompt_tokens {match.counted_by}"
+        yield _stated(key, prompt, Range.within, _counts(prompt, match.counted_by), told, str, 2)
     for name, load in match.local_load.items():
-        unmet = f"the load of {name} is not {load.share}" + ("" if load.unknown else ", or not known")
-        met = f"the load of {name} is {load.share}" + (", or not known" if load.unknown else "")
-        yield _stated(f"local_load {name}", load, Load.within, _loaded(name, load), unmet, met, cost=2)
-    if fitting := tuple(sorted(match.fits)):
-        told = f"the request does not fit {' or '.join(fitting)}", f"the request fits {' or '.join(fitting)}"
-        yield _stated("fits", match.fits, le, lambda f, d, _s: any(map(_fits(f, d), fitting)), *told, cost=3)
-    if small := tuple(sorted(match.does_not_fit)):
-        told = f"the request fits {' and '.join(small)}", f"the request does not fit {' or '.join(small)}"
-        yield _stated(
+        yield _load(name, load)
+    if fitting := match.fits:
+        told = "the request does not fit", "the request fits"
+        yield _stated("fits", fitting, le, lambda f, d, _s: any(map(_fits(f, d), fitting)), told, _either, 3)
+    if small := match.does_not_fit:
+        yield Condition(
             "does_not_fit",
-            match.does_not_fit,
+            small,
             le,
             lambda f, d, _s: not all(map(_fits(f, d), small)),
-            *told,
-            cost=3,
+            lambda _f, _d, _s: f"the request fits {' and '.join(sorted(small))}",
+            lambda _f, _d, _s: f"the request does not fit {_either(small)}",
+            3,
         )
     if (hours := match.time) is not None:
-        told = f"it is not {hours}", f"it is {hours}"
-        yield _stated("time", hours, Hours.within, lambda _f, _d, s: s.wall in hours, *told, cost=4)
+        told = "it is not", "it is"
+        yield _stated("time", hours, Hours.within, lambda _f, _d, s: s.wall in hours, told, str, 4)
+
+
+def _load(name: str, wanted: Load) -> Condition:
+    return Condition(
+        f"local_load {name}",
+        wanted,
+        Load.within,
+        lambda _f, _d, s: wanted.holds(s.deployments[name].busy),
+        lambda _f, _d, _s: f"the load of {name} is not {wanted.share}{'' if wanted.unknown else ', or not known'}",
+        lambda _f, _d, _s: f"the load of {name} is {wanted.share}{', or not known' if wanted.unknown else ''}",
+        2,
+    )
 
 
 def _counts(wanted: Range, counted_by: str | None) -> Test:
     if counted_by is None:
         return lambda f, _d, _s: f.prompt.estimate in wanted
     return lambda f, d, _s: f.prompt.about(d[counted_by].tokenizer) in wanted
-
-
-def _loaded(name: str, wanted: Load) -> Test:
-    return lambda _f, _d, s: wanted.holds(s.deployments[name].busy)
 
 
 def _fits(facts: RequestFacts, deployments: Deployments) -> Callable[[str], bool]:

@@ -230,7 +230,8 @@ def _additions(text: str, root: Node, section: Section, lines: list[str]) -> Ite
         if bare is not None:
             yield f"{text[:start].rstrip(' ')}\n{_item(lines, 2).rstrip()}{text[bare.end() :]}"
         return
-    following = [place for name, place in root.keys.items() if place.line > listed.place.line]
+    places = [root.place_of((name,), key=True) for name in root.keys]
+    following = [place for place in places if place.line > listed.place.line]
     end = min((_offset(text, Place("", place.line, 1)) for place in following), default=len(text))
     block, rest = text[:end], text[end:]
     if following:  # comments right before the next section are about that
@@ -263,7 +264,7 @@ def revoked(path: str, text: str, key_id: str) -> str:
         start = _offset(text, stated.place)
         edits = [text[:start] + _FALSE.sub("true", text[start:], count=1)]
     else:
-        place = node.keys["id"]
+        place = node.place_of(("id",), key=True)
         start = _offset(text, place)
         space = " " * (place.column - 1)
         edits = [f"{text[:start]}revoked: true{between}{text[start:]}" for between in (f"\n{space}", ", ")]

@@ -17,6 +17,8 @@ from gateway.policyfile.rules import Written
 from gateway.policyfile.tree import Problem
 from gateway.types import UNSCANNABLE, Deployment, Permit, RequestFacts
 
+_ANY = Match()
+
 
 def unreachable(rules: Sequence[Written], default: Written | None) -> Iterator[Problem]:
     """Rules that an earlier one leaves no request for. One that skips protected requests leaves those."""
@@ -24,12 +26,13 @@ def unreachable(rules: Sequence[Written], default: Written | None) -> Iterator[P
     for written in (*rules, *([default] if default else [])):
         if not written.entry.intact:
             continue
-        before = earlier.covering(written.rule.match or Match())
+        match = written.rule.match
+        before = earlier.covering(match or _ANY)
         if before is not None:
             why = "matches all its requests" if before.match else "has no conditions"
             yield written.entry.problem(f'can never apply: the rule "{before.name}" before it {why}')
-        elif written.rule.protected != "skip" and written.rule.match != Match():  # an empty `when` is a problem already
-            earlier.add(written.rule)
+        elif written.rule.protected != "skip" and (match is None or match.conditions):
+            earlier.add(written.rule)  # an empty `when` is a problem already
 
 
 class Earlier:
@@ -37,7 +40,7 @@ class Earlier:
     fewest, or as `broad` if none has a place.
 
     A rule that covers a match has each of its conditions met by one of the match's own that is about the same, so it
-    is filed where one of those is looked up; hundreds of rules need not be compared with each other.
+    is filed where one of those is looked up; of hundreds of rules few are compared with each other.
     """
 
     def __init__(self) -> None:
@@ -45,18 +48,32 @@ class Earlier:
         self._filed: dict[_Spot, list[Rule]] = {}
 
     def add(self, rule: Rule) -> None:
-        places = [spots for c in (rule.match.conditions if rule.match else ()) if (spots := _places(c))]
-        if not places:
+        spots = self._emptiest(rule.match) if rule.match else ()
+        for spot in spots:
+            self._filed.setdefault(spot, []).append(rule)
+        if not spots:
             self._broad.append(rule)
-            return
-        for place in min(places, key=lambda places: sum(len(self._filed.get(place, ())) for place in places)):
-            self._filed.setdefault(place, []).append(rule)
 
     def covering(self, match: Match) -> Rule | None:
-        spots = chain.from_iterable((*_places(c)[:1], (c.key, None)) for c in match.conditions)
-        filed = (self._filed.get(spot, ()) for spot in spots)
+        filed = (self._filed[spot] for spot in _looked_up(match) if spot in self._filed)
         found = (rule for rule in chain(self._broad, *filed) if rule.match is None or rule.match.covers(match))
         return next(found, None)
+
+    def _emptiest(self, match: Match) -> Sequence[_Spot]:
+        """The places of that condition whose places hold the fewest; alternatives have those of each, if all do."""
+
+        def filed(spots: Sequence[_Spot]) -> int:
+            return sum([len(self._filed.get(spot, ())) for spot in spots])
+
+        places = []
+        for condition in match.conditions:
+            spots = _places(condition)
+            if condition.key == "any":
+                branches = [self._emptiest(branch) for branch in condition.value]
+                spots = list(chain.from_iterable(branches)) if all(branches) else ()
+            if spots:
+                places.append(spots)
+        return min(places, key=filed, default=())
 
 
 _Spot = tuple[str, object]
@@ -64,13 +81,23 @@ _Spot = tuple[str, object]
 
 def _places(condition: Condition) -> Sequence[_Spot]:
     """Where a rule with this condition is filed: under each of its items, since any of them may be all that another
-    has, or under None. Alternatives have no place: they may be met by a condition about anything."""
+    has, or under None."""
     key, value = condition.key, condition.value
     if isinstance(value, Globs):
         value = value.patterns if all(map(is_plain, value.patterns)) else None
     if isinstance(value, frozenset):
         return [(key, item) for item in value]
-    return [] if key == "any" else [(key, value if isinstance(value, bool) else None)]
+    return [(key, value if isinstance(value, bool) else None)]
+
+
+def _looked_up(match: Match) -> Iterator[_Spot]:
+    """Where any rule that covers the match is filed. One that covers alternatives covers the first of them."""
+    for condition in match.conditions:
+        if condition.key == "any":
+            yield from _looked_up(condition.value[0])
+        else:
+            yield from _places(condition)[:1]
+            yield condition.key, None
 
 
 def incapable(rules: Sequence[Written], deployments: Mapping[str, Deployment]) -> Iterator[Problem]:
@@ -97,13 +124,13 @@ def unplaced(
     for every rule, whatever its conditions and the rules before it took out: a client may name a rule and so enter
     there. Masking places none for sure: a header may raise the label as well.
     """
-    worst = list(_worst(labels | {UNSCANNABLE}, invariants))
+    worst = [(facts, permit(invariants, facts)) for facts in _worst(labels | {UNSCANNABLE}, invariants)]
     for written in rules:
         candidates = _candidates(written, deployments)
         if written.rule.protected is not None or not candidates:
             continue
-        for facts in worst:
-            if not _placed(candidates, invariants, facts):
+        for facts, allowed in worst:
+            if not _placed(candidates, allowed):
                 least = _least(facts, written.rule, candidates, invariants)
                 masked = any(invariant.mask & least.labels for invariant in invariants)
                 message = _no_place(least, permit(invariants, least), written.rule, masked=masked)
@@ -145,8 +172,7 @@ def _candidates(written: Written, deployments: Mapping[str, Deployment]) -> list
     return [deployments[name] for name in names] if known else []
 
 
-def _placed(candidates: Sequence[Deployment], invariants: Sequence[Invariant], facts: RequestFacts) -> bool:
-    allowed = permit(invariants, facts)
+def _placed(candidates: Sequence[Deployment], allowed: Permit) -> bool:
     return any(allowed.allows(candidate.zone) for candidate in candidates)
 
 
@@ -157,10 +183,10 @@ def _least(
     for label in sorted(facts.labels):
         fewer = replace(facts, labels=facts.labels - {label})
         matches = rule.match is None or not rule.match.any_label or not rule.match.any_label.isdisjoint(fewer.labels)
-        if matches and not _placed(candidates, invariants, fewer):
+        if matches and not _placed(candidates, permit(invariants, fewer)):
             facts = fewer
     for tag in sorted(facts.key_tags):
         fewer = replace(facts, key_tags=facts.key_tags - {tag})
-        if not _placed(candidates, invariants, fewer):
+        if not _placed(candidates, permit(invariants, fewer)):
             facts = fewer
     return facts

@@ -11,7 +11,7 @@ built from the parser's events, which come one by one, down to `MAX_DEPTH`.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
@@ -31,9 +31,8 @@ _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _LINE_END = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 _DECIMAL = re.compile(r"[-+]?[0-9]+\.[0-9]*")
-
-
-_NEW = tuple.__new__  # of named tuples, past the function that takes their fields one by one
+# What a word may be besides text, by its first character.
+_RESOLVERS: Mapping[str, Sequence[tuple[str, re.Pattern[str]]]] = yaml.CSafeLoader.yaml_implicit_resolvers
 
 
 class Place(NamedTuple):
@@ -61,25 +60,36 @@ class Problem:
         return f"{where}: {self.message}"
 
 
-_NO_KEYS: Mapping[str, Place] = MappingProxyType({})
+Mark = Any  # of PyYAML, which has no types: where an event begins
+_NO_KEYS: Mapping[str, Mark] = MappingProxyType({})
+
+
+def _place(file: str, mark: Mark) -> Place:
+    return Place(file, mark.line + 1, mark.column + 1)
 
 
 @dataclass(slots=True)
 class Node:
-    """A value and its place.
+    """A value and its place, as the parser's mark: it becomes a `Place` only where somebody asks, since a file without
+    an error has thousands.
 
-    `plain` is the value without places: mappings, lists, text, numbers and booleans. `keys` are the places of all keys
+    `plain` is the value without places: mappings, lists, text, numbers and booleans. `keys` are the marks of all keys
     that a mapping states, also of those whose value was found wrong and is therefore no longer in `value`: so a wrong
     field is not reported as missing as well. `sound` is false where anything in the value was wrong as YAML. `size`
     counts the values in it.
     """
 
-    place: Place
+    file: str
+    mark: Mark
     value: Scalar | list[Node] | dict[str, Node]
     plain: Any
-    keys: Mapping[str, Place]
+    keys: Mapping[str, Mark]
     sound: bool = True
     size: int = 1
+
+    @property
+    def place(self) -> Place:
+        return _place(self.file, self.mark)
 
     def child(self, part: str | int) -> Node | None:
         """The value under a key or at an index; None where there is none."""
@@ -112,7 +122,7 @@ class Node:
         for index, part in enumerate(loc):
             last = index == len(loc) - 1
             if isinstance(part, str) and part in node.keys and (node.child(part) is None or (last and key)):
-                return node.keys[part]
+                return _place(self.file, node.keys[part])
             following = node.child(part)
             if following is None:
                 break
@@ -156,7 +166,7 @@ def parse(file: str, text: str) -> tuple[Node | None, list[Problem]]:
         return None, builder.problems
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = builder.place(mark) if mark is not None else whole
+        place = _place(file, mark) if mark is not None else whole
         # libyaml's sentences quote single characters at most.
         return None, [*builder.problems, place.problem(f"this is not YAML: {error.problem or error.context}")]
     except (yaml.reader.ReaderError, UnicodeEncodeError):
@@ -184,148 +194,147 @@ class _Builder:
         self._copied = 0
         self._kinds: dict[str, str] = {}
 
-    def place(self, mark: Any) -> Place:
-        return _NEW(Place, (self.file, mark.line + 1, mark.column + 1))
-
     def document(self, text: str) -> Node | None:
-        self._loader = yaml.CSafeLoader(text)
-        self._events: Iterator[Any] = iter(self._loader.get_event, None)
-        next(self._events)  # the stream's start
-        if isinstance(next(self._events), yaml.StreamEndEvent):
+        self._next: Callable[[], Any] = yaml.CSafeLoader(text).get_event
+        self._next()  # the stream's start
+        if isinstance(self._next(), yaml.StreamEndEvent):
             self._stop(Place(self.file), "the file is empty")
-        root = self._node(next(self._events), 0)
-        next(self._events)  # the document's end
-        more = next(self._events)
+        root = self._node(self._next(), 0)
+        self._next()  # the document's end
+        more = self._next()
         if isinstance(more, yaml.DocumentStartEvent):
-            self._stop(self.place(more.start_mark), "a second document begins here; a policy file holds one")
+            self._stop(more.start_mark, "a second document begins here; a policy file holds one")
         if root is not None and not isinstance(root.value, dict):
-            self._stop(root.place, 'the file must be a mapping, such as "version: 1"')
+            self._stop(root.mark, 'the file must be a mapping, such as "version: 1"')
         return root
 
-    def _stop(self, place: Place, message: str) -> NoReturn:
-        self._note(place, message)
+    def _stop(self, at: Mark | Place, message: str) -> NoReturn:
+        self._note(at, message)
         raise _Fatal
 
-    def _note(self, place: Place, message: str) -> None:
+    def _note(self, at: Mark | Place, message: str) -> None:
+        place = at if isinstance(at, Place) else _place(self.file, at)
         self.problems.append(place.problem(message))
 
     def _node(self, event: Any, depth: int) -> Node | None:
-        place = self.place(event.start_mark)
+        mark = event.start_mark
         if depth > MAX_DEPTH:
-            self._stop(place, f"values are nested more than {MAX_DEPTH} deep")
-        if isinstance(event, yaml.ScalarEvent) and event.anchor is None:
-            return self._scalar(place, event)
-        if isinstance(event, yaml.AliasEvent):
-            return self._alias(place, str(event.anchor))
-        if event.anchor is not None:
-            self._anchors[event.anchor] = None
-        if isinstance(event, yaml.ScalarEvent):
-            node = self._scalar(place, event)
-        elif event.tag is not None:
-            self._stop(place, "tags are not part of the language; leave the tag out")
-        elif isinstance(event, yaml.SequenceStartEvent):
-            node = self._sequence(place, depth)
+            self._stop(mark, f"values are nested more than {MAX_DEPTH} deep")
+        kind, anchor = event.__class__, event.anchor
+        if kind is yaml.AliasEvent:
+            return self._alias(mark, str(anchor))
+        if event.tag is not None:
+            self._stop(mark, "tags are not part of the language; leave the tag out")
+        if anchor is not None:
+            self._anchors[anchor] = None
+        if kind is yaml.ScalarEvent:
+            node = self._scalar(mark, event)
+        elif kind is yaml.SequenceStartEvent:
+            node = self._sequence(mark, depth)
         else:
-            node = self._mapping(place, depth)
-        if event.anchor is not None:
-            self._anchors[event.anchor] = node
+            node = self._mapping(mark, depth)
+        if anchor is not None:
+            self._anchors[anchor] = node
         return node
 
-    def _alias(self, place: Place, anchor: str) -> Node | None:
+    def _alias(self, mark: Mark, anchor: str) -> Node | None:
         if anchor not in self._anchors:
-            self._stop(place, "this alias has no anchor before it")
+            self._stop(mark, "this alias has no anchor before it")
         node = self._anchors[anchor]
         if node is None:
-            self._stop(place, "this alias stands for a value that is not complete or is wrong itself")
+            self._stop(mark, "this alias stands for a value that is not complete or is wrong itself")
         self._copied += node.size
         if self._copied > MAX_NODES:
-            self._stop(place, f"with its aliases written out, this file holds more than {MAX_NODES:,} values")
+            self._stop(mark, f"with its aliases written out, this file holds more than {MAX_NODES:,} values")
         return _copy(node)
 
-    def _sequence(self, place: Place, depth: int) -> Node:
+    def _sequence(self, mark: Mark, depth: int) -> Node:
         items: list[Node] = []
         sound, size = True, 1
-        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+        while (event := self._next()).__class__ is not yaml.SequenceEndEvent:
             item = self._node(event, depth + 1)
-            sound = sound and item is not None and item.sound
-            if item is not None:
-                items.append(item)
-                size += item.size
-        return Node(place, items, [item.plain for item in items], _NO_KEYS, sound, size)
+            if item is None:
+                sound = False
+                continue
+            items.append(item)
+            sound = sound and item.sound
+            size += item.size
+        return Node(self.file, mark, items, [item.plain for item in items], _NO_KEYS, sound, size)
 
-    def _mapping(self, place: Place, depth: int) -> Node:
+    def _mapping(self, mark: Mark, depth: int) -> Node:
         entries: dict[str, Node] = {}
-        keys: dict[str, Place] = {}
+        keys: dict[str, Mark] = {}
         sound, size = True, 1
-        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
-            at = self.place(event.start_mark)
-            key = self._key(at, event)
-            value = self._node(next(self._events), depth + 1)
+        while (event := self._next()).__class__ is not yaml.MappingEndEvent:
+            key = self._key(event)
+            value = self._node(self._next(), depth + 1)
             sound = sound and key is not None and key not in keys and value is not None and value.sound
             if key is None:
                 continue
+            at = event.start_mark
             if key in keys:
-                self._note(at, f'the key "{key}" stands here twice; it was first written in line {keys[key].line}')
+                self._note(at, f'the key "{key}" stands here twice; it was first written in line {keys[key].line + 1}')
                 continue
             keys[key] = at
             if value is not None:
                 entries[key] = value
                 size += value.size
-        return Node(place, entries, {key: entry.plain for key, entry in entries.items()}, keys, sound, size)
+        return Node(self.file, mark, entries, {key: entry.plain for key, entry in entries.items()}, keys, sound, size)
 
-    def _key(self, place: Place, event: Any) -> str | None:
-        if not isinstance(event, yaml.ScalarEvent):
-            self._stop(place, "a key must be plain text")
+    def _key(self, event: Any) -> str | None:
+        if event.__class__ is not yaml.ScalarEvent:
+            self._stop(event.start_mark, "a key must be plain text")
         if event.tag is not None:
-            self._stop(place, "tags are not part of the language; leave the tag out")
+            self._stop(event.start_mark, "tags are not part of the language; leave the tag out")
         value: str = event.value
-        kind = self._kind(event)
+        kind = "str" if value[:1] not in _RESOLVERS else self._kind(event)
         if kind == "merge":
-            self._note(place, "merge keys (<<) are not part of the language; write the values out")
+            self._note(event.start_mark, "merge keys (<<) are not part of the language; write the values out")
             return None
         if kind == "bool" or kind == "null" or (kind == "int" and ":" in value):
             what = {"bool": "a boolean", "null": "no value", "int": "a number in base 60"}[kind]
-            self._note(place, f'YAML reads this key as {what}; put it in quotes: "{value}"')
+            self._note(event.start_mark, f'YAML reads this key as {what}; put it in quotes: "{value}"')
             return None
         return value
 
     def _kind(self, event: yaml.ScalarEvent) -> str:
         """What YAML 1.1 takes the text for: str, int, bool, null, merge, timestamp, ..."""
+        value: str = event.value
         if not event.implicit[0]:  # quoted, or a block
             return "str"
-        kind = self._kinds.get(event.value)
+        kind = self._kinds.get(value)
         if kind is None:
-            tag: str = self._loader.resolve(yaml.ScalarNode, event.value, event.implicit)  # type: ignore[no-untyped-call]
-            kind = self._kinds[event.value] = tag.removeprefix(_TAG)
+            tags = (tag for tag, pattern in _RESOLVERS.get(value[:1], ()) if pattern.match(value))
+            kind = self._kinds[value] = next(tags, "str").removeprefix(_TAG)
         return kind
 
-    def _scalar(self, place: Place, event: Any) -> Node | None:
+    def _scalar(self, mark: Mark, event: Any) -> Node | None:
         """The value as Python has it. The text is not repeated in a message: it may be a secret in the wrong place."""
         value: str = event.value
-        if event.tag is not None:
-            self._stop(place, "tags are not part of the language; leave the tag out")
-        kind = self._kind(event)
+        kind = "str" if value[:1] not in _RESOLVERS else self._kind(event)
+        if kind == "str":
+            return Node(self.file, mark, value, value, _NO_KEYS)
         if kind == "null":
-            return self._wrong(place, "there is no value here; write one, or leave the key out")
+            return self._wrong(mark, "there is no value here; write one, or leave the key out")
         if kind == "bool":
             if value.lower() in ("true", "false"):
                 truth = value.lower() == "true"
-                return Node(place, truth, truth, _NO_KEYS)
-            return self._wrong(place, f'YAML reads {value} as a boolean; write "{value}" in quotes, or true or false')
+                return Node(self.file, mark, truth, truth, _NO_KEYS)
+            return self._wrong(mark, f'YAML reads {value} as a boolean; write "{value}" in quotes, or true or false')
         if kind in ("int", "float") and ":" in value:
-            return self._wrong(place, "YAML reads digits with colons as a number in base 60; put the text in quotes")
+            return self._wrong(mark, "YAML reads digits with colons as a number in base 60; put the text in quotes")
         if kind == "int":
             if _INTEGER.fullmatch(value) and len(value) <= 18:
-                return Node(place, int(value), int(value), _NO_KEYS)
-            return self._wrong(place, "write a whole number in plain decimal digits, or put the text in quotes")
+                return Node(self.file, mark, int(value), int(value), _NO_KEYS)
+            return self._wrong(mark, "write a whole number in plain decimal digits, or put the text in quotes")
         if kind == "float":
             if _DECIMAL.fullmatch(value):
-                return Node(place, float(value), float(value), _NO_KEYS)
-            return self._wrong(place, "write a number in plain decimal digits, such as 0.25, or put the text in quotes")
-        return Node(place, value, value, _NO_KEYS)
+                return Node(self.file, mark, float(value), float(value), _NO_KEYS)
+            return self._wrong(mark, "write a number in plain decimal digits, such as 0.25, or put the text in quotes")
+        return Node(self.file, mark, value, value, _NO_KEYS)
 
-    def _wrong(self, place: Place, message: str) -> Node | None:
-        self._note(place, message)
+    def _wrong(self, mark: Mark, message: str) -> Node | None:
+        self._note(mark, message)
         return None
 
 
@@ -334,8 +343,9 @@ def _copy(node: Node) -> Node:
     if isinstance(node.value, dict):
         entries = {key: _copy(child) for key, child in node.value.items()}
         plain = {key: child.plain for key, child in entries.items()}
-        return Node(node.place, entries, plain, node.keys, node.sound, node.size)
+        return Node(node.file, node.mark, entries, plain, node.keys, node.sound, node.size)
     if isinstance(node.value, list):
         items = [_copy(child) for child in node.value]
-        return Node(node.place, items, [item.plain for item in items], _NO_KEYS, node.sound, node.size)
-    return Node(node.place, node.value, node.plain, _NO_KEYS)
+        plain_items = [item.plain for item in items]
+        return Node(node.file, node.mark, items, plain_items, _NO_KEYS, node.sound, node.size)
+    return Node(node.file, node.mark, node.value, node.plain, _NO_KEYS)

@@ -48,10 +48,11 @@ def _nusd(value: Any) -> int:
     found = _AMOUNT.fullmatch(value) if isinstance(value, str) else None
     if found is None:
         raise ValueError("must be an amount in US dollars with its unit, such as 0.01 USD")
-    nusd = Decimal(found[1]) * NUSD_PER_USD
-    if nusd != nusd.to_integral_value():
+    dollars, _, decimals = found[1].partition(".")
+    billionths = decimals.rstrip("0").ljust(9, "0")
+    if len(billionths) > 9:
         raise ValueError("has more than nine decimals; a billionth of a dollar is the smallest amount")
-    return int(nusd)
+    return int(dollars) * NUSD_PER_USD + int(billionths)
 
 
 def _tokens(value: Any) -> int:

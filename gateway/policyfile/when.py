@@ -16,6 +16,8 @@ from gateway.policyfile.names import Names, undefined
 from gateway.policyfile.shapes import Shape
 from gateway.policyfile.tree import Loc, Node, Problem
 
+_NONE: frozenset[str] = frozenset()
+
 
 def match_of(when: WhenShape, counted_by: str | None) -> Match:
     """The conditions, compiled. `counted_by` is the deployment whose tokenizer `prompt_tokens` is about."""
@@ -46,7 +48,7 @@ def match_of(when: WhenShape, counted_by: str | None) -> Match:
 
 
 def _words(stated: list[str] | None) -> frozenset[str]:
-    return frozenset(stated or ())
+    return frozenset(stated) if stated else _NONE
 
 
 def _range(stated: TokenRangeShape | None) -> Range | None:
@@ -79,8 +81,10 @@ class _Conditions:
     names: Names
 
     def wrong(self, when: WhenShape, loc: Loc, excepted: bool) -> Iterator[Problem]:
-        yield from undefined(self.entry, "label", when.any_label, self.names.labels, *loc, "any_label")
-        yield from undefined(self.entry, "slo", when.slo, self.names.slo, *loc, "slo")
+        if when.any_label:
+            yield from undefined(self.entry, "label", when.any_label, self.names.labels, *loc, "any_label")
+        if when.slo:
+            yield from undefined(self.entry, "slo", when.slo, self.names.slo, *loc, "slo")
         if when.does_not_fit or when.fits:
             yield from self._windows(when, loc)
         if when.model:
@@ -94,7 +98,8 @@ class _Conditions:
             yield from self._load(name, load, (*loc, "local_load", name), excepted)
         if when.time is not None:
             yield from self._time(when.time, (*loc, "time"))
-        yield from self._inner(when, loc, excepted)
+        if when.any_ or when.all_ or when.not_ is not None:
+            yield from self._inner(when, loc, excepted)
 
     def _inner(self, when: WhenShape, loc: Loc, excepted: bool) -> Iterator[Problem]:
         parts = [((*loc, "any", n), part, excepted) for n, part in enumerate(when.any_ or ())]

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TypeVar
@@ -137,9 +138,10 @@ def deployments_text(count: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def loaded(rules: int, candidates: int) -> Policy:
+def loading(rules: int, candidates: int) -> Callable[[], Policy]:
+    """What loads such a policy; its text is there already."""
     files = {"policy.yaml": policy_text(rules, candidates), "deployments.yaml": deployments_text(candidates)}
-    return compile_policy("policy.yaml", read=files.__getitem__, env={}, price_map={}, detectors=KINDS)
+    return partial(compile_policy, "policy.yaml", read=files.__getitem__, env={}, price_map={}, detectors=KINDS)
 
 
 def fleet_of(policy: Policy) -> Snapshot:
@@ -192,7 +194,7 @@ def _done(work: Coroutine[object, None, T]) -> T:
 
 def figures() -> list[Figure]:
     """All figures, in the order of the table."""
-    large, shipped = loaded(50, 20), _shipped(KEYS)
+    large, shipped = loading(50, 20)(), _shipped(KEYS)
     large_fleet, shipped_fleet = fleet_of(large), fleet_of(shipped)
     assert len(decide(large, FACTS, large_fleet).candidates) == 20, "no rule may match, so that all are tried"
     scanner = Scanner(shipped.kinds, shipped.patterns)
@@ -202,7 +204,7 @@ def figures() -> list[Figure]:
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)  # as the server does, which loads a policy again when it changes
     return [
-        measured("load 500 rules", lambda: loaded(500, 20), 100_000),
+        measured("load 500 rules", loading(500, 20), 100_000),
         measured("load the default policy", lambda: _shipped(KEYS)),
         measured("decide, 50 rules and 20 candidates", lambda: decide(large, FACTS, large_fleet), 100),
         measured("decide, default policy", lambda: decide(shipped, FACTS, shipped_fleet), 20),

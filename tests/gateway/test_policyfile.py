@@ -14,7 +14,7 @@ from gateway.policy import Invariant, LabelSource, Match, Policy, Require, Rule,
 from gateway.policyfile import MAX_BYTES, PolicyErrors, compile_policy
 from gateway.routing import decide
 from gateway.types import Deployment, Price, Timeouts
-from tests.bench.policy import FACTS, fleet_of, loaded
+from tests.bench.policy import FACTS, fleet_of, loading
 
 DETECTORS = frozenset({"email", "phone", "jwt"})
 PRICES = {
@@ -488,6 +488,6 @@ default: {candidates: [cloud]}
 
 def test_the_benchmarks_policy_loads_and_none_of_its_rules_takes_its_request() -> None:
     """`python -m tests.bench.policy` says how long that takes."""
-    policy = loaded(500, 20)
+    policy = loading(500, 20)()
     assert len(policy.rules) == 500
     assert decide(policy, FACTS, fleet_of(policy)).rule == "default"
