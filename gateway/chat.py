@@ -400,7 +400,7 @@ class ChatPath:
         answer: Answer,
         first: Chunk,
     ) -> Reply:
-        record.deployment, record.zone = deployment.name, deployment.zone
+        record.deployment, record.zone, record.model = deployment.name, deployment.zone, deployment.model
         record.attempts = attempt.number + len(record.moved)
         if flight.member is not None:
             record.replica = flight.member.ordinal

@@ -41,8 +41,11 @@ from gateway.policy import Policy
 from gateway.policyfile import Problem
 from gateway.settings import Settings
 from gateway.supervisor import EngineSpec, Supervisor
+from gateway.telemetry import Record
 from gateway.tokens import TiktokenCounter, TokenCounter
 from gateway.types import Deployment
+from gateway.usage.files import UsageFile
+from gateway.usage.journal import Journal
 
 Tell = Callable[[str], None]
 
@@ -122,7 +125,8 @@ class Gateway:
         self._live = [self._generation]
         self._loads = Loads(self.fleet, self._described, time.monotonic)
         serving = Serving(policy, prepared.scanner, {}, self._generation.backends)
-        books = Books(self.fleet, log, self.metrics.request, time.monotonic)
+        self.journal = self._journal_of(settings)
+        books = Books(self.fleet, log, self._observed, time.monotonic)
         memory = MemoryCache(settings.cache_entries, settings.cache_bytes, MOST_ENTRY_BYTES)
         self.answers = Answers(memory, time.time, new_id)
         self.metrics.cache = self._cache_figures
@@ -131,6 +135,18 @@ class Gateway:
         if keys is not None:
             self.access = Access(settings.keys, keys, self.path, log, tell)
             self.metrics.keys = self._key_figures
+
+    def _journal_of(self, settings: Settings) -> Journal | None:
+        """Raises OSError where its file cannot be written."""
+        if not settings.usage_file:
+            return None
+        file = UsageFile(settings.usage_file, settings.usage_file_megabytes * 1_000_000, time.time)
+        return Journal(wall=time.time, tell=self._tell, file=file)
+
+    def _observed(self, record: Record) -> None:
+        self.metrics.request(record)
+        if self.journal is not None:
+            self.journal.observe(record)
 
     def stop_soon(self) -> None:
         """Say on /readyz that no more requests should come. Those that come all the same are answered."""
@@ -181,6 +197,8 @@ class Gateway:
             await asyncio.gather(self._loads.stop(), *self._background, return_exceptions=True)
             await self.answers.flights.settled()
             await asyncio.gather(self._close(self._live), *self._closing)
+            if self.journal is not None:
+                await self.journal.close()
             shutil.rmtree(self._folder, ignore_errors=True)
 
     # From one policy to the next.

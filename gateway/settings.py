@@ -43,6 +43,8 @@ class Settings:
     log: str = "-"
     cache_entries: int = 100_000
     cache_bytes: int = 64 * 1024 * 1024
+    usage_file: str = ""
+    usage_file_megabytes: int = 100
 
     def __post_init__(self) -> None:
         wrong = [
@@ -53,6 +55,7 @@ class Settings:
                 ("max_body_bytes", self.max_body_bytes >= 1, "at least 1"),
                 ("cache_entries", self.cache_entries >= 0, "0 or more"),
                 ("cache_bytes", self.cache_bytes >= 0, "0 or more"),
+                ("usage_file_megabytes", 1 <= self.usage_file_megabytes <= 1_000_000, "1 to 1000000"),
                 ("drain_delay_seconds", 0 <= self.drain_delay_seconds <= _A_DAY, "0 to 86400 seconds"),
                 ("drain_seconds", 0 <= self.drain_seconds <= _A_DAY, "0 to 86400 seconds"),
                 ("engine_start_seconds", 0 < self.engine_start_seconds <= _A_DAY, "above 0 and at most 86400 seconds"),

@@ -70,6 +70,7 @@ class Record:
     snapshot: Snapshot | None = None
     decision: Decision | None = None
     deployment: str | None = None
+    model: str = ""  # of the deployment
     zone: str | None = None
     attempts: int = 0
     masked: int | None = None  # values that the deployment got placeholders for; None where it got the request as it is

@@ -20,6 +20,7 @@ from gateway.cli import keys as key_commands
 from gateway.cli import policy as policy_commands
 from gateway.cli.plan import plan
 from gateway.cli.terminal import fail, loaded_files, loaded_keys, policy_path
+from gateway.cli.usage import usage
 from gateway.keys import Keys
 from gateway.loading import FileState
 from gateway.policy import Policy
@@ -35,6 +36,7 @@ main.add_typer(policy_commands.commands, name="policy")
 main.add_typer(key_commands.commands, name="key")
 main.add_typer(cache_commands.commands, name="cache")
 main.command()(plan)
+main.command()(usage)
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _BACKLOG = 2048  # connections that wait to be accepted
@@ -87,6 +89,12 @@ def serve(
     log: Annotated[str | None, typer.Option(help="File for decision records; `-` is standard output.")] = None,
     cache_entries: Annotated[int | None, typer.Option(help="Most answers stored in memory. [default: 100000]")] = None,
     cache_bytes: Annotated[int | None, typer.Option(help="Most bytes of them. [default: 67108864]")] = None,
+    usage_file: Annotated[
+        str | None, typer.Option(help="File for usage records, which `hybridgate usage` sums for an invoice.")
+    ] = None,
+    usage_file_megabytes: Annotated[
+        int | None, typer.Option(help="Size at which that file is set aside and a new one begun. [default: 100]", min=1)
+    ] = None,
 ) -> None:
     """Start the gateway, and an engine for each local deployment.
 
