@@ -9,7 +9,13 @@ from difflib import get_close_matches
 
 PREFIX = "HYBRIDGATE_"
 
+# The engine's own, which a deployments file may name: `api_key: ${HYBRIDGATE_ENGINE_TOKEN}`.
+_ENGINES = frozenset({"HYBRIDGATE_ENGINE_TOKEN"})
+
 # Designed and documented, but not part of this release: refused, so that nobody believes that they are in force.
+_ENGINES = frozenset(
+    {"HYBRIDGATE_ENGINE_TOKEN"}
+)  # the engine's own; a deployments file may say ${HYBRIDGATE_ENGINE_TOKEN}
 _LATER = {
     "HYBRIDGATE_REDIS_URL": "sharing limits and cache through Redis",
     "HYBRIDGATE_WORKERS": "more than one worker, which needs Redis,",
@@ -74,7 +80,7 @@ def settings_from(environ: Mapping[str, str]) -> Settings:
     values: dict[str, object] = {}
     wrong: list[str] = []
     for name, text in environ.items():
-        if not name.startswith(PREFIX):
+        if not name.startswith(PREFIX) or name in _ENGINES:
             continue
         if name in _LATER:
             wrong.append(f"{name}: {_LATER[name]} is not implemented yet; unset it")

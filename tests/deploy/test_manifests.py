@@ -41,6 +41,7 @@ SECRETS = {
     "redis-auth": {"password"},
     "hybridgate-redis": {"url"},
     "hybridgate-metrics": {"token"},
+    "engine-token": {"token"},
 }
 
 
@@ -146,7 +147,7 @@ REACHED: list[tuple[Peer, Peer, int, str, set[str]]] = [
     (ENGINE, ENGINE, 8000, "TCP", set()),
     (CLIENT, ENGINE, 8000, "TCP", set()),
     (STRANGER, ENGINE, 8000, "TCP", set()),
-    (PROMETHEUS, ENGINE, 8000, "TCP", set()),
+    (PROMETHEUS, ENGINE, 8000, "TCP", PRODUCTION),  # for /metrics; the rest of that port wants the token
     (CLIENT, REDIS, 6379, "TCP", set()),
     (STRANGER, REDIS, 6379, "TCP", set()),
     (REDIS, WORLD, 443, "TCP", set()),
@@ -168,6 +169,14 @@ def test_without_the_rules_an_engine_would_reach_the_world() -> None:
     assert may_connect(objects, ENGINE, WORLD, 443)
     with_deny = [o for o in rendered("demo") if o["metadata"]["name"] != "engine" or o["kind"] != "NetworkPolicy"]
     assert not may_connect(with_deny, ENGINE, DNS, 53, "UDP")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_who_else_reaches_an_engines_port_meets_its_token(overlay: str) -> None:
+    objects = rendered(overlay)
+    others = [peer for peer in (PROMETHEUS, CLIENT, STRANGER) if may_connect(objects, peer, ENGINE, 8000)]
+    engine = pod_of(named(objects, "Deployment", "engine"))["containers"][0]
+    assert not others or "HYBRIDGATE_ENGINE_TOKEN" in environment_of(engine)
 
 
 # What is named exists.

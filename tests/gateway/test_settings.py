@@ -14,6 +14,7 @@ def test_settings_come_from_the_environment() -> None:
         "HYBRIDGATE_OPEN_TO_NETWORK": "yes",
         "HYBRIDGATE_ADMIN_PORT": "-1",
         "A": "1",
+        "HYBRIDGATE_ENGINE_TOKEN": "the engine's, and a deployments file's",
     }
     assert settings_from(given) == Settings(port=9000, admin_port=-1, drain_seconds=0.5, open_to_network=True)
 
