@@ -398,6 +398,10 @@ class Http1(asyncio.Protocol):
 
     # uvicorn asks.
 
+    def leave(self) -> None:
+        """The server stops soon: the answer that is under way, or else the next one, is this connection's last."""
+        self.keeps = False
+
     def shutdown(self) -> None:
         """The server stops: no request is taken any more."""
         self.keeps = False

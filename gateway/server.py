@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from math import ceil
 from types import FrameType
+from typing import cast
 
 import uvicorn
 import uvloop
@@ -20,7 +21,7 @@ import uvloop
 from gateway.edge import Application
 from gateway.embedded import embedded
 from gateway.follow import Follower
-from gateway.http1 import http1_for
+from gateway.http1 import Http1, http1_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,8 @@ class _Server(uvicorn.Server):
 
     def _begin_to_end(self, sig: int) -> None:
         self._ending.announce()
+        for connection in self.server_state.connections:
+            cast(Http1, connection).leave()  # so that its client opens the next one elsewhere
         self._loop.call_later(self._ending.delay, super().handle_exit, sig, None)
 
 

@@ -97,12 +97,14 @@ def test_a_stop_is_announced_then_drains_then_ends_what_is_left_with_an_error(tm
             async with asyncio.timeout(10):
                 while providers.in_flight < 2:  # noqa: ASYNC110 - what is awaited has no event
                     await asyncio.sleep(0.01)
+            assert "connection" not in (await gateway.http.get("/livez")).headers
             gateway.process.send_signal(signal.SIGTERM)
             await asyncio.sleep(0.3)
+            kept = await gateway.http.get("/livez")
+            assert (kept.status_code, kept.headers["connection"]) == (200, "close")
             for port in (gateway.http, gateway.admin):
                 told = await port.get("/readyz")
                 assert (told.status_code, told.json()["status"]) == (503, "stopping")
-            assert (await gateway.http.get("/livez")).status_code == 200
             late = await gateway.http.post("/v1/chat/completions", json=BODY)
             assert late.status_code == 200, "requests are still taken while balancers learn of the stop"
             await asyncio.sleep(1.2)
