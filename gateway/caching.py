@@ -120,6 +120,10 @@ class Answers:
             return shared
         return shared if zone == ON_PREMISES and permit.allows(zone) else self.memory
 
+    def at_once(self, use: Use) -> Entry | None:
+        """The stored answer, where nothing must be waited for."""
+        return self.memory.at_once(use.key, self.wall()) if use.cache is self.memory else None
+
     async def found(self, use: Use, token: str) -> Entry | None:
         """The stored answer; None where this request is to make it, and then the claim is its own. Waits while another
         replica is making it."""

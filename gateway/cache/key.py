@@ -7,7 +7,6 @@ field that is not known counts, and so does one whose default depends on the dep
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import Any
@@ -57,7 +56,8 @@ _DEFAULTS: Mapping[str, object] = {
 
 _VERSION = 1  # of the key; another one makes what is stored unreachable
 _PERSON = b"hybridgate-cache"
-_EXPONENT = re.compile(rb"[0-9]e\+?[0-9]")  # how a whole number of 17 digits or more is written
+# Whole numbers beyond these have one spelling here: orjson reads them as floats, whatever they look like.
+_LEAST, _MOST = -(2**63), 2**64
 _SEARCHES = frozenset({"web_search_options"})
 
 
@@ -98,14 +98,15 @@ def canonical(chat: ChatRequest) -> bytes:
         if kept.get(choice) == ("auto" if offered in kept else "none"):
             del kept[choice]
     text = orjson.dumps(kept, option=orjson.OPT_SORT_KEYS)
-    if b".0" in text or _EXPONENT.search(text):  # only then some whole number may be written as another one
+    # Only then some whole number may be written as another one: 1.0, or 1e16 to 1e19 (1e+16 by newer versions).
+    if b".0" in text or b"e1" in text or b"e+1" in text:
         text = orjson.dumps(_whole_numbers(kept), option=orjson.OPT_SORT_KEYS)
     return text
 
 
 def _whole_numbers(value: Any) -> Any:
     """The value with integers for floats that are whole, and nothing else changed."""
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**63:
+    if isinstance(value, float) and value.is_integer() and _LEAST <= value < _MOST:
         return int(value)
     if isinstance(value, dict):
         return {name: _whole_numbers(inner) for name, inner in value.items()}

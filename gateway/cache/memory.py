@@ -31,6 +31,10 @@ class MemoryCache:
 
     async def get(self, key: bytes, now: float) -> Entry | None:
         """See `Cache`."""
+        return self.at_once(key, now)
+
+    def at_once(self, key: bytes, now: float) -> Entry | None:
+        """The entry, without a coroutine."""
         found = self._kept.get(key)
         if found is None:
             return None
@@ -43,7 +47,7 @@ class MemoryCache:
 
     async def claim(self, key: bytes, token: str, now: float) -> Entry | Claim:
         """See `Cache`. Within a process a flight is the claim, so that each one is won."""
-        return await self.get(key, now) or "won"
+        return self.at_once(key, now) or "won"
 
     async def renew(self, key: bytes, token: str) -> None:
         """See `Cache`."""

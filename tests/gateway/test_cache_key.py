@@ -70,7 +70,8 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"minimum": 
         ({"temperature": 0}, {"temperature": -0.0}),
         ({"stop": "x"}, {"stop": ["x"]}),
         ({"tools": [TOOL]}, {"tools": [TOOL], "tool_choice": "auto"}),
-        ({"x": 10**17}, {"x": 1e17}),
+        ({"x": 10**16}, {"x": 1e16}),
+        ({"x": [10**17, 10**19, -(10**18)]}, {"x": [1e17, 1e19, -1e18]}),
         ({"x": {"y": [2, "2.0"]}}, {"x": {"y": [2.0, "2.0"]}}),
     ],
 )
@@ -110,6 +111,8 @@ DIFFERENT: list[dict[str, Any]] = [
     {"unknown": "1"},
     {"unknown": [1]},
     {"unknown": {"1": 1}},
+    {"unknown": -1e19},
+    {"unknown": 1e300},
     {"Stream": True},
     {"messages": [USER, {"role": "assistant", "content": "hi"}, USER]},
     {"messages": [{**USER, "name": "jo"}]},

@@ -1,0 +1,128 @@
+"""`python -m tests.bench.cache`: what stored answers cost, in CPU time of one process.
+
+Each figure is the median over several rounds, with the fastest beside it. The request has 2 KB of prose, the answer
+1.5 KB. `beside` is the same request path over a backend that answers at once, without a cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from gateway.answers import Books
+from gateway.backends import Backends
+from gateway.backends.base import Call, Chunk
+from gateway.cache import MemoryCache, as_stream, key_of
+from gateway.caching import Answers
+from gateway.chat import ChatPath, Serving
+from gateway.fleet import Fleet
+from gateway.labels import Scanner
+from gateway.policy import Policy
+from gateway.routing import decide
+from gateway.types import Caching, Usage
+from gateway.wire.chat import parse
+from tests.bench.policy import PROSE, Figure, measured
+from tests.fakes import Clock, FakeAnswer, Ids, Log, completion, deployment, policy
+
+LOOKUP_US = 20.0
+HIT_US = 300.0
+TEXT = (PROSE * 10)[:2048]
+BODY = orjson.dumps(
+    {"model": "auto", "temperature": 0, "messages": [{"role": "user", "content": TEXT}], "max_tokens": 300}
+)
+STREAMED = orjson.dumps({**orjson.loads(BODY), "stream": True, "stream_options": {"include_usage": True}})
+ANSWER = completion((PROSE * 8)[:1500])
+
+
+class Instant:
+    """A backend that answers at once."""
+
+    async def open(self, call: Call) -> FakeAnswer:
+        return FakeAnswer([Chunk(ANSWER, usage=Usage(400, 300), last=True)])
+
+    async def close(self) -> None: ...
+
+
+def path_of(p: Policy) -> ChatPath:
+    """A request path whose record is written to memory."""
+    fleet, log, clock, ids = Fleet(p.deployments), Log(), Clock(), Ids()
+    books = Books(fleet, log, lambda _: log.lines.clear(), clock)
+    answers = Answers(MemoryCache(1000, 10**7, 10**6), clock, ids)
+    serving = Serving(p, Scanner(p.kinds), {}, Backends({name: Instant() for name in p.deployments}))
+    return ChatPath(serving, fleet, books, clock, clock, ids, answers=answers)
+
+
+def run_now(work: Coroutine[Any, Any, object]) -> object:
+    """A coroutine that waits for nothing."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        return done.value
+    raise AssertionError("it waits")
+
+
+async def asked(path: ChatPath, body: bytes) -> None:
+    """One request, to the end."""
+    reply = await path.complete({}, body)
+    async for _ in reply.chunks:
+        pass
+    await reply.close()
+
+
+async def figures() -> list[Figure]:
+    """All of them."""
+    wide = [deployment("home", zone="on_premises", window=None), deployment("cloud", window=None)]
+    p = policy(wide, order_by="listed", cache=Caching(3600.0))
+    path, chat = path_of(p), parse(BODY)
+    answers = path.answers
+    assert answers is not None
+    await asked(path, BODY)
+    await answers.flights.settled()
+    assert answers.counts.stores == 1, "the answer is stored"
+    facts, _ = await path.facts_of(path.serving, chat, len(BODY), path.authenticate({}), {})
+    permit, snapshot = p.permit(facts), path.fleet.snapshot(1000.0, 0.0, 1000.0)
+    decision = decide(p, facts, snapshot)
+
+    def lookup() -> object:
+        use = answers.use(chat, facts, permit, decision, {})
+        assert use is not None
+        return run_now(use.cache.claim(use.key, "", 1000.0))
+
+    def hit(body: bytes) -> Callable[[], object]:
+        return lambda: run_now(asked(path, body))
+
+    entry = lookup()
+    off = path_of(policy(wide, order_by="listed"))
+    body = entry.answer  # type: ignore[attr-defined]
+    return [
+        measured("key of a 2 KB request", lambda: key_of(chat, "acme", ())),
+        measured("lookup of a 2 KB request: key and entry", lookup, LOOKUP_US),
+        measured("inflating the answer", lambda: entry.answer),  # type: ignore[attr-defined]
+        measured("the answer as a stream", lambda: as_stream(body, usage=True)),
+        measured("a hit, from the body's bytes to the reply", hit(BODY), HIT_US),
+        measured("a hit as a stream", hit(STREAMED), HIT_US),
+        measured("beside: no cache, a backend that answers at once", lambda: run_now(asked(off, BODY))),
+    ]
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the figures there as well")
+    given = parser.parse_args()
+    told = asyncio.run(figures())
+    sys.stdout.write("\n".join(figure.line() for figure in told) + "\n")
+    if given.json:
+        given.json.write_text(json.dumps([asdict(figure) for figure in told], indent=1))
+
+
+if __name__ == "__main__":
+    main()
