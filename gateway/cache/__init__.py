@@ -8,6 +8,8 @@ from gateway.cache.entry import Entry, packed, target_of
 from gateway.cache.flights import Flight, Flights
 from gateway.cache.key import is_deterministic, key_of, uncacheable
 from gateway.cache.memory import MemoryCache
+from gateway.cache.redis_cache import RedisCache
+from gateway.cache.sealing import Seal, secrets_in
 from gateway.cache.wanted import Wanted, wanted_in
 
 __all__ = [
@@ -22,6 +24,8 @@ __all__ = [
     "Flight",
     "Flights",
     "MemoryCache",
+    "RedisCache",
+    "Seal",
     "Unfit",
     "Wanted",
     "as_stream",
@@ -31,6 +35,7 @@ __all__ = [
     "kept_of",
     "key_of",
     "packed",
+    "secrets_in",
     "target_of",
     "uncacheable",
     "wanted_in",

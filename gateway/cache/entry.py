@@ -17,7 +17,6 @@ _VERSION = 1
 _COMPRESS_ABOVE = 512  # bytes; below, compressing gains little
 _LEVEL = 1
 _LENGTH = 4  # bytes that say how long the head is
-MOST_HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +55,9 @@ class Entry:
         """Seconds; never negative, though clocks of replicas differ."""
         return max(0.0, now - self.stored_at)
 
-    def head(self) -> bytes:
-        """All but the body, as JSON."""
-        usage = self.usage
+    def head(self, sealed: str | None = None) -> bytes:
+        """What stands in clear beside the rest, as JSON: whose it is and where it came from. `sealed` names the secret
+        of the rest."""
         told: dict[str, Any] = {
             "v": _VERSION,
             "tenant": self.tenant,
@@ -67,11 +66,16 @@ class Entry:
             "zone": self.zone,
             "target": self.target,
             "at": self.stored_at,
-            "usage": [usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens],
             "deflated": self.deflated,
-            "dropped": self.dropped,
+            "sealed": sealed,
         }
         return orjson.dumps(told)
+
+    def rest(self) -> bytes:
+        """What does not, but for the body: as JSON. Parameters that were dropped are the caller's words."""
+        usage = self.usage
+        counts = [usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens]
+        return orjson.dumps({"usage": counts, "dropped": self.dropped})
 
 
 _OVERHEAD = 600  # of an entry and its key in memory, measured with tracemalloc
@@ -94,14 +98,14 @@ def framed(head: bytes, body: bytes) -> bytes:
 def unframed(value: bytes) -> tuple[bytes, bytes]:
     """Head and body again. Raises ValueError where the value is none of ours; of one that is cut off, the body is."""
     end = _LENGTH + int.from_bytes(value[:_LENGTH], "big")
-    if not _LENGTH < end <= min(len(value), MOST_HEAD_BYTES):
+    if not _LENGTH < end <= len(value):
         raise ValueError("no entry")
     return value[_LENGTH:end], value[end:]
 
 
-def entry_of(head: bytes, body: bytes) -> Entry:
+def entry_of(head: bytes, rest: bytes, body: bytes) -> Entry:
     """The entry that was written. Raises ValueError where it cannot be read, or was by another version."""
-    told = orjson.loads(head)
+    told, more = orjson.loads(head), orjson.loads(rest)
     try:
         if told["v"] != _VERSION:
             raise ValueError("another version's")
@@ -112,10 +116,10 @@ def entry_of(head: bytes, body: bytes) -> Entry:
             zone=told["zone"],
             target=told["target"],
             stored_at=told["at"],
-            usage=Usage(*told["usage"]),
+            usage=Usage(*more["usage"]),
             body=body,
             deflated=told["deflated"],
-            dropped=tuple(told["dropped"]),
+            dropped=tuple(more["dropped"]),
         )
     except (KeyError, TypeError) as error:
         raise ValueError("no entry") from error

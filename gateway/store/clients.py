@@ -7,7 +7,7 @@ may hold a password.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
@@ -21,6 +21,7 @@ from redis.exceptions import RedisClusterException, RedisError, ResponseError
 Argument = str | bytes | int
 Command = tuple[Argument, ...]
 
+_SCANNED_AT_ONCE = 500
 FAILURES = (RedisError, RedisClusterException, OSError)  # what a client raises
 
 
@@ -29,6 +30,9 @@ class Client(Protocol):
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         """The replies, or a RedisError in a command's place. Raises one of `FAILURES`."""
+
+    def keys(self, pattern: str) -> AsyncIterator[bytes]:
+        """The names of all keys like the pattern, of every node. Raises one of `FAILURES`."""
 
     async def close(self) -> None: ...
 
@@ -44,6 +48,9 @@ class _Single:
         for command in commands:
             pipeline.execute_command(*command)
         return await pipeline.execute(raise_on_error=False)
+
+    def keys(self, pattern: str) -> AsyncIterator[bytes]:
+        return self._redis.scan_iter(match=pattern, count=_SCANNED_AT_ONCE)
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -62,6 +69,9 @@ class _Cluster:
             if isinstance(reply, BaseException) and not isinstance(reply, ResponseError):
                 raise reply
         return list(replies)
+
+    def keys(self, pattern: str) -> AsyncIterator[bytes]:
+        return self._redis.scan_iter(match=pattern, count=_SCANNED_AT_ONCE)
 
     async def close(self) -> None:
         await self._redis.aclose()

@@ -25,7 +25,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha1
@@ -193,6 +193,18 @@ class Store:
             return await asked.replies
         finally:
             timer.cancel()
+
+    async def keys(self, pattern: str, within: float = 60.0) -> AsyncIterator[bytes]:
+        """The names of all keys like the pattern, some perhaps twice, for an operator who can wait. Raises
+        `StoreUnavailable`."""
+        if not self.state.up:
+            raise StoreUnavailable(self.state.reason)
+        try:
+            async with asyncio.timeout(within):
+                async for name in self._client.keys(pattern):
+                    yield name
+        except FAILURES as error:  # TimeoutError is an OSError
+            raise StoreUnavailable(type(error).__name__) from None
 
     # Exchanges.
 
