@@ -59,7 +59,7 @@ Check = Callable[[Cache], Awaitable[None]]
 
 
 @pytest.fixture(params=["memory", "redis", "sealed"])
-def on(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[Check], None]:
+def on(request: pytest.FixtureRequest) -> Callable[[Check], None]:
     """Runs a check on an empty cache that takes entries of up to MOST bytes."""
     if request.param == "memory":
         return lambda check: asyncio.run(_awaited(check(MemoryCache(100, 10**6, MOST + 10_000))))
@@ -302,9 +302,10 @@ def test_secrets_are_read(text: str, secrets: list[bytes]) -> None:
     assert secrets_in(text) == secrets
 
 
-@pytest.mark.parametrize(
-    "text", ["", "# none\n", "hunter2hunter2", SECRET.hex()[:-2], "z" * 64, b64encode(bytes(16)).decode()]
-)
+NO_SECRETS = ["", "# none\n", "hunter2hunter2", SECRET.hex()[:-2], "z" * 64, b64encode(bytes(16)).decode()]
+
+
+@pytest.mark.parametrize("text", NO_SECRETS)
 def test_what_is_no_secret_is_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(ValueError) as caught:
         secrets_in(text)
