@@ -220,6 +220,55 @@ def calibrate(
 
 
 @app.command()
+def bench(
+    shape: Annotated[str, typer.Option(help="51m, tiny, llama-2-7b or mistral-7b; weights are random.")] = "51m",
+    device: Annotated[
+        str, typer.Option(help="cpu: beside other servers. cuda: also as a share of the memory's bandwidth.")
+    ] = "cpu",
+    precisions: Annotated[str, typer.Option(help="fp32, bf16, or both with a comma.")] = "fp32,bf16",
+    peers: Annotated[str, typer.Option(help="transformers, llama.cpp, both with a comma, or none.")] = (
+        "transformers,llama.cpp"
+    ),
+    streams: Annotated[str, typer.Option(help="Numbers of requests at the same time.")] = "1,8,32",
+    rounds: Annotated[int, typer.Option(help="Over all servers.", min=1, max=100)] = 3,
+    tokens: Annotated[int, typer.Option(help="New tokens of a request.", min=2, max=512)] = 64,
+    work: Annotated[Path, typer.Option(help="Where peers are installed, models and logs lie.")] = Path(".bench"),
+    prepare: Annotated[bool, typer.Option("--prepare", help="Only install the peers.")] = False,
+    out: Annotated[Path | None, typer.Option("--json", help="File for all that was measured.")] = None,
+) -> None:
+    """Measure this engine beside `transformers serve` and llama.cpp's server, in one run, as tables in Markdown.
+
+    The first run installs the two into environments of their own and builds llama.cpp, which can take an hour.
+
+    \b
+      hybridgate-engine bench --prepare
+      hybridgate-engine bench
+      hybridgate-engine bench --device cuda --shape llama-2-7b --precisions bf16 --peers transformers
+    """
+    from local_engine.bench import command  # noqa: PLC0415 - torch and transformers take seconds to import
+    from local_engine.bench.program import BenchError  # noqa: PLC0415 - as above
+    from local_engine.bench.rounds import Plan  # noqa: PLC0415 - as above
+
+    try:
+        plan = Plan(streams=tuple(map(int, streams.split(","))), rounds=rounds, new_tokens=tokens)
+        wanted = command.wanted_of(shape, precisions, peers, plan, work.resolve(), device)
+        if prepare:
+            raise typer.Exit(1 if command.prepared(wanted, _say)[1] else 0)
+        if device != "cpu":
+            typer.echo(command.rooflines(wanted, _say) + "\n")
+        found = command.compared(wanted, _say)
+        typer.echo(command.markdown(found))
+        if out is not None:
+            out.write_bytes(command.document(found))
+    except ValueError:
+        _say("error: --streams must be whole numbers with commas between them")
+        raise typer.Exit(2) from None
+    except (BenchError, LoadError, OSError) as error:
+        _say(f"error: {error}")
+        raise typer.Exit(1) from None
+
+
+@app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="`demo`, a directory, or a Hugging Face id.")] = "demo",
     max_batch_tokens: Annotated[int, typer.Option(help="Tokens a step, as for serve.")] = 512,
