@@ -62,7 +62,8 @@ def purge(
     if bool(chosen) is everything:
         fail("say which: --tenant, --model, --deployment (all that are given count), or --all and none of them")
     told = _asked("POST", admin, key_variable, chosen)
-    standard_output().print(f"{told['forgotten']:,} answers forgotten")
+    count = told["forgotten"]
+    standard_output().print(f"{count:,} answer{'s' * (count != 1)} forgotten")
 
 
 def _asked(method: str, admin: str, key_variable: str, query: dict[str, str]) -> Any:

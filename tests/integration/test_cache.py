@@ -135,7 +135,7 @@ def test_an_operator_counts_and_purges_without_seeing_a_word(tmp_path: Path) -> 
         assert "0 answers forgotten" in await w.command("purge", "--tenant", "nobody")
         assert "2 answers forgotten" in await w.command("purge", "--model", "auto", "--deployment", "home")
         await w.ask(text="zebra")
-        assert w.provider.received == 3 and "1 answers forgotten" in await w.command("purge", "--all")
+        assert w.provider.received == 3 and "1 answer forgotten" in await w.command("purge", "--all")
         async with httpx.AsyncClient(base_url=w.admin, trust_env=False) as admin:
             text = (await admin.get("/metrics")).text
         assert 'hybridgate_cache_requests_total{result="hit"} 1.0' in text and "hybridgate_cache_entries 0.0" in text
