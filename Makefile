@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo install test lint format bench lock build clean
+.PHONY: help run demo install test test-oldest lint format bench lock build clean
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 run: $(VENV)/.engine ## install if needed, then serve on 127.0.0.1:8080 with the bundled model
 	@$(BIN)/hybridgate serve
@@ -20,6 +20,10 @@ install: $(VENV)/.dev ## install everything, tests and linters included
 
 test: $(VENV)/.dev ## run all tests, the slow ones included
 	$(BIN)/pytest
+
+test-oldest: $(VENV)/.oldest ## the engine against the oldest transformers that it supports
+	@PYTHONPATH=$(VENV)/oldest $(BIN)/python -c "import transformers; print('transformers', transformers.__version__)"
+	PYTHONPATH=$(VENV)/oldest $(BIN)/pytest tests/local_engine/test_runner.py
 
 lint: $(VENV)/.dev ## ruff, mypy, import-linter
 	$(BIN)/ruff check
@@ -62,4 +66,10 @@ $(VENV)/.engine: $(VENV)/.gateway requirements/engine.txt
 
 $(VENV)/.dev: $(VENV)/.engine requirements/dev.txt
 	$(PIP) install --quiet --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# Beside the environment and in front of it: of transformers alone, because torch and the rest are the same.
+$(VENV)/.oldest: $(VENV)/.dev requirements/oldest.txt
+	rm -rf $(VENV)/oldest
+	$(PIP) install --quiet --no-deps --require-hashes --target $(VENV)/oldest -r requirements/oldest.txt
 	@touch $@
