@@ -7,6 +7,7 @@ fix.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,6 @@ import transformers
 from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -26,6 +26,7 @@ from transformers import (
 
 from local_engine.attention import PAGED_ATTENTION, KvCache
 from local_engine.calls import Family, family_of
+from local_engine.checkpoint import FETCH, check_loaded, check_shards, check_types, configuration
 from local_engine.config import BLOCK_SIZE, Limits, Settings, kv_cache_tokens, limits
 from local_engine.encoder import load_encoder
 from local_engine.engine import Model
@@ -68,8 +69,9 @@ def load(settings: Settings) -> Model:
     _prepare(settings)
     source = model_source(settings.model)
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = configuration(source, settings.model)
         check_architecture(config, settings.model)
+        check_shards(source, settings.model)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype_of(settings, settings.quantization, config, device)
         text = _text(source, settings)
@@ -97,6 +99,8 @@ def load(settings: Settings) -> Model:
         raise LoadError(
             f"{settings.model} does not run on a paged cache ({type(error).__name__}): {WAY_OUT}"
         ) from error
+    if math.isnan(difference):
+        raise LoadError(f"{settings.model} computes no numbers (NaN): its weights are broken, {FETCH}")
     if not difference <= tolerance(model.dtype):
         raise LoadError(
             f"{settings.model} computes something else on a paged cache than by itself (logits differ by "
@@ -160,7 +164,7 @@ def bare_model(settings: Settings) -> Any:
     """The model with its own attention, for measuring what it computes. Raises what loading it raises."""
     _prepare(settings)
     source = model_source(settings.model)
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    config = configuration(source, settings.model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _weights(source, config, settings, dtype_of(settings, settings.quantization, config, device), device)
     model.set_attn_implementation("eager")
@@ -173,15 +177,20 @@ def _weights(source: str, config: Any, settings: Settings, dtype: torch.dtype, d
         raise LoadError(f"{settings.model} is quantized already: leave --quantization out")
     # Quantized layers are made on the device, since they cannot be moved.
     quantized = {} if chosen is None else {"quantization_config": chosen, "device_map": {"": device}}
-    model = AutoModelForCausalLM.from_pretrained(
+    model, told = AutoModelForCausalLM.from_pretrained(
         source,
         config=config,
         dtype=dtype,
         use_safetensors=True,
         trust_remote_code=False,
         attn_implementation=PAGED_ATTENTION,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that `check_loaded` can say which
         **quantized,
     )
+    check_loaded(told, settings.model)
+    if getattr(config, "quantization_config", None) is None:
+        check_types(source, settings.model)
     return (model if getattr(model, "is_quantized", False) else model.to(device)).eval()
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
+from local_engine.checkpoint import configuration
 from local_engine.config import DEFAULT_WINDOWS, QUANTIZATIONS, Settings
 from local_engine.errors import LoadError
 from local_engine.linear import copied_bytes
@@ -97,7 +98,7 @@ class Inspection:
 def inspect(settings: Settings) -> Inspection:
     """What this model needs, in every quantization, with these limits of a step. Raises LoadError."""
     try:
-        config = AutoConfig.from_pretrained(model_source(settings.model), trust_remote_code=False)
+        config = configuration(model_source(settings.model), settings.model)
     except (OSError, ValueError, KeyError) as error:
         raise LoadError(
             f"cannot read the configuration of {settings.model}: name `demo`, a directory, or a Hugging Face id"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AttentionInterface
 
 from local_engine.attention import PAGED_ATTENTION
@@ -14,12 +18,61 @@ from local_engine.config import Settings
 from local_engine.conversation import Conversation, Message
 from local_engine.errors import InvalidRequest, LoadError
 from local_engine.loading import load
+from tests.tiny_models import tiny_model
 
 
 def edited(directory: Path, **changes: object) -> Path:
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     return directory
+
+
+def sharded(write_model: Any) -> Path:
+    """In files of some 100 KB."""
+    directory: Path = write_model("llama")
+    (directory / "model.safetensors").unlink()
+    tiny_model("llama").save_pretrained(directory, max_shard_size="100KB")
+    return directory
+
+
+def rewritten(write_model: Any, change: Callable[[dict[str, Tensor]], object]) -> str:
+    """A checkpoint with other weights."""
+    directory: Path = write_model("llama")
+    weights = load_file(directory / "model.safetensors")
+    change(weights)
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    return str(directory)
+
+
+def as_type(dtype: torch.dtype) -> Callable[[dict[str, Tensor]], object]:
+    return lambda weights: weights.update({name: value.to(dtype) for name, value in weights.items()})
+
+
+def damaged(write_model: Any, how: str) -> str:
+    """A checkpoint that transformers loads, or fails at in words of its own."""
+    match how:
+        case "shard":
+            directory = sharded(write_model)
+            next(directory.glob("model-00002-*.safetensors")).unlink()
+            return str(directory)
+        case "index":
+            directory = sharded(write_model)
+            (directory / "model.safetensors.index.json").write_text("[]")
+            return str(directory)
+        case "weight":
+            return rewritten(write_model, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+        case "size":
+            half = {"model.norm.weight": torch.ones(32)}
+            return rewritten(write_model, lambda weights: weights.update(half))
+        case "int8":
+            return rewritten(write_model, as_type(torch.int8))
+        case "float8":
+            return rewritten(write_model, as_type(torch.float8_e4m3fn))
+        case "nan":
+            return rewritten(write_model, lambda weights: weights["model.norm.weight"].fill_(float("nan")))
+        case "dtype":
+            return str(edited(write_model("llama"), dtype="float99"))
+    raise AssertionError(how)
 
 
 def broken(write_model: Any, how: str, tmp_path: Path) -> str:
@@ -81,6 +134,35 @@ def test_a_model_that_cannot_be_served_is_one_line_with_the_fix(
         load(Settings(model=model))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("shard", r"lacks 1 of \d+ shards: model-00002-of-\d+.safetensors; fetch"),
+        ("index", "index.json of .* cannot be read: fetch"),
+        ("weight", "lack 1 of its weights: model.layers.1.mlp.up_proj.weight; fetch"),
+        ("size", r"such as model.norm.weight with \[32\] instead of \[64\]: fetch"),
+        ("int8", "as I8, and its config.json has no quantization_config"),
+        ("float8", "as F8_E4M3, and its config.json has no quantization_config"),
+        ("nan", "computes no numbers"),
+        ("dtype", "config.json of .* has a value that cannot be right: .*float99"),
+    ],
+)
+def test_a_damaged_checkpoint_is_not_filled_with_random_numbers(write_model: Any, how: str, said: str) -> None:
+    model = damaged(write_model, how)
+    with pytest.raises(LoadError, match=said) as caught:
+        load(Settings(model=model))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_another_width_are_the_same_numbers(write_model: Any, dtype: torch.dtype) -> None:
+    assert "float32 on" in load(Settings(model=rewritten(write_model, as_type(dtype)))).description
+
+
+def test_a_checkpoint_in_shards_is_loaded(write_model: Any) -> None:
+    assert load(Settings(model=str(sharded(write_model)))).limits.window == 256
 
 
 def test_a_kv_cache_that_memory_does_not_hold_says_which_flag_to_change(llama: Path) -> None:
