@@ -9,7 +9,7 @@ from gateway.cache.flights import Flight, Flights
 from gateway.cache.key import is_deterministic, key_of, uncacheable
 from gateway.cache.memory import MemoryCache
 from gateway.cache.redis_cache import RedisCache
-from gateway.cache.sealing import Seal, secrets_in
+from gateway.cache.sealing import Seal, secret_in
 from gateway.cache.wanted import Wanted, wanted_in
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
     "kept_of",
     "key_of",
     "packed",
-    "secrets_in",
+    "secret_in",
     "target_of",
     "uncacheable",
     "wanted_in",

@@ -144,19 +144,18 @@ class RedisCache:
         return framed(head, rest if seal is None else seal.sealed(rest, key + head))
 
     def _read(self, key: bytes, value: bytes | None) -> Entry | None:
-        """The entry; None where it is another version's, or under a secret that is not known, or was put there by
-        somebody else."""
+        """The entry; None where it is another version's, sealed where there is no seal, or does not open: put there
+        by somebody else."""
         if value is None:
             return None
         try:
             head, rest = unframed(value)
-            name = orjson.loads(head).get("sealed")
-            if (name is None) is not (self._seal is None):
-                return None
             if self._seal is not None:
-                rest = self._seal.opened(name, rest, key + head)
+                rest = self._seal.opened(rest, key + head)
+            elif orjson.loads(head)["sealed"] is not None:
+                return None
             return entry_of(head, *unframed(rest))
-        except (ValueError, AttributeError):
+        except (ValueError, KeyError, TypeError):
             return None
 
     def _name(self, key: bytes) -> str:

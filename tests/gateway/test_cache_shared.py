@@ -195,7 +195,7 @@ def test_a_labelled_answer_lies_in_redis_only_where_that_is_on_premises(
 def test_with_a_seal_redis_holds_nothing_of_what_was_asked_and_answered(url: str) -> None:
     async def check(store: Store) -> None:
         known = backends(home=[slow(0.0, "zebra")])
-        one, other = (Gateway(store, P, known, zone=ON_PREMISES, seal=Seal([bytes(32)])) for _ in range(2))
+        one, other = (Gateway(store, P, known, zone=ON_PREMISES, seal=Seal(bytes(32))) for _ in range(2))
         await one.ask("giraffe")
         await settled(one)
         assert text_of((await other.ask("giraffe"))[1]) == "zebra" and calls(known) == 1
