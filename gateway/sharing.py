@@ -81,17 +81,15 @@ class Sharing:
         return await self._made(seeker, answers.flights.alone(use.key), token)
 
     async def _found(self, seeker: Seeker, flight: ChunkFlight, token: str) -> Entry | None:
-        """The stored answer, for all who wait by now."""
-        entry = None
+        """The stored answer, for all who wait by now. If this request leaves meanwhile, one of them asks in its
+        place."""
+        entry, goes_on = None, False
         try:
             entry = await self._answers.found(seeker.use, token)
+            goes_on = entry is None
             return entry
-        except BaseException:
-            flight.forget()
-            flight.leave()
-            raise
         finally:
-            if entry is not None:
+            if not goes_on:
                 flight.ends(entry)
                 flight.forget()
                 flight.leave()

@@ -166,6 +166,25 @@ def test_when_its_client_leaves_another_replica_goes_on_at_once(url: str) -> Non
     on(url, check)
 
 
+def test_who_waits_with_a_client_that_leaves_goes_on_waiting_for_the_other_replica(url: str) -> None:
+    async def check(store: Store) -> None:
+        known = backends(home=[slow(1.0, "first")])
+        one, other = (Gateway(store, P, known) for _ in range(2))
+        first = asyncio.create_task(one.ask())
+        await called(known)
+        leaving = asyncio.create_task(other.ask())
+        await asyncio.sleep(0.05)
+        staying = [asyncio.create_task(other.ask()) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        leaving.cancel()
+        async with asyncio.timeout(5):
+            answers = await asyncio.gather(first, *staying)
+        assert {text_of(data) for _, data in answers} == {"first"} and calls(known) == 1
+        await settled(one, other)
+
+    on(url, check)
+
+
 async def everything_in(store: Store) -> bytes:
     names = [name async for name in store.keys("*")]
     values = [(await store.run(("GET", name), within=PATIENT))[0] for name in names]
