@@ -65,12 +65,13 @@ class Sharing:
             return self._replayed(seeker, entry)
         token = answers.new_token()
         rounds = ROUNDS if use.wanted.reads else 0
-        for _ in range(rounds):
+        while rounds:
             flight, first = answers.flights.joined(use.key)
             if not first:
                 reply = await self._followed(seeker, flight)
                 if reply is not None:
                     return reply
+                rounds -= not flight.left
                 continue
             entry = await self._found(seeker, flight, token)
             if entry is None:

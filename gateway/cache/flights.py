@@ -89,6 +89,11 @@ class Flight(Generic[P, S]):
 
     # What those who wait do.
 
+    @property
+    def left(self) -> bool:
+        """Whether it ended because whoever was to make the call left before."""
+        return self.ended and self.source is None and self.entry is None and self.failure is None
+
     def join(self) -> None:
         """One more waits. Each that joins leaves once."""
         self._waiting += 1

@@ -172,11 +172,11 @@ def test_who_waits_with_a_client_that_leaves_goes_on_waiting_for_the_other_repli
         one, other = (Gateway(store, P, known) for _ in range(2))
         first = asyncio.create_task(one.ask())
         await called(known)
-        leaving = asyncio.create_task(other.ask())
-        await asyncio.sleep(0.05)
-        staying = [asyncio.create_task(other.ask()) for _ in range(3)]
-        await asyncio.sleep(0.05)
-        leaving.cancel()
+        asking = [asyncio.create_task(other.ask()) for _ in range(7)]
+        for leaving in asking[:4]:
+            await asyncio.sleep(0.05)
+            leaving.cancel()
+        staying = asking[4:]
         async with asyncio.timeout(5):
             answers = await asyncio.gather(first, *staying)
         assert {text_of(data) for _, data in answers} == {"first"} and calls(known) == 1
