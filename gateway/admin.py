@@ -1,8 +1,8 @@
 """The operator's side: metrics, health and reload, on a port of its own.
 
 Owns those endpoints. Refuses requests for models. Nothing here says what a caller sent; whoever reaches the port learns
-the names of deployments and rules, and may have the files read again; where others than this machine reach it,
-`OperatorsOnly` asks for an operator's key.
+the names of deployments and rules and the addresses of replicas, and may have the files read again; where others than
+this machine reach it, `OperatorsOnly` asks for an operator's key.
 """
 
 from __future__ import annotations
@@ -63,6 +63,27 @@ class Admin:
         except CacheUnavailable as error:
             return _unavailable(error)
 
+    async def replicas(self, _: Request) -> Response:
+        """The replicas of each deployment that has several, with their addresses."""
+        now, fleet = time.monotonic(), self._gateway.fleet
+        members = {name: fleet.members(name, now) for name in self._gateway.path.serving.policy.deployments}
+        told = {
+            name: [
+                {
+                    "replica": member.ordinal,
+                    "url": member.replica.url,
+                    "address": member.replica.address,
+                    "up": member.up,
+                    "in_flight": member.in_flight,
+                    "busy": member.busy,
+                }
+                for member in of_it
+            ]
+            for name, of_it in members.items()
+            if of_it
+        }
+        return json_response(200, told)
+
     async def reload(self, _: Request) -> Response:
         """Read the policy's files and the keys now: 200 where what they say is in use, 422 with the errors where they
         do not load."""
@@ -114,6 +135,7 @@ def admin_app(
     routes = [
         Route("/metrics", admin.metrics),
         Route("/state", admin.state),
+        Route("/replicas", admin.replicas),
         Route("/reload", admin.reload, methods=["POST"]),
         Route("/cache", admin.cache),
         Route("/cache/purge", admin.purge, methods=["POST"]),

@@ -10,16 +10,22 @@ from gateway.edge import Application, AsgiEndpoint, Edge, Endpoint
 from gateway.keys import Keys
 from gateway.pages import Pages, PostOnly, no_answer, no_method, no_route
 from gateway.policy import Policy
+from gateway.replicas import Resolve
 from gateway.running import Gateway, Tell, new_id
 from gateway.settings import Settings
 
 
 def build(
-    settings: Settings, policy: Policy, log: Log, tell: Tell, keys: Keys | None = None
+    settings: Settings,
+    policy: Policy,
+    log: Log,
+    tell: Tell,
+    keys: Keys | None = None,
+    resolve: Resolve | None = None,
 ) -> tuple[Application, Gateway]:
-    """The application and the gateway behind it; without `keys` whoever reaches it may ask. Raises OSError, as
-    `Gateway` does."""
-    gateway = Gateway(settings, policy, log, tell, keys)
+    """The application and the gateway behind it; without `keys` whoever reaches it may ask. `resolve` looks names of
+    deployments up, the system without it. Raises OSError, as `Gateway` does."""
+    gateway = Gateway(settings, policy, log, tell, keys, resolve)
     pages = Pages(gateway)
     edge = Edge(log, new_id)
     answering = {"/v1/chat/completions": gateway.path.complete, "/v1/route": pages.route}

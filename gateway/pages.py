@@ -69,17 +69,21 @@ class Pages:
         policy file that does not load is told and changes nothing of that: the policy before it is in use. A gateway
         that is about to stop says so first."""
         policy = self._gateway.path.serving.policy
-        snapshot = self._gateway.fleet.snapshot(time.monotonic(), 0.0)
+        now = time.monotonic()
+        snapshot = self._gateway.fleet.snapshot(now, 0.0)
         reasons = {d.name: d.unavailable or snapshot.deployments[d.name].down for d in policy.deployments.values()}
         usable = [name for name, reason in reasons.items() if reason is None]
         configured = [name for name, d in policy.deployments.items() if d.unavailable is None]
         status = "not ready" if not usable else "ready" if len(usable) == len(configured) else "degraded"
         if self._gateway.stopping:
             status = "stopping"
-        deployments = {
+        deployments: dict[str, dict[str, Any]] = {
             name: {"zone": policy.deployments[name].zone, "usable": reason is None, "reason": reason or ""}
             for name, reason in reasons.items()
         }
+        for name, told_of_it in deployments.items():
+            if members := self._gateway.fleet.members(name, now):
+                told_of_it["replicas"] = {"up": sum(member.up for member in members), "known": len(members)}
         told: dict[str, Any] = {"status": status}
         if self._shown_to(request):
             told |= {"policy": told_of(self._gateway.policy_state), "deployments": deployments}

@@ -27,6 +27,7 @@ from gateway.backends import Backends
 from gateway.backends.base import Backend
 from gateway.backends.build import authorities_of, backend_of
 from gateway.backends.cloud import CloudLibrary
+from gateway.backends.replicated import ReplicatedBackend
 from gateway.cache import Counts, MemoryCache
 from gateway.caching import Answers
 from gateway.chat import ChatPath, Serving
@@ -39,11 +40,12 @@ from gateway.loads import Loads, Source
 from gateway.metrics import DeploymentFigures, KeyFigures, Metrics, PolicyFigures
 from gateway.policy import Policy
 from gateway.policyfile import Problem
+from gateway.replicas import Replicas, Resolve, Watched
 from gateway.settings import Settings
 from gateway.supervisor import EngineSpec, Supervisor
 from gateway.telemetry import Record
 from gateway.tokens import TiktokenCounter, TokenCounter
-from gateway.types import Deployment
+from gateway.types import Deployment, Replica
 from gateway.usage.files import UsageFile
 from gateway.usage.journal import Journal
 
@@ -92,20 +94,44 @@ class _Generation:
     deployments: Mapping[str, Deployment]
     opened: Mapping[str, Backend]
     engines: Mapping[str, Engine]
-    sources: tuple[Source, ...]
+    authorities: Mapping[str, ssl.SSLContext | None]
     backends: Backends = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backends", Backends(self.opened))
+
+    def watched(self) -> list[Watched]:
+        """The deployments that may be at several places."""
+        watched = (Watched.of(deployment) for deployment in self.deployments.values())
+        return [one for one in watched if one is not None]
+
+    def sources(self, replicas: Mapping[str, tuple[Replica, ...]]) -> list[Source]:
+        """Where to ask how busy deployments are: each of their replicas, or where they are."""
+        sources = []
+        for name in self.opened:
+            engine = self.engines.get(name)
+            uds = engine.supervisor.spec.uds if engine is not None else None
+            for replica in replicas.get(name) or (None,):
+                sources.append(Source.of(self.deployments[name], uds, self.authorities[name], replica))
+        return [source for source in sources if source is not None]
 
 
 class Gateway:
     """The running gateway. Invariant: what is started is stopped, engines, connections and the sockets' folder alike,
     and nothing that a request in flight may call is closed before it has ended."""
 
-    def __init__(self, settings: Settings, policy: Policy, log: Log, tell: Tell, keys: Keys | None = None) -> None:
-        """`keys` are those of the file that the settings name; without, callers need none. Raises OSError where the
-        temporary folder cannot be made or a `ca_file` cannot be read."""
+    def __init__(
+        self,
+        settings: Settings,
+        policy: Policy,
+        log: Log,
+        tell: Tell,
+        keys: Keys | None = None,
+        resolve: Resolve | None = None,
+    ) -> None:
+        """`keys` are those of the file that the settings name; without, callers need none. `resolve` looks names of
+        deployments up; the system does without. Raises OSError where the temporary folder cannot be made or a `ca_file`
+        cannot be read."""
         self._settings = settings
         self._log = log
         self._tell = tell
@@ -124,6 +150,7 @@ class Gateway:
         self._generation = self._generation_of(policy, prepared, [])
         self._live = [self._generation]
         self._loads = Loads(self.fleet, self._described, time.monotonic)
+        self._replicas = Replicas(self._found, resolve)
         serving = Serving(policy, prepared.scanner, {}, self._generation.backends)
         self.journal = self._journal_of(settings)
         books = Books(self.fleet, log, self._observed, time.monotonic)
@@ -165,11 +192,14 @@ class Gateway:
         policy = PolicyFigures(
             state.path, state.hash, state.loaded_at.timestamp(), state.loads, state.refusals, len(state.problems)
         )
-        snapshot = self.fleet.snapshot(time.monotonic(), 0.0)
+        now = time.monotonic()
+        snapshot = self.fleet.snapshot(now, 0.0)
         deployments = self.path.serving.policy.deployments.values()
         statuses = ((d, snapshot.deployments[d.name]) for d in deployments)
         return policy, (
-            DeploymentFigures(d.name, d.zone, d.unavailable is None and status.down is None, status)
+            DeploymentFigures(
+                d.name, d.zone, d.unavailable is None and status.down is None, status, self.fleet.members(d.name, now)
+            )
             for d, status in statuses
         )
 
@@ -188,13 +218,14 @@ class Gateway:
         _spawn(self._background, self._start_up())
         for engine in self._generation.engines.values():
             engine.start()
-        self._loads.follow(self._generation.sources)
+        self._replicas.follow(self._generation.watched())
+        self._loads.follow(self._generation.sources(self._replicas.known))
         try:
             yield
         finally:
             for task in self._background:
                 task.cancel()
-            await asyncio.gather(self._loads.stop(), *self._background, return_exceptions=True)
+            await asyncio.gather(self._replicas.stop(), self._loads.stop(), *self._background, return_exceptions=True)
             await self.answers.flights.settled()
             await asyncio.gather(self._close(self._live), *self._closing)
             if self.journal is not None:
@@ -221,7 +252,10 @@ class Gateway:
             else:
                 self._engine_changed(engine)
                 engine.start()
-        self._loads.follow(generation.sources)
+        self._replicas.follow(generation.watched())
+        for name, replicas in self._replicas.known.items():
+            self._lead(name, replicas)
+        self._loads.follow(generation.sources(self._replicas.known))
         for name, elsewhere in self._loads.known.items():
             self._apply(name, elsewhere)
         state = self.policy_state
@@ -266,12 +300,7 @@ class Gateway:
             )
             uds = engine.supervisor.spec.uds if engine is not None else None
             opened[name] = same or backend_of(deployment, uds, prepared.authorities[name], self._library)
-        sources = []
-        for deployment in reachable:
-            engine = engines.get(deployment.name)
-            uds = engine.supervisor.spec.uds if engine is not None else None
-            sources.append(Source.of(deployment, uds, prepared.authorities[deployment.name]))
-        return _Generation(policy.deployments, opened, engines, tuple(s for s in sources if s is not None))
+        return _Generation(policy.deployments, opened, engines, prepared.authorities)
 
     def _engine_of(self, deployment: Deployment, live: list[_Generation]) -> Engine:
         name = deployment.name
@@ -339,6 +368,19 @@ class Gateway:
             self.fleet.set_up(name, time.monotonic())
             self._log.info("engine", deployment=name, state="up", context_window=window)
             self._tell(f"{name}: {deployment.model} is ready (window {window} tokens)")
+
+    def _found(self, name: str, replicas: tuple[Replica, ...]) -> None:
+        """A deployment answers at these addresses now."""
+        self._lead(name, replicas)
+        self._loads.follow(self._generation.sources(self._replicas.known))
+        self._log.info("replicas", deployment=name, known=len(replicas))
+        self._tell(f"{name}: {len(replicas)} replica{'s' if len(replicas) > 1 else ''}")
+
+    def _lead(self, name: str, replicas: tuple[Replica, ...]) -> None:
+        backend = self._generation.opened[name]
+        if isinstance(backend, ReplicatedBackend):
+            backend.follow(replicas)
+            self.fleet.follow(name, replicas)
 
     def _described(self, name: str, known: Known) -> None:
         """An engine elsewhere said what it serves."""

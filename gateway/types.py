@@ -177,10 +177,10 @@ class Deployment:
     costs (routing), `full_price` what a token costs with everything shared out (bills); None where both are the same.
     `cost_basis` says in a sentence what both consist of. `speed` is a prior from the catalog. `tokenizer` names what
     counts its tokens: `deployment:NAME` for the served model's own, `tiktoken:ENCODING`, or `bytes` where only the
-    bound is known. `load` is the way in which an engine of another backend than `local` says how
-    busy it is; None where it has none. `ca_file` is a PEM file
-    of the authorities to trust for an https address. `quantization` is how an engine of ours stores its weights.
-    `served_locally` is true for an engine that the gateway starts itself.
+    bound is known. `load` is the way in which an engine of another backend than `local` says how busy it is; None where
+    it has none. `ca_file` is a PEM file of the authorities to trust for an https address. `networks` in CIDR notation
+    are where its addresses must lie; anywhere where there are none. `quantization` is how an engine of ours stores its
+    weights. `served_locally` is true for an engine that the gateway starts itself.
     """
 
     name: str
@@ -201,6 +201,7 @@ class Deployment:
     load: LoadKind | None = None
     timeouts: Timeouts = Timeouts()
     ca_file: str | None = None
+    networks: tuple[str, ...] = ()
     quantization: str = "none"
     unavailable: str | None = None
 

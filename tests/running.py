@@ -20,6 +20,7 @@ from gateway.keys import Keys
 from gateway.loading import known_names, read_keys, read_policy
 from gateway.policy import Policy
 from gateway.reload import KeysReloader, Reloader
+from gateway.replicas import Resolve
 from gateway.running import Gateway
 from gateway.server import config_of
 from gateway.settings import Settings
@@ -54,10 +55,12 @@ class Running:
 
 
 @asynccontextmanager
-async def running(policy: Policy, settings: Settings | None = None, keys: Keys | None = None) -> AsyncIterator[Running]:
+async def running(
+    policy: Policy, settings: Settings | None = None, keys: Keys | None = None, resolve: Resolve | None = None
+) -> AsyncIterator[Running]:
     """Serve the policy until the block ends; for callers with these keys only, where there are any."""
     log, told = Log(), list[str]()
-    app, gateway = build(settings or Settings(drain_seconds=1.0), policy, log, told.append, keys)
+    app, gateway = build(settings or Settings(drain_seconds=1.0), policy, log, told.append, keys, resolve)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     with listener:

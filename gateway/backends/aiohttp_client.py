@@ -128,6 +128,13 @@ class AiohttpUpstream:
         # The whole answer's time is watched by whoever reads it, without one more timer a request.
         return aiohttp.ClientTimeout(total=None, sock_connect=self._connect, sock_read=silence)
 
+    @property
+    def at_rest(self) -> bool:
+        return self._session is None or self._session.closed
+
+    def retire(self) -> None:
+        """Its connections, which are the proxy's, stay until `close`."""
+
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()

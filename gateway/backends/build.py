@@ -15,8 +15,10 @@ from gateway.backends.base import Backend
 from gateway.backends.cloud import CloudBackend, CloudLibrary
 from gateway.backends.http1_client import Http1Upstream
 from gateway.backends.openai import OpenAIBackend
+from gateway.backends.replicated import ReplicatedBackend
 from gateway.backends.upstream import Upstream
-from gateway.types import ON_PREMISES, Deployment
+from gateway.networks import Networks
+from gateway.types import ON_PREMISES, Deployment, Replica
 
 
 def backend_of(
@@ -29,18 +31,28 @@ def backend_of(
     if uds is not None:
         connect = deployment.timeouts.connect
         return OpenAIBackend(deployment, Http1Upstream("http://engine/v1", connect=connect, uds=uds))
-    return OpenAIBackend(deployment, upstream_of(deployment, authorities))
 
+    def opened(replica: Replica) -> OpenAIBackend:
+        return OpenAIBackend(deployment, upstream_of(deployment, authorities, replica))
 
-def upstream_of(deployment: Deployment, authorities: ssl.SSLContext | None) -> Upstream:
-    """The client for a deployment's address: by way of the environment's proxy where it names one now, but never on
-    premises."""
-    connect = deployment.timeouts.connect
     url = deployment.urls[0] if deployment.urls else "http://unconfigured.invalid"
-    proxy = proxy_for(url) if deployment.zone != ON_PREMISES else None
+    return ReplicatedBackend(opened(Replica(url)), opened)
+
+
+def upstream_of(deployment: Deployment, authorities: ssl.SSLContext | None, replica: Replica) -> Upstream:
+    """The client for an address of the deployment: by way of the environment's proxy where it names one now, but never
+    on premises."""
+    connect, url = deployment.timeouts.connect, replica.url
+    proxy = proxied(deployment, url)
     if proxy is not None:
         return AiohttpUpstream(url, connect=connect, proxy=proxy, authorities=authorities)
-    return Http1Upstream(url, connect=connect, authorities=authorities)
+    within = Networks(deployment.networks)
+    return Http1Upstream(url, connect=connect, authorities=authorities, address=replica.address, within=within)
+
+
+def proxied(deployment: Deployment, url: str) -> str | None:
+    """The environment's proxy by way of which an address of the deployment is reached."""
+    return proxy_for(url) if deployment.zone != ON_PREMISES else None
 
 
 def authorities_of(deployment: Deployment) -> ssl.SSLContext | None:

@@ -19,20 +19,28 @@ from aiohappyeyeballs.types import AddrInfoType
 from gateway.backends import upstream as say
 from gateway.backends.http1_connection import Http1Connection, Http1Response, NeverRead
 from gateway.errors import ConnectFailed, UpstreamFailed
+from gateway.networks import Networks
 
 MOST_IDLE = 512  # connections that are kept
 KNOWN_SECONDS = 30.0  # how long a name's addresses are believed
 _NEXT_ADDRESS_AFTER = 0.25  # seconds until another address is tried beside one that does not answer (RFC 8305)
+ANYWHERE = Networks(())
 _PORTS = {"http": 80, "https": 443}
 
 
-class Addresses:
-    """Where a name leads. Looked up beside the event loop, by one request for all that wait; each call begins with
-    another of the addresses that the system prefers, so that replicas behind one name share the connections."""
+class Outside(OSError):
+    """A name leads to addresses, none of which is in the networks in which they must be."""
 
-    def __init__(self, host: str, port: int) -> None:
+
+class Addresses:
+    """Where a name leads, as far as that is within its networks. Looked up beside the event loop, by one request for
+    all that wait; each call begins with another of the addresses that the system prefers, so that machines behind one
+    name share the connections."""
+
+    def __init__(self, host: str, port: int, within: Networks = ANYWHERE) -> None:
         self._host = host
         self._port = port
+        self._within = within
         self._known: list[AddrInfoType] = []
         self._until = 0.0
         self._turn = 0
@@ -44,6 +52,8 @@ class Addresses:
         async with self._looking:
             if not self._known or loop.time() >= self._until:
                 found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+                if not (found := [one for one in found if self._within.hold(str(one[4][0]))]):
+                    raise Outside
                 self._known = [(family, kind, proto, "", address) for family, kind, proto, _, address in found]
                 self._until = loop.time() + KNOWN_SECONDS
         preferred = [one for one in self._known if one[0] == self._known[0][0]]
@@ -61,16 +71,25 @@ class Http1Upstream:
     the environment says; a connection is either idle or has one request, and none outlives `close`."""
 
     def __init__(
-        self, url: str, *, connect: float, uds: str | None = None, authorities: ssl.SSLContext | None = None
+        self,
+        url: str,
+        *,
+        connect: float,
+        uds: str | None = None,
+        authorities: ssl.SSLContext | None = None,
+        address: str | None = None,
+        within: Networks = ANYWHERE,
     ) -> None:
-        """`connect`: seconds to open a connection. `authorities`: whom to trust, required for an https address."""
+        """`connect`: seconds to open a connection. `authorities`: whom to trust, required for an https address.
+        `address`: the IP address of the one replica to connect to, which must prove to be `url`'s host all the same;
+        without it that is looked up. Nothing outside of the networks `within` is connected to."""
         parts = urlsplit(url)
         if parts.scheme == "https" and authorities is None:
             raise ValueError("an https address needs authorities")
         self._host = parts.hostname or ""
         self._uds = uds
         self._tls = authorities if parts.scheme == "https" else None
-        self._addresses = Addresses(self._host, parts.port or _PORTS[parts.scheme])
+        self._addresses = Addresses(address or self._host, parts.port or _PORTS[parts.scheme], within)
         self._connect_seconds = connect
         self._base = parts.path.rstrip("/")
         self._authority = parts.netloc
@@ -78,6 +97,7 @@ class Http1Upstream:
         self._idle: dict[Http1Connection, None] = {}  # the one that was used last is last
         self._open: set[Http1Connection] = set()
         self._closed: asyncio.Future[None] | None = None
+        self._most_idle = MOST_IDLE
 
     async def post(self, path: str, body: bytes, headers: Mapping[str, str], silence: float | None) -> Http1Response:
         head = self._head(path, headers, len(body))
@@ -100,6 +120,15 @@ class Http1Upstream:
                 self._closed.set_result(None)
         await self._closed
 
+    @property
+    def at_rest(self) -> bool:
+        return not self._open
+
+    def retire(self) -> None:
+        self._most_idle = 0
+        for connection in list(self._idle):
+            connection.close()
+
     def _head(self, path: str, headers: Mapping[str, str], length: int) -> bytes:
         head = self._heads.get(path)
         if head is None:
@@ -120,6 +149,8 @@ class Http1Upstream:
         except TimeoutError:
             self._addresses.forget()
             raise ConnectFailed(say.NOT_ACCEPTED) from None
+        except Outside:
+            raise ConnectFailed(say.OUTSIDE) from None
         except (OSError, ValueError, RuntimeError):  # of TLS and of names too; uvloop has RuntimeErrors of its own
             self._addresses.forget()
             raise ConnectFailed(say.UNREACHABLE) from None
@@ -150,7 +181,7 @@ class Http1Upstream:
             connection.give_up(ConnectFailed, say.UNREACHABLE)
 
     def freed(self, connection: Http1Connection) -> None:
-        if self._closed is None and len(self._idle) < MOST_IDLE:
+        if self._closed is None and len(self._idle) < self._most_idle:
             self._idle[connection] = None
         else:
             connection.close()

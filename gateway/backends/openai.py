@@ -66,6 +66,15 @@ class OpenAIBackend:
             return PlainAnswer(response, call.prompt_tokens)
         return StreamedAnswer(response, call, self._deployment.bill, asyncio.get_running_loop().time() + limits.total)
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether no connection is open."""
+        return self._upstream.at_rest
+
+    def retire(self) -> None:
+        """Take no more requests; those under way go on."""
+        self._upstream.retire()
+
     async def close(self) -> None:
         await self._upstream.close()
 

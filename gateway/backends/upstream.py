@@ -15,6 +15,7 @@ MOST_ANSWER_BYTES = 256 * 1024 * 1024  # of an answer that is read whole; one of
 
 NOT_ACCEPTED = "the deployment did not accept a connection in time"
 UNREACHABLE = "the deployment cannot be reached"
+OUTSIDE = "the deployment's name leads outside of its networks"
 CLOSED = "the deployment closed the connection"
 SILENT = "the deployment did not answer in time"
 BROKE_OFF = "the deployment's answer broke off"
@@ -77,5 +78,12 @@ class Upstream(Protocol):
 
         A request that an application may have read is never sent again: who gets `ConnectFailed` decides whether to.
         """
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no connection is open."""
+
+    def retire(self) -> None:
+        """Take no more requests: connections close when their answers have ended, idle ones now."""
 
     async def close(self) -> None: ...

@@ -13,12 +13,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.catalog.prices import ModelInfo, local_model_info, model_info
+from gateway.networks import PRIVATE, Networks, literal
 from gateway.policy import AUTO, DEFAULT_RULE
 from gateway.policyfile.costing import Costing, Served, costing
 from gateway.policyfile.entries import Checked, Report, check, suggestion
 from gateway.policyfile.shapes import DeploymentShape, DeploymentsShape, TimeoutsShape
 from gateway.policyfile.tree import Node
-from gateway.types import Capability, Deployment, Timeouts
+from gateway.types import ON_PREMISES, Capability, Deployment, Timeouts
 
 LOCAL_MODEL_VARIABLE = "HYBRIDGATE_LOCAL_MODEL"
 LOCAL = "local"
@@ -129,6 +130,8 @@ class _Reading:
             self.sound = False
         self._check_backend()
         urls = tuple(self._url(index, url) for index, url in enumerate(shape.url or []))
+        networks = self._networks()
+        self._check_urls(urls, networks)
         api_key = self._api_key()
         model = self._model()
         info = self._info(model)
@@ -157,6 +160,7 @@ class _Reading:
             load=shape.load,
             timeouts=_timeouts(shape.timeouts),
             ca_file=shape.ca_file,
+            networks=networks,
             quantization=shape.quantization or "none",
             unavailable=_not_set(list(dict.fromkeys(self.unset))),
         )
@@ -173,8 +177,6 @@ class _Reading:
             self._wrong('"url" is missing: `backend: openai` needs the address of the server, up to and with its /v1')
         if backend == "litellm" and len(self.shape.url or []) > 1:
             self._wrong('"url" has several addresses; `backend: litellm` takes one', "url")
-        elif len(self.shape.url or []) > 1:
-            self._wrong('"url" has several addresses, and balancing over replicas is not implemented yet', "url")
         if backend in ("local", "litellm") and "load" in stated:
             why = "our engine always says" if backend == "local" else "a cloud provider does not say"
             self._wrong(f'"load" has no use here: {why} how busy it is', "load", key=True)
@@ -187,6 +189,10 @@ class _Reading:
         if backend == "local" and "images" in (self.shape.capabilities or ()):
             self._wrong(
                 '"capabilities" of a local engine are tools and schema: it does not read images', "capabilities"
+            )
+        if "networks" in stated and (backend == "litellm" or "url" not in stated):
+            self._wrong(
+                '"networks" has no use here: it says where the addresses of `url` may lie', "networks", key=True
             )
         self._check_quantization()
 
@@ -217,6 +223,29 @@ class _Reading:
             names = " and ".join(_VARIABLE.findall(text))
             self._wrong(f'"url"{f" with {names} filled in" if names else ""} {wrong}', *loc)
         return url.rstrip("/")
+
+    def _networks(self) -> tuple[str, ...]:
+        """Where the addresses must lie: on premises in a private network, where the file names no others."""
+        stated = self.shape.networks
+        if stated is None:
+            relayed = self.shape.backend != "litellm" and self.shape.url is not None
+            return PRIVATE if relayed and self.shape.zone == ON_PREMISES else ()
+        for index, network in enumerate(stated):
+            try:
+                Networks([network])
+            except ValueError:
+                self._wrong('"networks" has one that is no network such as 203.0.113.0/24', "networks", index)
+        return tuple(stated)
+
+    def _check_urls(self, urls: tuple[str, ...], networks: tuple[str, ...]) -> None:
+        """Addresses that are stated twice, and those that no request could be sent to."""
+        for index, url in enumerate(urls if self.sound and not self.unset else ()):
+            if url in urls[:index]:
+                self._wrong('"url" has the same address twice', "url", index)
+            host = literal(urlsplit(url).hostname or "")
+            if host is not None and not Networks(networks).hold(host):
+                where = "of `networks`" if self.shape.networks else "of private networks; name its own in `networks`"
+                self._wrong(f'"url" is outside {where}', "url", index)
 
     def _api_key(self) -> str | None:
         """The key's value. Neither the text of the file nor the value gets into a message: both may be a secret."""

@@ -183,7 +183,7 @@ class DeploymentShape(Shape):
         "zone": (
             "Where the data goes: any word, which invariants name. The engine that the gateway starts is on_premises."
         ),
-        "url": "The address, up to and with its /v1.",
+        "url": "The address, up to and with its /v1; several, or a name that leads to several, are replicas.",
         "api_key": "The name of an environment variable, as in ${OPENAI_API_KEY}; never the key itself.",
         "context_window": "Tokens of prompt and answer, such as 128k or 8Ki.",
         "default_max_tokens": "Tokens kept free for an answer whose length the caller does not limit.",
@@ -194,6 +194,9 @@ class DeploymentShape(Shape):
         "cost": "What its tokens cost: by the token, or hardware.",
         "timeouts": "How long to wait.",
         "ca_file": "A PEM file with the authorities to trust for an https address.",
+        "networks": (
+            "Where its addresses must lie, such as 203.0.113.0/24. On premises without it: in a private network."
+        ),
     }
 
     backend: BackendKind | None = None
@@ -210,3 +213,4 @@ class DeploymentShape(Shape):
     cost: CostShape | None = None
     timeouts: TimeoutsShape | None = None
     ca_file: Text | None = None
+    networks: Words | None = None

@@ -14,6 +14,7 @@ from gateway.backends.aiohttp_client import FOREIGN, AiohttpUpstream, proxy_for,
 from gateway.backends.build import upstream_of
 from gateway.backends.http1_client import Http1Upstream
 from gateway.errors import ConnectFailed, ConnectionLost, Retryable, UpstreamFailed, UpstreamTimeout
+from gateway.types import Replica
 from tests.fakes import deployment
 from tests.raw_http import always, answer, serving
 
@@ -94,7 +95,8 @@ def test_the_environment_names_proxies_by_scheme_and_may_except_hosts(proxies: p
 
 
 def client_of(**declared: Any) -> type:
-    return type(upstream_of(deployment("it", **declared), None))
+    one = deployment("it", **declared)
+    return type(upstream_of(one, None, Replica(one.urls[0])))
 
 
 def test_only_what_a_proxy_applies_to_is_asked_by_way_of_it(proxies: pytest.MonkeyPatch) -> None:
@@ -111,7 +113,7 @@ def test_a_proxy_is_asked_for_the_whole_address_and_told_its_own_password_alone(
     async def asked() -> bytes:
         async with serving(always(answer(b"through"))) as proxy:
             proxies.setenv("http_proxy", proxy.url.replace("//", "//user:word@"))
-            upstream = upstream_of(deployment("it", zone="us_cloud", urls=("http://api.example/v1",)), None)
+            upstream = upstream_of(deployment("it", zone="us_cloud"), None, Replica("http://api.example/v1"))
             proxies.delenv("http_proxy")  # what counts is what it named at start
             try:
                 response = await upstream.post("/chat/completions", b"{}", {"authorization": "Bearer k"}, 5.0)

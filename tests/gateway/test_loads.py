@@ -11,8 +11,9 @@ import orjson
 import pytest
 
 from gateway.engines import Known
+from gateway.fleet import Fleet
 from gateway.loads import Loads, Source
-from gateway.types import Capability, Deployment, EngineLoad
+from gateway.types import Capability, Deployment, EngineLoad, Replica
 from tests.fakes import deployment
 from tests.gateway.test_readings import LOAD, metrics
 
@@ -25,10 +26,10 @@ class Told:
     misses: list[str] = field(default_factory=list)
     described: dict[str, Known] = field(default_factory=dict)
 
-    def loaded(self, name: str, load: EngineLoad, asked_at: float, now: float) -> None:
+    def loaded(self, name: str, load: EngineLoad, asked_at: float, now: float, replica: Replica | None = None) -> None:
         self.loads.append((name, load))
 
-    def missed(self, name: str) -> None:
+    def missed(self, name: str, replica: Replica | None = None) -> None:
         self.misses.append(name)
 
     def describe(self, name: str, known: Known) -> None:
@@ -146,3 +147,86 @@ def test_only_what_is_followed_is_asked() -> None:
 
     asyncio.run(run())
     assert paths == ["a", "b"]
+
+
+A, B = (Replica("https://engines.example:8443/v1", address) for address in ("10.0.0.1", "fd00::1"))
+
+
+def test_a_replica_is_asked_at_its_address_under_the_name_of_all() -> None:
+    d = engine(urls=(A.url,))
+    for replica, host in ((A, "10.0.0.1"), (B, "[fd00::1]")):
+        source = Source.of(d, None, None, replica)
+        assert source is not None and source.extensions == {"sni_hostname": "engines.example"}
+        client = source.client()
+        assert client.base_url == f"https://{host}:8443" and client.headers["host"] == "engines.example:8443"
+
+
+def followed(answer: Callable[[httpx.Request, Replica], httpx.Response], until: Callable[[Fleet], bool]) -> list[str]:
+    """Ask two replicas of a fleet, which answer so, until the condition holds: the paths that were asked for."""
+    fleet, paths = Fleet(["home"]), list[str]()
+    fleet.follow("home", [A, B])
+
+    def client(source: Source) -> httpx.AsyncClient:
+        def answered(request: httpx.Request) -> httpx.Response:
+            assert source.replica is not None
+            paths.append(request.url.path)
+            return answer(request, source.replica)
+
+        return httpx.AsyncClient(base_url=source.root, transport=httpx.MockTransport(answered))
+
+    async def run() -> None:
+        loads = Loads(fleet, lambda *_: None, lambda: 0.0, client=client)
+        sources = (Source.of(engine(urls=(A.url,)), None, None, replica) for replica in (A, B))
+        loads.follow([source for source in sources if source is not None])
+        async with asyncio.timeout(10):
+            while not until(fleet):  # noqa: ASYNC110 - without an event
+                await asyncio.sleep(0.005)
+        await loads.stop()
+
+    asyncio.run(run())
+    return paths
+
+
+def test_each_replica_has_readings_of_its_own() -> None:
+    def answer(request: httpx.Request, replica: Replica) -> httpx.Response:
+        return httpx.Response(200, json={**LOAD, "running": 3 if replica == A else 6})
+
+    followed(answer, lambda fleet: [m.busy is not None for m in fleet.members("home", 0.0)] == [True, True])
+
+
+def test_a_replica_that_is_not_well_is_down_whatever_it_says_of_its_load() -> None:
+    def answer(request: httpx.Request, replica: Replica) -> httpx.Response:
+        failed = request.url.path == "/health" and replica == B
+        return httpx.Response(503 if failed else 200, json=LOAD)
+
+    followed(answer, lambda fleet: [m.up for m in fleet.members("home", 0.0)] == [True, False])
+
+
+def test_what_one_replica_said_of_the_model_is_not_read_again_from_the_next() -> None:
+    tokenizer = {"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}
+    described = {"tokenizer": tokenizer, "chat_template": "", "context_window": 77}
+    built, asked_for = list[str](), list[Replica]()
+    told = Told()
+
+    def client(source: Source) -> httpx.AsyncClient:
+        def answered(request: httpx.Request) -> httpx.Response:
+            if request.url.path == "/tokenizer" and source.replica is not None:
+                asked_for.append(source.replica)
+            return httpx.Response(200, json=described if request.url.path == "/tokenizer" else LOAD)
+
+        return httpx.AsyncClient(base_url=source.root, transport=httpx.MockTransport(answered))
+
+    async def run() -> None:
+        loads = Loads(told, lambda name, _: built.append(name), lambda: 0.0, client=client)
+        for replicas in ((A,), (A, B), (B,)):
+            sources = (Source.of(engine(urls=(A.url,)), None, None, replica) for replica in replicas)
+            loads.follow([source for source in sources if source is not None])
+            async with asyncio.timeout(5):
+                while len(asked_for) < min(2, len(replicas)) or not built:  # noqa: ASYNC110 - without an event
+                    await asyncio.sleep(0.005)
+            await asyncio.sleep(0.05)
+        assert loads.known["home"].window == 77
+        await loads.stop()
+
+    asyncio.run(run())
+    assert asked_for == [A, B] and built == ["home"]

@@ -21,6 +21,8 @@ from gateway.backends.build import authorities_of, upstream_of
 from gateway.backends.http1_client import Http1Upstream
 from gateway.backends.upstream import Response, Upstream
 from gateway.errors import ConnectFailed, ConnectionLost, Retryable, UpstreamFailed, UpstreamTimeout
+from gateway.networks import Networks
+from gateway.types import Replica
 from tests.fakes import deployment
 from tests.raw_http import CHUNKED_HEAD, Peer, Script, Seen, always, answer, chunk, serving
 
@@ -526,7 +528,7 @@ def test_on_premises_the_environment_is_trusted_in_nothing(certificate: Path, mo
     async def status(zone: str, **declared: Any) -> int:
         async with serving(always(answer()), tls=server_context(certificate)) as seen:
             one = deployment("it", zone=zone, urls=(seen.url,), **declared)
-            upstream = upstream_of(one, authorities_of(one))
+            upstream = upstream_of(one, authorities_of(one), Replica(one.urls[0]))
             try:
                 return (await post(upstream)).status
             finally:
@@ -537,3 +539,67 @@ def test_on_premises_the_environment_is_trusted_in_nothing(certificate: Path, mo
     assert asyncio.run(status("us_cloud")) == 200
     with pytest.raises(ConnectFailed):
         asyncio.run(status("on_premises"))
+
+
+@pytest.mark.parametrize(("name", "known"), [("localhost", True), ("engines.example", False)])
+def test_a_replica_must_prove_to_be_what_its_address_in_the_file_says(
+    name: str, known: bool, certificate: Path
+) -> None:
+    """The certificate is for localhost and 127.0.0.1: the IP address to which we connect does not count."""
+    trusting = ssl.create_default_context(cafile=str(certificate))
+
+    async def asked() -> bytes:
+        async with serving(always(answer()), tls=server_context(certificate)) as seen:
+            url = seen.url.replace("127.0.0.1", name)
+            upstream = Http1Upstream(url, connect=2.0, authorities=trusting, address="127.0.0.1")
+            try:
+                response = await post(upstream)
+                assert response.status == 200
+                return seen.requests[0]
+            finally:
+                await upstream.close()
+
+    if known:
+        assert b"\r\nhost: localhost:" in asyncio.run(asked())
+    else:
+        with pytest.raises(ConnectFailed, match="cannot be reached"):
+            asyncio.run(asked())
+
+
+@pytest.mark.parametrize("address", [None, "127.0.0.1"])
+def test_nothing_is_sent_outside_of_the_networks(address: str | None) -> None:
+    async def asked(*networks: str) -> int:
+        async with serving(always(answer())) as seen:
+            upstream = Http1Upstream(seen.url, connect=2.0, address=address, within=Networks(networks))
+            try:
+                return (await post(upstream)).status
+            finally:
+                await upstream.close()
+                assert seen.connections == ("127.0.0.0/8" in networks)
+
+    assert asyncio.run(asked("10.0.0.0/8", "127.0.0.0/8")) == 200
+    with pytest.raises(ConnectFailed, match="outside of its networks"):
+        asyncio.run(asked("10.0.0.0/8"))
+
+
+def test_a_client_that_is_retired_lets_what_is_under_way_end_and_keeps_no_connection() -> None:
+    async def slow(peer: Peer) -> None:
+        while await peer.request():
+            await peer.send(CHUNKED_HEAD + chunk(b"a"))
+            await asyncio.sleep(0.05)
+            await peer.send(chunk(b"b") + chunk(b""))
+
+    async def run() -> None:
+        async with serving(slow) as seen:
+            upstream = Http1Upstream(seen.url, connect=2.0)
+            idle, running = await post(upstream), await post(upstream)
+            assert await idle.read() == b"ab"
+            running = await post(upstream)
+            upstream.retire()
+            rest = [upstream.at_rest]
+            assert await running.read() == b"ab"
+            await asyncio.sleep(0.05)
+            assert [*rest, upstream.at_rest] == [False, True]
+            await upstream.close()
+
+    asyncio.run(run())

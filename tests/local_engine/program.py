@@ -3,7 +3,7 @@
 It starts in a fraction of a second, and its answers are as long as asked for, at 2 ms a token, so that tests can look
 at how processes begin and end.
 
-    python program.py PATH DRAIN_SECONDS LOAD_SECONDS [--exit-with-parent]
+    python program.py PATH|HOST:PORT DRAIN_SECONDS LOAD_SECONDS [--exit-with-parent]
 """
 
 from __future__ import annotations
@@ -62,14 +62,15 @@ def model() -> Model:
     return Model("letters", Counting(), text, Limits(num_blocks=10_000, window=WINDOW), frozenset(), "26 letters")
 
 
-def main(path: str, drain_seconds: str, load_seconds: str, *flags: str) -> int:
+def main(place: str, drain_seconds: str, load_seconds: str, *flags: str) -> int:
     def load() -> Model:
         time.sleep(float(load_seconds))
         return model()
 
+    host, colon, port = place.rpartition(":")
     return serve(
         Settings(model="letters", drain_seconds=float(drain_seconds)),
-        Address(uds=path),
+        Address(host=host, port=int(port)) if colon else Address(uds=place),
         load,
         exit_with_parent="--exit-with-parent" in flags,
         say=lambda line: print(line, file=sys.stderr, flush=True),
