@@ -323,7 +323,7 @@ def _measures(match: Match) -> Iterator[Condition]:
             "does_not_fit",
             small,
             le,
-            lambda f, d, _s: not all(map(_fits(f, d), small)),
+            _overflows(tuple(sorted(small))),
             lambda _f, _d, _s: f"the request fits {' and '.join(sorted(small))}",
             lambda _f, _d, _s: f"the request does not fit {_either(small)}",
             3,
@@ -349,6 +349,16 @@ def _counts(wanted: Range, counted_by: str | None) -> Test:
     if counted_by is None:
         return lambda f, _d, _s: f.prompt.estimate in wanted
     return lambda f, d, _s: f.prompt.about(d[counted_by].tokenizer) in wanted
+
+
+def _overflows(small: Sequence[str]) -> Test:
+    def holds(facts: RequestFacts, deployments: Deployments, _: Snapshot) -> bool:
+        for name in small:  # noqa: SIM110 - as in `_all`
+            if not deployments[name].fits(facts.prompt, facts.max_tokens):
+                return True
+        return False
+
+    return holds
 
 
 def _fits(facts: RequestFacts, deployments: Deployments) -> Callable[[str], bool]:
@@ -397,7 +407,10 @@ def _any(branches: Sequence[Match]) -> Condition:
     tests = [branch.matches for branch in branches]
 
     def holds(facts: RequestFacts, deployments: Deployments, snapshot: Snapshot) -> bool:
-        return any(test(facts, deployments, snapshot) for test in tests)
+        for test in tests:  # noqa: SIM110 - as in `_all`
+            if test(facts, deployments, snapshot):
+                return True
+        return False
 
     def within(narrow: Sequence[Match], wide: Sequence[Match]) -> bool:
         return all(any(wider.covers(branch) for wider in wide) for branch in narrow)

@@ -16,6 +16,7 @@ from typing import Literal
 
 from gateway.conditions import Deployments
 from gateway.conditions import Match as Match
+from gateway.shortlist import Shortlist
 from gateway.types import UNSCANNABLE, Caching, Deployment, Permit, RequestFacts
 
 DATA_CLASS_HEADER = "x-data-class"
@@ -178,7 +179,7 @@ class Policy:
 
     `asked_headers` are the headers, names and values, that some rule looks at: no other gets into the facts of a
     request. `thresholds` are the numbers of prompt tokens that some rule compares with, each with the deployment that
-    counts them.
+    counts them. `shortlist` looks up which of the `rules` may match.
     """
 
     path: str
@@ -195,6 +196,7 @@ class Policy:
     asked_headers: Mapping[str, frozenset[str]] = field(init=False, repr=False, compare=False)
     thresholds: frozenset[tuple[str, int]] = field(init=False, repr=False, compare=False)
     slo_ranks: Mapping[str, int] = field(init=False, repr=False, compare=False)
+    shortlist: Shortlist = field(init=False, repr=False, compare=False)
     protects_labels_alone: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -208,6 +210,7 @@ class Policy:
                 thresholds |= {(part.counted_by, int(side)) for side in sides if side is not None}
         object.__setattr__(self, "asked_headers", asked)
         object.__setattr__(self, "thresholds", frozenset(thresholds))
+        object.__setattr__(self, "shortlist", Shortlist([rule.match for rule in self.rules]))
         by_speed = sorted(self.slo.values(), key=lambda slo: slo.first_token_p95_ms or inf)
         object.__setattr__(self, "protects_labels_alone", all(invariant.any_label for invariant in self.invariants))
         object.__setattr__(self, "slo_ranks", {slo.name: rank for rank, slo in enumerate(by_speed)})

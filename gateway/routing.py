@@ -9,7 +9,7 @@ The server, `policy explain`, `replay`, `simulate` and the tests call the same `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import inf
@@ -23,7 +23,7 @@ from gateway.estimate import (
     per_token_ms,
 )
 from gateway.gates import gate, static_gate
-from gateway.policy import AUTO, TIMES, Asked, Policy, Require, Rule, Slo
+from gateway.policy import AUTO, TIMES, Asked, OrderBy, OrderTerm, Policy, Require, Rule, Slo
 from gateway.refusal import refusal
 from gateway.types import (
     NUSD_PER_USD,
@@ -32,12 +32,12 @@ from gateway.types import (
     Decision,
     Deployment,
     DeploymentStatus,
+    Miss,
     Outcome,
     Permit,
     Rejection,
     RequestFacts,
     Snapshot,
-    usd,
 )
 
 
@@ -60,30 +60,35 @@ def matching_rules(policy: Policy, facts: RequestFacts, snapshot: Snapshot) -> I
         because = "the request names this deployment"
         yield Rule(name=target, match=None, candidates=(target,), because=because, cache=policy.cache)
         return
-    rules = policy.rules
+    rules, start = policy.rules, 0
     if target != AUTO:
         names = [rule.name for rule in rules]
         if target == policy.default.name:
-            rules = ()
+            start = len(rules)
         elif target in names:
-            entered = names.index(target)
-            yield rules[entered]
-            rules = rules[entered + 1 :]
+            start = names.index(target) + 1
+            yield rules[start - 1]
         else:
             raise UnknownModel(
                 "the model is not known here: GET /v1/models lists those that are, `auto` among them", param="model"
             )
-    for rule in rules:
+    for position in policy.shortlist.positions(facts, start):
+        rule = rules[position]
         if rule.match is None or rule.match.matches(facts, policy.deployments, snapshot):
             yield rule
     yield policy.default
 
 
+_NEW = tuple.__new__
+
+
 @dataclass(slots=True)
 class _Question:
-    """What is asked of every candidate of a rule."""
+    """What is asked of every candidate of a rule. `output` is how many tokens it will probably write, None where that
+    differs from one to another."""
 
     facts: RequestFacts
+    output: int | None
     now: float
     priority: int
     require: Require | None
@@ -91,33 +96,36 @@ class _Question:
     unknown_is_unmet: bool
 
     def predicted(self, deployment: Deployment, status: DeploymentStatus) -> Candidate:
-        facts = self.facts
+        facts, now = self.facts, self.now
         prompt = facts.prompt.about(deployment.tokenizer)
-        output = likely_output(deployment, facts)
-        cost = None if deployment.price is None else deployment.price.of(prompt, output)
-        first = first_token_ms(deployment, status, prompt, self.priority, self.now)
-        each = per_token_ms(deployment, status, self.now)
+        output = self.output if self.output is not None else likely_output(deployment, facts)
+        price = deployment.price
+        cost = None if price is None else price.of(prompt, output)
+        first = first_token_ms(deployment, status, prompt, self.priority, now)
+        each = per_token_ms(deployment, status, now)
         total = None if first is None or each is None else first + each * max(0, output // facts.n - 1)
         engine_s, congestion = None, 0
         backlog = status.backlog
-        if backlog is not None and self.now <= backlog.good_until:
+        if backlog is not None and now <= backlog.good_until:
             engine_s = engine_seconds(backlog, prompt, output)
-            congestion = congestion_nusd(status, backlog, prompt, engine_s, self.now)
-        note = "" if self.require is None else self._unmet(self.require, cost, (first, total, each))
-        return Candidate(deployment.name, cost, first, not note, note, congestion, total, each, engine_s)
+            congestion = congestion_nusd(status, backlog, prompt, engine_s, now)
+        misses = () if self.require is None else self._misses(self.require, cost, (first, total, each))
+        # Past the function that takes the fields one by one, which costs as much again.
+        return _NEW(
+            Candidate, (deployment.name, cost, first, not misses, misses, congestion, total, each, engine_s, False)
+        )
 
-    def _unmet(self, require: Require, cost: int | None, times: Sequence[float | None]) -> str:
-        """What of the rule's requirement is predicted not to be met; empty where all is."""
-        unmet = []
+    def _misses(self, require: Require, cost: int | None, times: Sequence[float | None]) -> tuple[Miss, ...]:
+        """What of the rule's requirement is predicted not to be met."""
+        misses: tuple[Miss, ...] = ()
         cap = require.cost_at_most_nusd
         if cap is not None and (self.unknown_is_unmet if cost is None else cost > cap):
-            unmet.append(f"cost {'unknown' if cost is None else usd(cost) + ' USD'}, required at most {usd(cap)} USD")
+            misses = (Miss("cost", cost, "the rule", cap),)
         for which, who, limit in self.asked:
             time = times[which]
             if self.unknown_is_unmet if time is None else time > limit:
-                told = "not measured" if time is None else f"{time:.0f} ms"
-                unmet.append(f"{TIMES[which]} p95 {told}, {who} requires {limit:g} ms")
-        return "; ".join(unmet) if unmet else ""
+                misses += (_NEW(Miss, (TIMES[which], time, who, limit)),)
+        return misses
 
 
 def _weigh(policy: Policy, rule: Rule, facts: RequestFacts, permit: Permit, snapshot: Snapshot) -> Decision:
@@ -128,13 +136,15 @@ def _weigh(policy: Policy, rule: Rule, facts: RequestFacts, permit: Permit, snap
     slo = policy.slo[name] if name is not None else None
     priority = policy.priority(name, permit)
     asked = () if require is None else slo.asks + require.asks if slo is not None and require.slo_met else require.asks
-    question = _Question(facts, snapshot.now, priority, require, asked, rule.unknown == "ineligible")
+    output = None if facts.max_tokens is None else likely_output(policy.deployments[rule.candidates[0]], facts)
+    question = _Question(facts, output, snapshot.now, priority, require, asked, rule.unknown == "ineligible")
+    deployments, statuses = policy.deployments, snapshot.deployments
     for name in rule.candidates:
-        deployment, status = policy.deployments[name], snapshot.deployments[name]
+        deployment, status = deployments[name], statuses[name]
         rejection = gate(deployment, facts, permit, status)
         if rejection is None:
             candidate = question.predicted(deployment, status)
-            candidates.append(candidate if permit.allows(deployment.zone) else _masked(candidate))
+            candidates.append(candidate if permit.allows(deployment.zone) else candidate._replace(masked=True))
         else:
             rejections.append(rejection)
     if rule.match is not None and rule.match.does_not_fit:
@@ -166,51 +176,55 @@ def _first_token_by_ms(require: Require | None, slo: Slo | None) -> float | None
     return limit if own is None else own if limit is None else min(limit, own)
 
 
-def _masked(candidate: Candidate) -> Candidate:
-    """The candidate with a note that it gets the request masked."""
-    return candidate._replace(note="; ".join(filter(None, ("masked", candidate.note))))
-
-
 def _ranked(candidates: list[Candidate], rule: Rule, facts: RequestFacts, draw: float) -> tuple[Candidate, ...]:
     """Those that meet the rule's requirement first, in its order; the rest as `otherwise` says. Ties keep the listed
     order. Where the rule has weights, the one that is drawn goes before all, if it meets the requirement."""
     if len(candidates) < 2:
         return tuple(candidates)
-    drawn = _drawn(rule, facts, draw) if rule.weights else None
-    otherwise = "marginal_cost" if rule.otherwise == "cheapest" else "first_token"
-    keys: list[tuple[bool, float, int]] = []
-    for index, candidate in enumerate(candidates):
-        if not candidate.meets:
-            keys.append((True, _value(candidate, otherwise, rule), index))
-        elif candidate.deployment == drawn:
-            keys.append((False, -inf, index))
-        else:
-            keys.append((False, _value(candidate, rule.order_by, rule), index))
-    keys.sort()
-    return tuple([candidates[key[2]] for key in keys])
+    meeting = [candidate for candidate in candidates if candidate.meets]
+    failing = [candidate for candidate in candidates if not candidate.meets]
+    if rule.order_by != "listed" and len(meeting) > 1:
+        meeting.sort(key=_weighed(rule.order_weights) if rule.order_by == "weighted" else _ORDERS[rule.order_by])
+    if rule.weights:
+        drawn = _drawn(rule, facts, draw)
+        meeting.sort(key=lambda candidate: candidate.deployment != drawn)
+    if len(failing) > 1:
+        failing.sort(key=_price if rule.otherwise == "cheapest" else _first_token)
+    return (*meeting, *failing)
 
 
-def _value(candidate: Candidate, order: str, rule: Rule) -> float:
-    """What a candidate is ordered by, the least first: nano-dollars, milliseconds, or their weighted sum in dollars
-    and seconds. What is not known comes last."""
-    if order == "listed":
-        return 0.0
-    value: float | None
-    if order == "weighted":
-        value = sum(_term(candidate, term) * weight for term, weight in rule.order_weights.items() if weight)
-    elif order == "marginal_cost":
-        value = candidate.price_nusd
-    else:
-        value = candidate.first_token_ms if order == "first_token" else candidate.total_ms
-    return inf if value is None else value
+# What candidates are ordered by, the least first: nano-dollars or milliseconds. What is not known comes last.
 
 
-def _term(candidate: Candidate, term: str) -> float:
-    """One term of a weighted order, in dollars or seconds."""
-    if term == "marginal_cost":
-        return inf if candidate.price_nusd is None else candidate.price_nusd / NUSD_PER_USD
-    milliseconds = candidate.first_token_ms if term == "first_token" else candidate.total_ms
-    return inf if milliseconds is None else milliseconds / 1000
+def _price(candidate: Candidate) -> float:
+    cost = candidate.cost_nusd
+    return inf if cost is None else cost + candidate.congestion_nusd
+
+
+def _first_token(candidate: Candidate) -> float:
+    milliseconds = candidate.first_token_ms
+    return inf if milliseconds is None else milliseconds
+
+
+def _total(candidate: Candidate) -> float:
+    milliseconds = candidate.total_ms
+    return inf if milliseconds is None else milliseconds
+
+
+_ORDERS: Mapping[OrderBy, Callable[[Candidate], float]] = {
+    "marginal_cost": _price,
+    "first_token": _first_token,
+    "total_latency": _total,
+}
+
+
+def _weighed(weights: Mapping[OrderTerm, float]) -> Callable[[Candidate], float]:
+    """The sum of terms in dollars and seconds, each times its weight."""
+    return lambda candidate: sum([_term(candidate, term) * weight for term, weight in weights.items() if weight])
+
+
+def _term(candidate: Candidate, term: OrderTerm) -> float:
+    return _ORDERS[term](candidate) / (NUSD_PER_USD if term == "marginal_cost" else 1000)
 
 
 def _drawn(rule: Rule, facts: RequestFacts, draw: float) -> str | None:

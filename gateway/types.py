@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil, inf
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 ON_PREMISES = "on_premises"
@@ -228,7 +229,11 @@ class Deployment:
 
     def fits(self, prompt: TokenCount, max_tokens: int | None) -> bool:
         """Whether prompt and answer fit the window. An unknown window holds everything: the provider will say."""
-        return self.window is None or prompt.at_most(self.tokenizer) + self.output_tokens(max_tokens) <= self.window
+        window = self.window
+        if window is None:
+            return True
+        output = self.output_tokens(None) if max_tokens is None else max_tokens
+        return prompt.exact.get(self.tokenizer, prompt.bound) + output <= window
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,24 +354,47 @@ class Snapshot:
 Gate = Literal["unconfigured", "caller", "zone", "capability", "window", "cost_cap", "require", "available"]
 
 
+class Miss(NamedTuple):
+    """What a candidate is predicted to miss of a requirement: `what` it is about (one of a time's names, or `cost`),
+    the prediction (nano-dollars or milliseconds; None: not known), who asks and for how much at most."""
+
+    what: str
+    predicted: float | None
+    who: str
+    limit: float
+
+    def __str__(self) -> str:
+        if self.what == "cost":
+            cost = "unknown" if self.predicted is None else f"{usd(int(self.predicted))} USD"
+            return f"cost {cost}, required at most {usd(int(self.limit))} USD"
+        time = "not measured" if self.predicted is None else f"{self.predicted:.0f} ms"
+        return f"{self.what} p95 {time}, {self.who} requires {self.limit:g} ms"
+
+
 class Candidate(NamedTuple):
     """A deployment that may answer, with what is predicted of it. None: not known. (A tuple, because it is made up to
     twenty times a request, and a frozen dataclass takes longer to make.)
 
     `cost_nusd` is what one more request costs there; `congestion_nusd` comes on top where others want the engine more.
     Latencies are 95th percentiles. `engine_s` are the seconds of the engine that the request takes, None where nobody
-    counts them.
+    counts them. `misses` are what it does not meet of the rule's requirement; `masked`: it gets placeholders.
     """
 
     deployment: str
     cost_nusd: int | None
     first_token_ms: float | None
     meets: bool
-    note: str = ""
+    misses: tuple[Miss, ...] = ()
     congestion_nusd: int = 0
     total_ms: float | None = None
     per_token_ms: float | None = None
     engine_s: float | None = None
+    masked: bool = False
+
+    @property
+    def note(self) -> str:
+        """What is to be said of it, as a sentence made only for who reads it; empty where nothing is."""
+        return "; ".join((*(("masked",) if self.masked else ()), *map(str, self.misses)))
 
     @property
     def price_nusd(self) -> int | None:
@@ -398,9 +426,12 @@ class Caching:
     scope: CacheScope = "tenant"
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Which deployments may answer, in order, and why the others may not. The order is the failover chain.
+_NONE: Mapping[str, float] = MappingProxyType({})
+
+
+class Decision(NamedTuple):
+    """Which deployments may answer, in order, and why the others may not. The order is the failover chain. (A tuple
+    for the same reason as a candidate.)
 
     `slo` is the class that counted: the request's, else the rule's. `timeouts`, in seconds, replace the deployments',
     each by itself. `priority` is for engines that order their work: lower goes first. `first_token_by_ms` is when the
@@ -415,7 +446,7 @@ class Decision:
     labels: frozenset[str]
     policy_hash: str
     slo: str | None = None
-    timeouts: Mapping[str, float] = field(default_factory=dict)
+    timeouts: Mapping[str, float] = _NONE
     priority: int = 0
     first_token_by_ms: float | None = None
     caching: Caching | None = None

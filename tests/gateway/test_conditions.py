@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gateway.conditions import Globs, Hours, Load, Match, Range
 from gateway.policy import Rule
 from gateway.policyfile.checks import Earlier
+from gateway.shortlist import Shortlist
 from gateway.types import Deployment, DeploymentStatus, RequestFacts, Snapshot, TokenCount
 
 DEPLOYMENTS = {
@@ -330,6 +331,36 @@ def test_a_rule_that_covers_is_found_among_hundreds_without_comparing_all(earlie
     found = index.covering(match)
     assert (found is not None) is bool(covering)
     assert found is None or found.match in covering
+
+
+@given(st.lists(trees(SPARSE), max_size=8), FACTS, SNAPSHOTS, st.integers(0, 8))
+def test_no_rule_that_matches_is_missing_from_the_shortlist(
+    matches: list[Match], facts: RequestFacts, snapshot: Snapshot, start: int
+) -> None:
+    listed = list(Shortlist([*matches, None]).positions(facts, min(start, len(matches))))
+    matching = {n for n, match in enumerate(matches) if n >= start and match.matches(facts, DEPLOYMENTS, snapshot)}
+    event("shorter" if len(listed) < len(matches) else "all")
+    assert matching | {len(matches)} <= set(listed)
+    assert listed == sorted(listed) and listed[0] >= min(start, len(matches))
+
+
+def test_the_shortlist_leaves_out_what_looks_at_other_words() -> None:
+    matches = [
+        Match(tenant=words("acme", "b")),
+        Match(slo=words("fast"), stream=True),
+        Match(all_of=(Match(tag=words("x")), Match(tag=words("y")))),
+        Match(any_label=words("personal")),
+        Match(any_of=(Match(tenant=words("b")), Match(key_tag=words("hr")))),
+        None,
+    ]
+    index = Shortlist(matches)
+    assert list(index.positions(RequestFacts("auto", tenant="c"))) == [4, 5]
+    assert list(index.positions(RequestFacts("auto", tenant="b", slo="fast", tags=words("x")))) == [0, 1, 2, 4, 5]
+    assert list(index.positions(RequestFacts("auto", tenant="acme", labels=words("secret", "personal")), 1)) == [
+        3,
+        4,
+        5,
+    ]
 
 
 @pytest.mark.parametrize(
