@@ -60,7 +60,7 @@ class Origin:
     stream: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Use:
     """How one request uses the cache: its key, and the cache where its answer may lie. `tenant` is empty where others
     may have the answer."""

@@ -56,6 +56,7 @@ _DEFAULTS: Mapping[str, object] = {
 
 _VERSION = 1  # of the key; another one makes what is stored unreachable
 _PERSON = b"hybridgate-cache"
+_EXPONENT = orjson.dumps(1e16).strip(b"06")[1:]  # how whole floats from 1e16 to 1e19 are written: e1, or e+1
 # Whole numbers beyond these have one spelling here: orjson reads them as floats, whatever they look like.
 _LEAST, _MOST = -(2**63), 2**64
 _SEARCHES = frozenset({"web_search_options"})
@@ -98,8 +99,7 @@ def canonical(chat: ChatRequest) -> bytes:
         if kept.get(choice) == ("auto" if offered in kept else "none"):
             del kept[choice]
     text = orjson.dumps(kept, option=orjson.OPT_SORT_KEYS)
-    # Only then some whole number may be written as another one: 1.0, or 1e16 to 1e19 (1e+16 by newer versions).
-    if b".0" in text or b"e1" in text or b"e+1" in text:
+    if b".0" in text or _EXPONENT in text:  # only then some whole number may be written as another one
         text = orjson.dumps(_whole_numbers(kept), option=orjson.OPT_SORT_KEYS)
     return text
 
