@@ -10,23 +10,27 @@ COPY deploy/debian.sh deploy/finish.sh /usr/local/bin/
 RUN debian.sh "${DEBIAN}" python3 python3-venv
 WORKDIR /src
 RUN python3 -m venv /opt/hybridgate
-COPY requirements/gateway.txt requirements/build.txt requirements/engine-cpu.txt requirements/engine-cuda.txt requirements/
-RUN python3 -m venv /opt/build && /opt/build/bin/pip install --quiet --no-deps --require-hashes -r requirements/gateway.txt \
- && /opt/build/bin/pip install --quiet --no-deps --require-hashes -r requirements/build.txt
-COPY pyproject.toml README.md LICENSE ./
-COPY gateway gateway
-COPY local_engine local_engine
-COPY policies policies
-RUN /opt/build/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /opt/wheel .
+COPY requirements/build.txt requirements/engine-cpu.txt requirements/engine-cuda.txt requirements/
+RUN /opt/hybridgate/bin/pip install --quiet --no-compile --no-deps --require-hashes --target /opt/build -r requirements/build.txt
 
 FROM python AS build-cpu
 ARG TORCH=https://download.pytorch.org/whl/cpu
 RUN /opt/hybridgate/bin/pip install --quiet --no-compile --only-binary :all: --extra-index-url "${TORCH}" --require-hashes -r requirements/engine-cpu.txt
-RUN /opt/hybridgate/bin/pip install --quiet --no-compile --no-deps /opt/wheel/*.whl && finish.sh /opt/hybridgate gateway hybridgate
+COPY pyproject.toml README.md LICENSE ./
+COPY gateway gateway
+COPY local_engine local_engine
+COPY policies policies
+RUN PYTHONPATH=/opt/build /opt/hybridgate/bin/pip install --quiet --no-compile --no-deps --no-build-isolation . \
+ && finish.sh /opt/hybridgate gateway hybridgate
 
 FROM python AS build-cuda
 RUN /opt/hybridgate/bin/pip install --quiet --no-compile --only-binary :all: --require-hashes -r requirements/engine-cuda.txt
-RUN /opt/hybridgate/bin/pip install --quiet --no-compile --no-deps /opt/wheel/*.whl && finish.sh /opt/hybridgate gateway hybridgate
+COPY pyproject.toml README.md LICENSE ./
+COPY gateway gateway
+COPY local_engine local_engine
+COPY policies policies
+RUN PYTHONPATH=/opt/build /opt/hybridgate/bin/pip install --quiet --no-compile --no-deps --no-build-isolation . \
+ && finish.sh /opt/hybridgate gateway hybridgate
 
 FROM ${BASE} AS runtime
 ARG DEBIAN=

@@ -17,6 +17,7 @@ from gateway.cli import main
 from gateway.loading import read_policy
 from gateway.metrics import table
 from gateway.settings import settings_from
+from local_engine import metrics as engine_metrics
 from local_engine.cli import serve as engine_serve
 from tests.deploy.cluster import (
     DEPLOY,
@@ -340,7 +341,7 @@ def test_the_policy_loads_and_leads_to_the_engines(overlay: str, tmp_path: Path)
 
 
 def test_what_scalers_and_alerts_look_at_is_exported() -> None:
-    exported = set(re.findall(r"`(hybridgate_\w+)`", table()))
+    exported = set(re.findall(r"`(hybridgate_\w+)`", table())) | {metric.name for metric in engine_metrics.METRICS}
     alerts = (DEPLOY / "prometheus" / "alerts.yaml").read_text()
     asked = {word for rule in _rules(alerts) for word in re.findall(r"hybridgate_\w+", str(rule["expr"]))}
     for scaler in of_kind(rendered("production"), "HorizontalPodAutoscaler"):
