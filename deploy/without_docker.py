@@ -316,17 +316,19 @@ def main() -> None:
     building.add_argument("--bind", action="append", default=[], metavar="FROM[:TO]", help="seen by RUN, not kept")
     building.add_argument("--work", help="where stages and Debian's system are kept")
     building.set_defaults(do=build)
-    starting = commands.add_parser("start", help="start it as its own user on a read-only root")
+    starting = commands.add_parser("start", help="start it, or what follows `--`, as its own user on a read-only root")
     starting.add_argument("out")
     starting.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     starting.add_argument("--mount", action="append", default=[], metavar="FROM:TO", help="a folder that it sees")
-    starting.add_argument("command", nargs="*", help="instead of the image's own, after --")
     starting.set_defaults(do=start)
     weighing = commands.add_parser("sizes", help="say what weighs how much")
     weighing.add_argument("out")
     weighing.add_argument("--least", type=float, default=5.0, help="MB from which on a package has its own line")
     weighing.set_defaults(do=sizes)
-    options = parser.parse_args()
+    given = sys.argv[1:]
+    end = given.index("--") if "--" in given else len(given)
+    options = parser.parse_args(given[:end])
+    options.command = given[end + 1 :]
     options.do(options)
 
 

@@ -142,6 +142,12 @@ class Fleet:
             for member in members
         ]
 
+    def answers(self, name: str) -> bool:
+        """Whether somebody there has said of late how busy it is: one of its replicas, or its one address."""
+        known = self._known[name]
+        targets: list[Target] = [*known.members.values()] or [known]
+        return any(target.engine is not None and not target.silent for target in targets)
+
     def snapshot(self, now: float, draw: float, wall: float = 0.0, affinity: Affinity | None = None) -> Snapshot:
         """The fleet at `now`, which is `wall` seconds since 1970. Shares nothing that changes later. A deployment of
         several replicas is as the one that a request of this affinity would get."""
@@ -187,8 +193,7 @@ class Fleet:
         if known.engine is None:
             known.engine = EngineBacklog()
         known.engine.loaded(load, asked_at, now)
-        if isinstance(known, Member):
-            known.heard(now)
+        known.heard(now)
         self._changed.add(name)
 
     def missed(self, name: str, replica: Replica | None = None) -> None:
@@ -197,8 +202,7 @@ class Fleet:
         known = self._told(name, replica)
         if known is None:
             return
-        if isinstance(known, Member):
-            known.missed += 1
+        known.missed += 1
         if known.engine is not None:
             known.engine.missed()
             self._changed.add(name)

@@ -24,7 +24,7 @@ from gateway.facts import CHALLENGE, knows, request_id_of
 from gateway.policy import AUTO, Policy
 from gateway.reply import Reply
 from gateway.running import Gateway, PolicyState, new_id
-from gateway.types import Caller
+from gateway.types import Caller, Deployment
 
 MOST_ERRORS_SHOWN = 20
 
@@ -71,7 +71,10 @@ class Pages:
         policy = self._gateway.path.serving.policy
         now = time.monotonic()
         snapshot = self._gateway.fleet.snapshot(now, 0.0)
-        reasons = {d.name: d.unavailable or snapshot.deployments[d.name].down for d in policy.deployments.values()}
+        reasons = {
+            d.name: d.unavailable or snapshot.deployments[d.name].down or self._silence(d)
+            for d in policy.deployments.values()
+        }
         usable = [name for name, reason in reasons.items() if reason is None]
         configured = [name for name, d in policy.deployments.items() if d.unavailable is None]
         status = "not ready" if not usable else "ready" if len(usable) == len(configured) else "degraded"
@@ -90,6 +93,12 @@ class Pages:
             if self._gateway.access is not None:
                 told["keys"] = told_of_keys(self._gateway.access)
         return json_response(200 if usable and not self._gateway.stopping else 503, told)
+
+    def _silence(self, deployment: Deployment) -> str | None:
+        """Why an engine of ours elsewhere is not counted on: it has yet to say that it is there, or has stopped to."""
+        if not deployment.is_ours or deployment.served_locally or self._gateway.fleet.answers(deployment.name):
+            return None
+        return "its engine does not answer"
 
     def _shown_to(self, request: Request) -> bool:
         access = self._gateway.access

@@ -23,7 +23,7 @@ SILENT_AFTER = 4  # readings that did not come: a replica is avoided until one c
 @dataclass(slots=True, eq=False)
 class Target:
     """The mutable record. `born` counts how often it has come to be something else, and `life` how often what was
-    measured has been forgotten."""
+    measured has been forgotten. `missed` counts readings that did not come since the last that did."""
 
     in_flight: int = 0
     failures: int = 0
@@ -34,6 +34,16 @@ class Target:
     born: int = 0
     life: int = 0
     engine: EngineBacklog | None = None
+    missed: int = 0
+
+    @property
+    def silent(self) -> bool:
+        """Whether it has stopped to say how busy it is."""
+        return self.missed >= SILENT_AFTER
+
+    def heard(self, now: float) -> None:
+        """A reading came."""
+        self.missed = 0
 
     def forget(self) -> None:
         """After an outage the past says nothing."""
@@ -80,17 +90,11 @@ class Target:
 @dataclass(slots=True, eq=False, kw_only=True)
 class Member(Target):
     """One of a deployment's replicas. `ordinal` is the least number that no other has, free again once the replica is
-    gone; `key` stands for it when one is chosen. `missed` counts readings that did not come since the last that did."""
+    gone; `key` stands for it when one is chosen."""
 
     replica: Replica
     ordinal: int
     key: int
-    missed: int = 0
-
-    @property
-    def silent(self) -> bool:
-        """Whether it has stopped to say how busy it is."""
-        return self.missed >= SILENT_AFTER
 
     def heard(self, now: float) -> None:
         """A reading came. After a silence that is another life: what had opened the circuit is over, and the next

@@ -10,13 +10,19 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from gateway.demo.providers import Behaviour, FakeProviders, serving
-
-pytestmark = pytest.mark.slow
+from gateway.embedded import embedded
+from tests.running import running_from
 
 POLICY = """
 version: 1
@@ -28,6 +34,34 @@ version: 1
 deployments:
   home: {backend: openai, url: URL/v1, model: m, zone: on_premises}
 """
+ENGINE = """
+version: 1
+deployments:
+  engine: {backend: local, url: URL/v1, model: demo, zone: on_premises}
+  OTHER
+"""
+LOAD = {
+    "version": 1,
+    "waiting": 0,
+    "running": 0,
+    "max_running": 64,
+    "max_batch_tokens": 512,
+    "queued_prefill_tokens": 0,
+    "free_blocks": 64,
+    "total_blocks": 64,
+    "block_size": 16,
+    "prefill_tokens_per_second": None,
+    "decode_tokens_per_second": None,
+    "step_ms": None,
+    "steps_total": 0,
+    "aborted_total": 0,
+    "finished_total": 0,
+    "preempted_total": 0,
+    "out_of_memory_total": 0,
+    "prefix_asked_tokens_total": 0,
+    "prefix_found_tokens_total": 0,
+    "acceptance": None,
+}
 BODY = {"messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -86,6 +120,7 @@ async def program(folder: Path, upstream: str, ports: tuple[int, int], *flags: s
         await running.admin.aclose()
 
 
+@pytest.mark.slow
 def test_a_stop_is_announced_then_drains_then_ends_what_is_left_with_an_error(tmp_path: Path) -> None:
     async def check() -> None:
         providers, ports = FakeProviders(), (free_port(), free_port())
@@ -126,6 +161,7 @@ def test_a_stop_is_announced_then_drains_then_ends_what_is_left_with_an_error(tm
     asyncio.run(check())
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_delay(tmp_path: Path) -> None:
     async def check() -> None:
         async with serving(FakeProviders()) as upstream:
@@ -141,6 +177,7 @@ def test_a_second_signal_ends_the_delay(tmp_path: Path) -> None:
     asyncio.run(check())
 
 
+@pytest.mark.slow
 def test_a_killed_gateway_starts_again_on_the_same_port_with_the_same_files(tmp_path: Path) -> None:
     async def check() -> None:
         providers, ports = FakeProviders(), (free_port(), free_port())
@@ -161,5 +198,68 @@ def test_a_killed_gateway_starts_again_on_the_same_port_with_the_same_files(tmp_
                 assert (await restarted.stream()).endswith("data: [DONE]\n\n")
         lines = (tmp_path / "log").read_bytes().splitlines()
         assert all(line.startswith(b"{") and line.endswith(b"}") for line in lines), "no half line is left"
+
+    asyncio.run(check())
+
+
+class Engine:
+    """As much of an engine as says that it is there."""
+
+    def __init__(self) -> None:
+        self.app = Starlette(routes=[Route("/load", self._load), Route("/health", self._health)])
+
+    async def _load(self, request: Request) -> Response:
+        return JSONResponse(LOAD)
+
+    async def _health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ready"})
+
+    @asynccontextmanager
+    async def at(self, port: int) -> AsyncIterator[None]:
+        config = uvicorn.Config(self.app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+        with socket.create_server(("127.0.0.1", port)) as listener:
+            async with embedded(config, listener):
+                yield
+
+
+@pytest.mark.parametrize(
+    ("other", "ready", "not_there"),
+    [
+        ("", (200, "ready"), (503, "not ready")),
+        (
+            "cloud: {backend: openai, url: http://127.0.0.1:9/v1, model: m, zone: us_cloud}",
+            (200, "ready"),
+            (200, "degraded"),
+        ),
+    ],
+    ids=["alone", "beside a cloud"],
+)
+def test_a_gateway_is_ready_once_its_engine_elsewhere_says_that_it_is_there(
+    other: str, ready: tuple[int, str], not_there: tuple[int, str], tmp_path: Path
+) -> None:
+    async def check() -> None:
+        port = free_port()
+        candidates = "[engine, cloud]" if other else "engine"
+        (tmp_path / "policy.yaml").write_text(POLICY.replace("home", candidates))
+        deployments = ENGINE.replace("URL", f"http://127.0.0.1:{port}").replace("OTHER", other)
+        (tmp_path / "deployments.yaml").write_text(deployments)
+        async with running_from(tmp_path / "policy.yaml") as (gateway, _):
+
+            async def until(wanted: tuple[int, str]) -> dict[str, Any]:
+                async with asyncio.timeout(20):
+                    while True:
+                        answer = await gateway.http.get("/readyz")
+                        told: dict[str, Any] = answer.json()
+                        if (answer.status_code, told["status"]) == wanted:
+                            return told
+                        await asyncio.sleep(0.05)
+
+            told = await until(not_there)
+            assert told["deployments"]["engine"]["reason"] == "its engine does not answer"
+            async with Engine().at(port):
+                await until(ready)
+            await until(not_there)
+            async with Engine().at(port):
+                await until(ready)
 
     asyncio.run(check())
