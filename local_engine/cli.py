@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,8 @@ from local_engine.serve import serve as serve_forever
 from local_engine.source import model_source
 
 TOKEN = "HYBRIDGATE_ENGINE_TOKEN"  # noqa: S105 - a variable's name
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -82,6 +85,9 @@ def serve(
     embedding_served_name: Annotated[
         str | None, typer.Option(help="Its name in requests and answers. Default: what --embedding-model says.")
     ] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error; never holds what callers send.")] = (
+        "info"
+    ),
     exit_with_parent: Annotated[
         bool,
         typer.Option("--exit-with-parent", help="Exit when standard input ends: for a parent that holds the pipe."),
@@ -105,6 +111,7 @@ def serve(
     /metrics are open). The gateway sends it where the deployment says `api_key: ${HYBRIDGATE_ENGINE_TOKEN}`.
     """
     try:
+        _log(log_level)
         settings = Settings(
             model=model,
             served_name=served_name,
@@ -341,6 +348,14 @@ def _load(settings: Settings) -> Model:
     from local_engine.loading import load  # noqa: PLC0415
 
     return load(settings)
+
+
+def _log(level: str) -> None:
+    """This engine's own lines from this level on; of others' only warnings. Raises ConfigError."""
+    if level not in LOG_LEVELS:
+        raise ConfigError([f"--log-level must be one of {', '.join(LOG_LEVELS)}"])
+    logging.basicConfig(format="hybridgate-engine: %(message)s")
+    logging.getLogger("local_engine").setLevel(level.upper())
 
 
 def _say(line: str) -> None:

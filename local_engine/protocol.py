@@ -1,7 +1,7 @@
 """Owns what callers may send: bodies and headers, parsed once into frozen types; refuses I/O and to repeat any value.
 
 All problems of a body are reported at once, each with its place. What OpenAI defines but this engine does not do is
-refused by name; fields that nobody defines are ignored.
+refused by name; fields that nobody defines are ignored, and named for the log.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ MAX_LOGPROBS = 20
 MAX_BIASES = 1024
 MAX_PROBLEMS_SHOWN = 20
 MAX_REQUEST_ID_LENGTH = 128
+MAX_FIELD_NAME_LENGTH = 40
 
 REFUSED: dict[str, tuple[object, ...]] = {
     "best_of": (1,),
@@ -177,6 +178,11 @@ class _Completion(_Generation):
     prompt: Annotated[str | tuple[int, ...], BeforeValidator(_prompt)]
 
 
+CHAT_FIELDS = frozenset(_Chat.model_fields) | frozenset(REFUSED)
+COMPLETION_FIELDS = frozenset(_Completion.model_fields) | frozenset(REFUSED) | frozenset(REFUSED_IN_COMPLETIONS)
+"""What a body may hold with a meaning, be it to be refused."""
+
+
 class _Tokenize(Body):
     prompt: str
     add_special_tokens: bool = True
@@ -187,6 +193,7 @@ class GenerationRequest:
     """A parsed body. Invariant: every value is in range.
 
     `prompt` is a conversation (chat), text or token ids (completions); `max_tokens` None leaves it to the engine.
+    `ignored` are the names of fields that nobody defines here, as far as they are names (letters, digits, _).
     """
 
     model: str | None
@@ -212,6 +219,7 @@ class GenerationRequest:
     structure: Wanted | None = None
     cache_salt: str = ""
     tools: Tools | None = None
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,14 +242,16 @@ def parse_chat(body: bytes) -> GenerationRequest:
     """A body of /v1/chat/completions. Raises InvalidRequest."""
     raw = parse_object(body)
     chat = validated(_Chat, raw)
-    return _generation(chat, chat.conversation(), chat.told, chat=True, tools=chat.callable_tools())
+    tools = chat.callable_tools()
+    return _generation(chat, chat.conversation(), chat.told, _ignored(raw, CHAT_FIELDS), chat=True, tools=tools)
 
 
 def parse_completion(body: bytes) -> GenerationRequest:
     """A body of /v1/completions. Raises InvalidRequest."""
     raw = parse_object(body)
     completion = validated(_Completion, raw)
-    return _generation(completion, completion.prompt, completion.logprobs, chat=False)
+    ignored = _ignored(raw, COMPLETION_FIELDS)
+    return _generation(completion, completion.prompt, completion.logprobs, ignored, chat=False)
 
 
 def parse_tokenize(body: bytes) -> TokenizeRequest:
@@ -315,6 +325,13 @@ def validated(form: type[_B], raw: dict[str, Any]) -> _B:
     return parsed
 
 
+def _ignored(raw: Mapping[str, Any], known: frozenset[str]) -> tuple[str, ...]:
+    """Fields that change nothing. A name that is none could be content, so it is not among them."""
+    return tuple(
+        sorted(name for name in raw.keys() - known if name.isidentifier() and len(name) <= MAX_FIELD_NAME_LENGTH)
+    )
+
+
 def _asks_nothing(value: object, neutral: tuple[object, ...]) -> bool:
     # True == 1 in Python, not in JSON.
     return value is None or any(type(value) is type(known) and value == known for known in neutral)
@@ -360,6 +377,7 @@ def _generation(
     body: _Generation,
     prompt: Conversation | str | tuple[int, ...],
     logprobs: int | None,
+    ignored: tuple[str, ...],
     *,
     chat: bool,
     tools: Tools | None = None,
@@ -388,4 +406,5 @@ def _generation(
         structure=_structure(body),
         cache_salt=body.cache_salt or "",
         tools=tools,
+        ignored=ignored,
     )

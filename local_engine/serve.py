@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import signal
 import socket
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,9 @@ KEEP_ALIVE_SECONDS = 75
 
 BACKLOG = 2048
 """Connections that may wait to be accepted, as many as uvicorn asks for."""
+
+MAX_FILES = 65_536
+"""Open connections and files, if the system permits so many."""
 
 FLUSH_SECONDS = 2.0
 """Time for the last error events to reach their clients, after the drain's end."""
@@ -65,6 +69,7 @@ def serve(
     """
     if exit_with_parent:
         _check_standard_input()
+    _allow_connections()
     with _listening(address) as listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         status, ended = runner.run(_Process(settings, address, load, exit_with_parent, say, token).run(listener))
     if not ended:
@@ -72,6 +77,17 @@ def serve(
         sys.stderr.flush()
         os._exit(status)
     return status
+
+
+def _allow_connections() -> None:
+    """Let this process have as many files as the system permits it: each connection is one, and the 1,024 that many
+    systems begin with would end the next ones without an answer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    with suppress(OSError, ValueError):  # macOS permits fewer than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _QuietServer(uvicorn.Server):

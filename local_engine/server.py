@@ -180,6 +180,8 @@ class _Endpoints:
         model = self._engine.model
         wishes = parse_wishes(request.headers)
         wanted, prompt = await _read(await _body(request), parse, model.text)
+        if wanted.ignored:
+            log.debug("fields that mean nothing here were ignored: %s", ", ".join(wanted.ignored))
         if wanted.model is not None and wanted.model != self._settings.name:
             raise ModelNotFound(f"this engine serves {self._settings.name} only", param="model")
         family = model.text.family

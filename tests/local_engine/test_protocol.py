@@ -266,6 +266,21 @@ def test_what_is_not_built_is_refused_by_name_unless_it_asks_for_nothing(
     assert problem(**{field: asking}).message == f"{field}: is not supported by this engine"
 
 
+@pytest.mark.parametrize(
+    ("fields", "ignored"),
+    [
+        ({}, ()),
+        ({"user": "u", "store": True, "dry_multiplier": 0.8}, ("dry_multiplier", "store", "user")),
+        ({"top_k": 3, "best_of": 1, "seed": None}, ()),
+        ({"my password is hunter2": 1, "x" * 41: 1, "ok": 1}, ("ok",)),
+    ],
+    ids=["none", "of others", "known", "no names"],
+)
+def test_fields_that_nobody_defines_are_ignored_and_named(fields: dict[str, Any], ignored: tuple[str, ...]) -> None:
+    assert chat(**fields).ignored == ignored
+    assert parse_completion(orjson.dumps({"prompt": "p"} | fields)).ignored == ignored
+
+
 def test_all_problems_are_reported_at_once() -> None:
     message = problem(suffix="x", temperature=9, max_tokens=0, messages=[{"role": "x", "content": 1}]).message
     assert message.count("; ") == 4

@@ -316,6 +316,19 @@ def test_a_body_announced_above_the_limit_is_refused_before_any_of_it_comes(tiny
     assert asyncio.run(run()).startswith(b"HTTP/1.1 413 ")
 
 
+def test_ignored_fields_are_listed_at_debug_and_nothing_else_of_the_request(
+    talk: Callable[[Talk], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def conversation(client: httpx.AsyncClient, engine: Engine) -> int:
+        return (await client.post(CHAT, json=HELLO | {"dry_multiplier": 77, "xtc_threshold": 1})).status_code
+
+    with caplog.at_level("DEBUG", logger="local_engine"):
+        assert talk(conversation) == 200
+    assert [record.getMessage() for record in caplog.records if record.name == "local_engine.server"] == [
+        "fields that mean nothing here were ignored: dry_multiplier, xtc_threshold"
+    ]
+
+
 @pytest.mark.parametrize("body", [b"", b'{"messages": [{"role": "user", ', orjson.dumps(HELLO)])
 def test_a_client_that_leaves_while_it_asks_harms_nobody(
     tiny: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture, body: bytes
