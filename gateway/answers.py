@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from gateway.admission import Holding
 from gateway.backends import Backends
 from gateway.backends.base import Answer, Chunk
 from gateway.backends.sse import error_event
@@ -58,6 +59,7 @@ class OpenAnswer:
         "_deployment",
         "_first",
         "_flight",
+        "_held",
         "_open",
         "_record",
         "_started",
@@ -74,6 +76,7 @@ class OpenAnswer:
         flight: Flight,
         answer: Answer,
         first: Chunk,
+        held: Holding,
     ) -> None:
         self._books = books
         self._backends: Backends | None = backends
@@ -81,6 +84,7 @@ class OpenAnswer:
         self._started = started
         self._deployment = deployment
         self._flight = flight
+        self._held = held
         self._answer = answer
         self._first: Chunk | None = first
         self._tokens = 0
@@ -122,11 +126,13 @@ class OpenAnswer:
             return
         self._open = False
         record, books = self._record, self._books
+        known = record.usage is not None
         if record.usage is None:
             record.usage = Usage(self._flight.prompt_tokens, self._tokens)
         deployment = self._deployment
         if deployment.price is not None and deployment.bill is not None:
             record.cost_nusd = deployment.bill.cost(record.usage)
             record.marginal_nusd = deployment.price.cost(record.usage)
+        record.booked = self._held.settle(record.usage, known=known)
         books.fleet.ended(self._flight, error, books.clock(), record.usage if outcome == "ok" else None)
         books.book(record, self._started, CLIENT_GONE if outcome == "client_gone" else 200, outcome)

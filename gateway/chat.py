@@ -9,12 +9,13 @@ the other many.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import orjson
 
+from gateway.admission import NOT_HELD, Asking, Holding, Limiter
 from gateway.answers import CLIENT_GONE, Books, OpenAnswer
 from gateway.backends import Backends
 from gateway.backends.base import Answer, Call, Chunk
@@ -31,7 +32,7 @@ from gateway.errors import (
 )
 from gateway.estimate import likely_bill
 from gateway.facts import CHALLENGE, Stated, facts_from, request_id_of
-from gateway.fleet import Fleet, Flight
+from gateway.fleet import NONE_FULL, Fleet, Flight
 from gateway.keys import Keyring
 from gateway.labels import Scanner
 from gateway.masking import Masked, Masker
@@ -87,7 +88,8 @@ class Serving:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request once its policy has decided it, at `decided` seconds of the clock. `draw` is its share of chance."""
+    """One request once its policy has decided it, at `decided` seconds of the clock. `draw` is its share of chance,
+    `asking` what its limits say; None where it has none."""
 
     serving: Serving
     facts: RequestFacts
@@ -97,6 +99,7 @@ class Asked:
     started: float
     draw: float
     affinity: Affinity | None
+    asking: Asking | None
     decided: float
 
 
@@ -108,6 +111,7 @@ class ChatPath:
     serving: Serving
     fleet: Fleet
     books: Books
+    limiter: Limiter
     clock: Callable[[], float]
     wall: Callable[[], float]
     new_id: Callable[[], str]
@@ -157,10 +161,12 @@ class ChatPath:
         if self.fleet.balances:
             affinity = Affinity(draw, conversation_of(chat.body), facts.prompt.estimate)
         now = self.clock()
-        snapshot = self.fleet.snapshot(now, draw, self.wall(), affinity)
+        asking = self.limiter.asking(caller, policy.limits, facts, record.decision_id)
+        full = record.full = NONE_FULL if asking is None else asking.full
+        snapshot = self.fleet.snapshot(now, draw, self.wall(), affinity, full)
         decision = record.decision = decide(policy, facts, snapshot)
         record.facts, record.snapshot = _loggable(serving.scanner, facts), snapshot
-        asked = Asked(serving, facts, permit, masked, record, started, draw, affinity, now)
+        asked = Asked(serving, facts, permit, masked, record, started, draw, affinity, asking, now)
         if decision.caching is not None and self.answers is not None:
             use = await self._use(self.answers, asked, chat, decision, headers, len(body))
             if use is not None:
@@ -175,24 +181,37 @@ class ChatPath:
             decision = self._decided_anew(asked, now)
         self.fleet.decided(decision, now)
         while True:
-            attempt = next_attempt(decision, record.failed)
+            attempt = _next(decision, record.failed, asked.asking)
             deployment = policy.deployments[attempt.deployment]
-            call = self._call(decision, deployment, chat, facts, record, masked, (now - asked.started) * 1000)
+            held = NOT_HELD if asked.asking is None else await asked.asking.hold(deployment)
+            if held is None:  # a limit keeps the request from it, as the next decision sees
+                decision = self._decided_anew(asked, now)
+                continue
             try:
+                passed_ms = (now - asked.started) * 1000
+                call = self._call(decision, deployment, chat, facts, record, masked, passed_ms, bounded=held.bounded)
                 flight, answer, first = await self.open(
                     serving.backends, deployment, permit, call, facts, record, asked.affinity
                 )
             except Retryable as error:
-                record.failed.append(Outcome(attempt, error.message, isinstance(error, UpstreamTimeout)))
+                taken = await held.failed(error)
+                timed_out = isinstance(error, UpstreamTimeout)
+                record.failed.append(Outcome(attempt, error.message, timed_out, taken.tokens, taken.nusd))
                 now = self.clock()
                 decision = self._decided_anew(asked, now)
                 continue
+            except BaseException as error:
+                taken = held.given_up(error)
+                record.given_up = Outcome(attempt, type(error).__name__, False, taken.tokens, taken.nusd)
+                raise
             if masked is not None and permit.passage(deployment.zone) == "masked":
                 record.masked = len(masked.mask)
-            return self._respond(serving, record, asked.started, attempt, deployment, facts, flight, answer, first)
+            return self._respond(
+                serving, record, asked.started, attempt, deployment, facts, flight, answer, first, held
+            )
 
     def _decided_anew(self, asked: Asked, now: float) -> Decision:
-        snapshot = self.fleet.snapshot(now, asked.draw, self.wall(), asked.affinity)
+        snapshot = self.fleet.snapshot(now, asked.draw, self.wall(), asked.affinity, asked.record.full)
         decision = asked.record.decision = decide(asked.serving.policy, asked.facts, snapshot)
         return decision
 
@@ -305,10 +324,12 @@ class ChatPath:
         record: Record,
         masked: Masked | None,
         passed_ms: float,
+        *,
+        bounded: bool,
     ) -> Call:
-        """What the attempt carries beyond the body. A deadline is only sent while another candidate could still meet
-        it."""
-        unbounded = facts.max_cost_nusd is not None and chat.max_tokens is None
+        """What the attempt carries beyond the body. `bounded`: a strict budget wants the answer's length bounded. A
+        deadline is only sent while another candidate could still meet it."""
+        unbounded = (bounded or facts.max_cost_nusd is not None) and chat.max_tokens is None
         others = len(decision.candidates) > 1 + len(record.failed)
         by = decision.first_token_by_ms
         return Call(
@@ -399,6 +420,7 @@ class ChatPath:
         flight: Flight,
         answer: Answer,
         first: Chunk,
+        held: Holding,
     ) -> Reply:
         record.deployment, record.zone, record.model = deployment.name, deployment.zone, deployment.model
         record.attempts = attempt.number + len(record.moved)
@@ -406,7 +428,7 @@ class ChatPath:
             record.replica = flight.member.ordinal
         if record.stream:
             record.first_token_ms = (self.clock() - started) * 1000
-        opened = OpenAnswer(self.books, serving.backends, record, started, deployment, flight, answer, first)
+        opened = OpenAnswer(self.books, serving.backends, record, started, deployment, flight, answer, first, held)
         bill = deployment.bill
         cost = (
             bill.cost(first.usage) if bill is not None and first.usage is not None else likely_bill(deployment, facts)
@@ -417,6 +439,7 @@ class ChatPath:
             (b"x-hybridgate-zone", deployment.zone.encode()),
             (b"x-hybridgate-attempts", b"%d" % record.attempts),
             (b"x-hybridgate-cache", b"off" if record.cache is None else b"miss"),
+            *held.headers,
         ]
         if record.masked is not None:
             headers.append((b"x-hybridgate-masked", b"%d" % record.masked))
@@ -432,6 +455,7 @@ class ChatPath:
         headers = self._headers(record)
         if isinstance(error, Unauthenticated):
             headers.append(CHALLENGE)
+        headers += error.headers
         if error.retry_after is not None:
             headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after))))
         return Reply.whole(status_of(error), headers, Chunk(orjson.dumps(body_of(error)), last=True))
@@ -454,6 +478,17 @@ class ChatPath:
         facts, _ = await self.facts_of(serving, chat, len(body), self.authenticate(headers), headers)
         snapshot = self.fleet.snapshot(self.clock(), draw_for(self.new_id()), self.wall())
         return serving, facts, snapshot, decide(serving.policy, facts, snapshot)
+
+
+def _next(decision: Decision, failed: Sequence[Outcome], asking: Asking | None) -> Attempt:
+    """The next attempt. Raises what the caller is told where none is left: its own limits, if nothing but those and the
+    deployments' is in the way."""
+    try:
+        return next_attempt(decision, failed)
+    except GatewayError:
+        if asking is not None and asking.error is not None and not failed:
+            raise asking.error from None
+        raise
 
 
 def _loggable(scanner: Scanner, facts: RequestFacts) -> RequestFacts:

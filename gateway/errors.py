@@ -8,8 +8,12 @@
     │   ├── ContextLengthExceeded 400
     │   ├── NotFound             404   MethodNotAllowed 405   UnknownModel 404
     │   ├── Forbidden            403   ProtectedRefused 403
-    │   └── CostCapExceeded      402
+    │   ├── CostCapExceeded      402
+    │   ├── NeverFits            400    more than a limit of the caller allows in all
+    │   ├── BudgetSpent          402    its money for the day or the month
+    │   └── RateLimited          429    its requests or tokens
     ├── NoCandidate              503    every permitted deployment is down, full, or failed
+    ├── LimitsUnavailable        503    what limits it cannot be checked, and then nothing is to pass
     ├── DeadlineExceeded         504
     ├── EgressDenied             500    the door refused what the decision allowed: a defect of ours, nothing was sent
     └── UpstreamError            502    one attempt on one deployment failed
@@ -21,7 +25,8 @@
             ├── UpstreamTimeout      504
             ├── UpstreamOverloaded          429 or 503, with retry_after
             ├── UpstreamUnauthorized        our credentials are wrong there
-            └── UpstreamFailed              5xx, reset, or an answer that cannot be read
+            └── UpstreamFailed              reset, or an answer that cannot be read
+                └── UpstreamErrored         5xx: it says itself that it failed, and bills nothing
 
 Messages are sentences for the caller. None quotes what the caller sent, a key, or an internal address.
 """
@@ -33,7 +38,7 @@ from typing import ClassVar
 
 class GatewayError(Exception):
     """An answer that is not a completion. `param` names the field at fault, `retry_after` (seconds) becomes Retry-
-    After."""
+    After, `headers` go with it."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
@@ -44,6 +49,7 @@ class GatewayError(Exception):
         self.message = message
         self.param = param
         self.retry_after = retry_after
+        self.headers: list[tuple[bytes, bytes]] = []
 
 
 class RequestError(GatewayError):
@@ -111,6 +117,28 @@ class CostCapExceeded(RequestError):
     status = 402
     code = "cost_cap_exceeded"
     type = "insufficient_quota"
+
+
+class NeverFits(RequestError):
+    code = "exceeds_limit"
+
+
+class BudgetSpent(RequestError):
+    status = 402
+    code = "budget_spent"
+    type = "insufficient_quota"
+
+
+class RateLimited(RequestError):
+    status = 429
+    code = "rate_limit_exceeded"
+    type = "rate_limit_error"
+
+
+class LimitsUnavailable(GatewayError):
+    status = 503
+    code = "limits_unavailable"
+    type = "server_error"
 
 
 class NoCandidate(GatewayError):
@@ -187,6 +215,10 @@ class UpstreamUnauthorized(Retryable):
 
 class UpstreamFailed(Retryable):
     code = "upstream_failed"
+
+
+class UpstreamErrored(UpstreamFailed):
+    """The deployment itself said that it failed, in the place of an answer: nobody bills that."""
 
 
 def body_of(error: GatewayError) -> dict[str, dict[str, str | None]]:

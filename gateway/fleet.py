@@ -6,9 +6,10 @@ Times come in as arguments (seconds of a monotonic clock). Refuses to decide any
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from math import inf
+from math import ceil, inf
+from types import MappingProxyType
 
 from gateway.backlogs import EngineBacklog
 from gateway.balance import Affinity, choose, key_of
@@ -18,8 +19,9 @@ from gateway.estimate import saved_per_engine_second
 from gateway.latencies import Latencies
 from gateway.measures import OutputLengths
 from gateway.targets import Member, Target
-from gateway.types import CircuitState, Decision, DeploymentStatus, EngineLoad, Replica, Snapshot, Usage
+from gateway.types import CircuitState, Decision, DeploymentStatus, EngineLoad, Rejection, Replica, Snapshot, Usage
 
+NONE_FULL: Mapping[str, Rejection] = MappingProxyType({})
 LIKELY_OUTPUT = 0.6  # the quantile of a caller's answers that stands for the next one: about the mean of a lognormal
 
 REFRESHED_EVERY = 1.0
@@ -148,9 +150,17 @@ class Fleet:
         targets: list[Target] = [*known.members.values()] or [known]
         return any(target.engine is not None and not target.silent for target in targets)
 
-    def snapshot(self, now: float, draw: float, wall: float = 0.0, affinity: Affinity | None = None) -> Snapshot:
-        """The fleet at `now`, which is `wall` seconds since 1970. Shares nothing that changes later. A deployment of
-        several replicas is as the one that a request of this affinity would get."""
+    def snapshot(
+        self,
+        now: float,
+        draw: float,
+        wall: float = 0.0,
+        affinity: Affinity | None = None,
+        full: Mapping[str, Rejection] = NONE_FULL,
+    ) -> Snapshot:
+        """The fleet at `now`, which is `wall` seconds since 1970, for a request that limits keep from the `full`
+        deployments. Shares nothing that changes later. A deployment of several replicas is as the one that a request
+        of this affinity would get."""
         if now - self._refreshed_at > REFRESHED_EVERY:  # what is not told any more is forgotten all the same
             self._refreshed_at = now
             self._changed.update(self._known)
@@ -161,7 +171,7 @@ class Fleet:
         statuses = self._statuses.copy()
         for name in self._balanced:
             statuses[name] = self._balanced_status(name, now, affinity or Affinity(draw))
-        return Snapshot(now, draw, statuses, wall)
+        return Snapshot(now, draw, statuses, wall, full)
 
     # What is told from outside of the request path.
 
@@ -223,6 +233,14 @@ class Fleet:
         if likely is None:
             likely = self._outputs.likely(model)
         return None if likely is None else round(likely)
+
+    def long_output(self, tenant: str, key_id: str, model: str) -> int | None:
+        """Tokens that few answers to this caller's requests for a model exceed (19 of 20 do not), as they were of late,
+        or else as everybody's were; None before the first."""
+        high = self._outputs.high((tenant, key_id, model))
+        if high is None:
+            high = self._outputs.high(model)
+        return None if high is None else ceil(high)
 
     def decided(self, decision: Decision, now: float) -> None:
         """A request was decided: what it offers to the engines among its candidates goes into the price of their

@@ -30,6 +30,7 @@ GATES: tuple[Gate, ...] = (
     "window",
     "cost_cap",
     "require",
+    "limit",
     "available",
 )
 

@@ -11,12 +11,14 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
 from gateway.keys import Key, Keyring, Keys
+from gateway.limits import CallerLimits, Limits
 from gateway.policyfile.entries import Checked, Report, check, suggestion
+from gateway.policyfile.limiting import key_limits, plain_limits
 from gateway.policyfile.shapes import Shape
 from gateway.policyfile.tree import Node, Place, Problem, parse
 from gateway.policyfile.values import Label, Version, Word, Words
@@ -70,6 +72,7 @@ class KeyFileShape(Shape):
     required = ("version",)
 
     version: Version | None = None
+    tenants: dict[Word, Any] | None = None
     keys: list[Any] | None = None
     admin: list[Any] | None = None
 
@@ -83,16 +86,21 @@ class AdminKeyShape(Shape):
     revoked: bool | None = None
 
 
-class KeyShape(AdminKeyShape):
-    """`not_built`: limits are designed and not there yet."""
+class TenantShape(Shape):
+    required = ("limits",)
 
-    not_built = frozenset({"limits", "budgets"})
+    limits: Any = None  # read by itself
+
+
+class KeyShape(AdminKeyShape):
+    hints: ClassVar[Mapping[str, str]] = {"budgets": "they are among the `limits`"}
 
     tenant: Word | None = None
     tags: Words | None = None
     labels: Annotated[list[Label], Field(min_length=1)] | None = None
     deployments: Words | None = None
     slo: Words | None = None
+    limits: Any = None  # read by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +129,7 @@ def compile_keys(path: str, text: str, known: Known | None) -> Keys:
     report = problems.append
     file = check(KeyFileShape, root, "", report)
     problems += file.missing()
+    tenants = _tenants(root, report)
     ids: dict[str, Place] = {}
     digests: dict[str, Place] = {}
     found: dict[Section, list[Key]] = {section: [] for section in SECTIONS}
@@ -131,13 +140,46 @@ def compile_keys(path: str, text: str, known: Known | None) -> Keys:
             problems += entry.missing()
             for name, seen in (("id", ids), ("sha256", digests)):
                 _once(entry, name, seen, report)
+            held_to = _limits(entry, known, tenants, report)
             if known is not None and isinstance(entry.shape, KeyShape):
                 _defined(entry, entry.shape, known, report)
             if not problems:
-                found[section].append(_key(entry.shape))
+                found[section].append(_key(entry.shape, held_to))
     if problems:
         raise KeyErrors(problems)
     return Keys(callers=Keyring(found["keys"]), operators=Keyring(found["admin"]))
+
+
+def _tenants(root: Node, report: Report) -> Mapping[str, Limits]:
+    """What each tenant is held to."""
+    found: dict[str, Limits] = {}
+    for name, node in root.children("tenants").items():
+        at = root.place_of(("tenants", name), key=True)
+        entry = check(TenantShape, node, f'tenant "{name}"', report, at)
+        for problem in entry.missing():
+            report(problem)
+        part = node.child("limits")
+        limits = None if part is None else plain_limits(part, f"{entry.subject}: limits", report)
+        if limits is not None:
+            found[name] = limits
+    return found
+
+
+def _limits(
+    entry: Checked[AdminKeyShape], known: Known | None, tenants: Mapping[str, Limits], report: Report
+) -> CallerLimits | None:
+    """What a key is held to, by itself and as one of its tenant."""
+    if not isinstance(entry.shape, KeyShape):
+        return None
+    stated, limits, single = key_limits(entry.node.child("limits"), entry.subject, report)
+    if stated is not None and known is not None:
+        for name in stated.node.children("deployments"):
+            if name not in known.deployments:
+                hint = suggestion(name, known.deployments)
+                message = f'the policy has no deployment called "{name}"{hint}'
+                report(stated.problem(message, "deployments", name, key=True))
+    tenant = tenants.get(entry.shape.tenant or Caller().tenant)
+    return CallerLimits(limits, tenant, single) if limits or tenant or single else None
 
 
 def _entries(root: Node, section: Section) -> list[Node]:
@@ -175,7 +217,7 @@ def _defined(entry: Checked[AdminKeyShape], shape: KeyShape, known: Known, repor
                 report(entry.problem(f'the policy has no {what} called "{name}"{hint}', field, index))
 
 
-def _key(shape: AdminKeyShape) -> Key:
+def _key(shape: AdminKeyShape, limits: CallerLimits | None) -> Key:
     assert shape.id is not None and shape.sha256 is not None
     caller = Caller(key_id=shape.id)
     if isinstance(shape, KeyShape):
@@ -186,6 +228,7 @@ def _key(shape: AdminKeyShape) -> Key:
             labels=frozenset(shape.labels or ()),
             deployments=_or_all(shape.deployments),
             slo=_or_all(shape.slo),
+            limits=limits,
         )
     expires = None if shape.expires is None else moment_of(shape.expires)
     return Key(bytes.fromhex(shape.sha256), caller, expires, shape.revoked or False)

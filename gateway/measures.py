@@ -127,13 +127,15 @@ _LEAST_SPREAD = 0.1  # standard deviation of x as a share of its mean
 
 
 class OutputLengths:
-    """How long answers are, by who asks for what: the length that a share `q` of those of late did not exceed.
+    """How long answers are, by who asks for what: the length that a share `q` of those of late did not exceed, and the
+    one that a share `high` did not.
 
     Invariant: at most `most` histories; the least recently used go.
     """
 
-    def __init__(self, q: float, most: int = 4096, half_life: float = 600.0) -> None:
+    def __init__(self, q: float, most: int = 4096, half_life: float = 600.0, high: float = 0.95) -> None:
         self._q = q
+        self._high = high
         self._most = most
         self._half_life = half_life
         self._known: OrderedDict[Hashable, _Length] = OrderedDict()
@@ -153,11 +155,18 @@ class OutputLengths:
             known.samples = min(known.samples + known.since, _MOST_SAMPLES)
             known.since = 0
             known.likely = known.lengths.quantile(self._q)
+            if known.samples >= _ENOUGH_SAMPLES:
+                known.high = known.lengths.quantile(self._high)
 
     def likely(self, key: Hashable) -> float | None:
         """The length in tokens; None without a history."""
         known = self._known.get(key)
         return None if known is None else known.likely
+
+    def high(self, key: Hashable) -> float | None:
+        """The length that few exceed, in tokens; None while the history is short."""
+        known = self._known.get(key)
+        return None if known is None else known.high
 
     def __len__(self) -> int:
         return len(self._known)
@@ -165,11 +174,13 @@ class OutputLengths:
 
 _FRESH = 0.02  # a quantile is looked up again when so large a share of the samples is new
 _MOST_SAMPLES = 1000
+_ENOUGH_SAMPLES = 20  # of which the longest is about the length that 19 of 20 do not exceed
 
 
 @dataclass(slots=True)
 class _Length:
     lengths: DecayingHistogram
     likely: float | None = None
+    high: float | None = None
     samples: int = 0
     since: int = 0

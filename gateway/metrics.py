@@ -23,6 +23,7 @@ from gateway.cache import Counts
 from gateway.errors import EgressDenied
 from gateway.fleet import MemberStatus
 from gateway.keys import Standing
+from gateway.store import StoreState
 from gateway.telemetry import Record
 from gateway.types import NUSD_PER_USD, DeploymentStatus
 
@@ -197,6 +198,9 @@ KEYS_IN_STEP = Described(
     (),
     "1 where the keys in use are what their file says, 0 where it does not load.",
 )
+STORE_UP = Described("hybridgate_redis_up", "gauge", (), "1 while Redis answers, 0 while nobody waits for it.")
+STORE_FAILURES = Described("hybridgate_redis_failures_total", "counter", (), "Exchanges with Redis that failed.")
+STORE_REPLICAS = Described("hybridgate_redis_replicas", "gauge", (), "Gateways that share it, as it last said.")
 
 METRICS = (
     REQUESTS,
@@ -231,6 +235,9 @@ METRICS = (
     KEYS,
     KEYS_LOADS,
     KEYS_IN_STEP,
+    STORE_UP,
+    STORE_FAILURES,
+    STORE_REPLICAS,
 )
 
 
@@ -321,14 +328,14 @@ class DeploymentFigures:
 
 
 class Metrics(Collector):
-    """The sums of one process. Invariant: for the event loop's thread alone, so that nothing is locked. `keys` and
-    `cache` (what was counted, entries, bytes) are asked at each scrape; None where callers need no keys, and where
-    there is no cache."""
+    """The sums of one process. Invariant: for the event loop's thread alone, so that nothing is locked. `keys`,
+    `cache` (what was counted, entries, bytes) and `store` are asked at each scrape; None where there is none."""
 
     def __init__(self, now: Callable[[], tuple[PolicyFigures, Iterable[DeploymentFigures]]]) -> None:
         """`now` is asked at each scrape."""
         self.keys: Callable[[], KeyFigures] | None = None
         self.cache: Callable[[], tuple[Counts, int, int]] | None = None
+        self.store: Callable[[], StoreState] | None = None
         self._now = now
         self._rows: dict[tuple[str, str, str], _Row] = {}
         self._labels: Counter[str] = Counter()
@@ -419,6 +426,8 @@ class Metrics(Collector):
             yield from _of_cache(*self.cache())
         if self.keys is not None:
             yield from _of_keys(self.keys())
+        if self.store is not None:
+            yield from _of_store(self.store())
 
     def _by_deployment(self) -> Iterator[Metric]:
         sums: dict[str, _Row] = {}
@@ -486,6 +495,12 @@ def _of_cache(counts: Counts, entries: int, size: int) -> Iterator[Metric]:
     yield _counted(CACHE_UNAVAILABLE, {(): counts.unavailable})
     yield _gauge(CACHE_ENTRIES, {(): entries})
     yield _gauge(CACHE_BYTES, {(): size})
+
+
+def _of_store(state: StoreState) -> Iterator[Metric]:
+    yield _gauge(STORE_UP, {(): state.up})
+    yield _counted(STORE_FAILURES, {(): state.failures})
+    yield _gauge(STORE_REPLICAS, {(): state.replicas})
 
 
 def _of_keys(keys: KeyFigures) -> Iterator[Metric]:

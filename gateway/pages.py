@@ -24,6 +24,7 @@ from gateway.facts import CHALLENGE, knows, request_id_of
 from gateway.policy import AUTO, Policy
 from gateway.reply import Reply
 from gateway.running import Gateway, PolicyState, new_id
+from gateway.store import StoreState
 from gateway.types import Caller, Deployment
 
 MOST_ERRORS_SHOWN = 20
@@ -92,6 +93,8 @@ class Pages:
             told |= {"policy": told_of(self._gateway.policy_state), "deployments": deployments}
             if self._gateway.access is not None:
                 told["keys"] = told_of_keys(self._gateway.access)
+            if self._gateway.store is not None:
+                told["redis"] = told_of_redis(self._gateway.store.state)
         return json_response(200 if usable and not self._gateway.stopping else 503, told)
 
     def _silence(self, deployment: Deployment) -> str | None:
@@ -143,6 +146,11 @@ def told_of_keys(access: Access) -> dict[str, Any]:
         "error_count": len(state.problems),
         "errors": [str(problem) for problem in state.problems[:MOST_ERRORS_SHOWN]],
     }
+
+
+def told_of_redis(state: StoreState) -> dict[str, Any]:
+    """Whether what replicas share can be asked, and how many they were when it last said."""
+    return {"up": state.up, "reason": state.reason, "replicas": state.replicas}
 
 
 def models_for(policy: Policy, caller: Caller) -> dict[str, str]:

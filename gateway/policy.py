@@ -16,6 +16,7 @@ from typing import Literal
 
 from gateway.conditions import Deployments
 from gateway.conditions import Match as Match
+from gateway.limits import DeploymentLimits
 from gateway.shortlist import Shortlist
 from gateway.types import UNSCANNABLE, Caching, Deployment, Permit, RequestFacts
 
@@ -177,6 +178,8 @@ class Policy:
     no part in it. `patterns` are the operator's own detectors, RE2 text by name. `cache` is for requests that no rule
     decides: those that name a deployment.
 
+    `limits` are those of deployments that have some, by their names.
+
     `asked_headers` are the headers, names and values, that some rule looks at: no other gets into the facts of a
     request. `thresholds` are the numbers of prompt tokens that some rule compares with, each with the deployment that
     counts them. `shortlist` looks up which of the `rules` may match.
@@ -193,6 +196,7 @@ class Policy:
     default: Rule
     patterns: Mapping[str, str] = field(default_factory=dict)
     cache: Caching | None = None
+    limits: Mapping[str, DeploymentLimits] = field(default_factory=dict)
     asked_headers: Mapping[str, frozenset[str]] = field(init=False, repr=False, compare=False)
     thresholds: frozenset[tuple[str, int]] = field(init=False, repr=False, compare=False)
     slo_ranks: Mapping[str, int] = field(init=False, repr=False, compare=False)

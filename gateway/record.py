@@ -17,6 +17,7 @@ from gateway.types import (
     Backlog,
     CircuitState,
     DeploymentStatus,
+    Rejection,
     RequestFacts,
     Snapshot,
     TokenCount,
@@ -92,7 +93,8 @@ def recorded(line: Mapping[str, Any]) -> Recorded | None:
         return None
     try:
         tokens = (line["prompt_tokens"], line["completion_tokens"]) if "prompt_tokens" in line else None
-        snapshot = Snapshot(0.0, line["draw"], fleet_from(line["fleet"]), line["wall"])
+        full = {name: Rejection(name, "limit", *told) for name, told in line.get("full", {}).items()}
+        snapshot = Snapshot(0.0, line["draw"], fleet_from(line["fleet"]), line["wall"], full)
         return Recorded(
             decision_id=line["decision"],
             facts=facts_from_record(line["facts"]),

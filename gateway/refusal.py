@@ -46,5 +46,6 @@ _REFUSALS: Mapping[Gate, _Told] = {
     "zone": ("the request is protected and no permitted deployment can take it", ProtectedRefused, None),
     "capability": ("no permitted deployment supports what the request needs", BadRequest, None),
     "window": ("the request fits no permitted window", ContextLengthExceeded, "messages"),
+    "limit": ("the limits of every permitted deployment are used up", NoCandidate, None),
     "cost_cap": ("no permitted deployment stays below the cost cap", CostCapExceeded, "x-hybridgate-max-cost-usd"),
 }

@@ -142,6 +142,8 @@ def _weigh(policy: Policy, rule: Rule, facts: RequestFacts, permit: Permit, snap
     for name in rule.candidates:
         deployment, status = deployments[name], statuses[name]
         rejection = gate(deployment, facts, permit, status)
+        if rejection is None and snapshot.full:
+            rejection = snapshot.full.get(name)
         if rejection is None:
             candidate = question.predicted(deployment, status)
             candidates.append(candidate if permit.allows(deployment.zone) else candidate._replace(masked=True))

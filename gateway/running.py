@@ -22,6 +22,7 @@ from itertools import count
 from pathlib import Path
 
 from gateway.access import Access
+from gateway.admission import Limiter
 from gateway.answers import Books, Log
 from gateway.backends import Backends
 from gateway.backends.base import Backend
@@ -36,12 +37,16 @@ from gateway.engines import Engine, Known
 from gateway.fleet import Fleet
 from gateway.keys import Keys
 from gateway.labels import Scanner
+from gateway.ledger import MemoryLedger
+from gateway.ledger.redis_ledger import RedisLedger
+from gateway.ledger.shared import SharedLedger
 from gateway.loads import Loads, Source
 from gateway.metrics import DeploymentFigures, KeyFigures, Metrics, PolicyFigures
 from gateway.policy import Policy
 from gateway.policyfile import Problem
 from gateway.replicas import Replicas, Resolve, Watched
-from gateway.settings import Settings
+from gateway.settings import PREFIX, Settings, SettingsError
+from gateway.store import Store, StoreState
 from gateway.supervisor import EngineSpec, Supervisor
 from gateway.telemetry import Record
 from gateway.tokens import TiktokenCounter, TokenCounter
@@ -131,7 +136,7 @@ class Gateway:
     ) -> None:
         """`keys` are those of the file that the settings name; without, callers need none. `resolve` looks names of
         deployments up; the system does without. Raises OSError where the temporary folder cannot be made or a `ca_file`
-        cannot be read."""
+        cannot be read; `SettingsError` where an address is none."""
         self._settings = settings
         self._log = log
         self._tell = tell
@@ -157,11 +162,31 @@ class Gateway:
         memory = MemoryCache(settings.cache_entries, settings.cache_bytes, MOST_ENTRY_BYTES)
         self.answers = Answers(memory, time.time, new_id)
         self.metrics.cache = self._cache_figures
-        self.path = ChatPath(serving, self.fleet, books, time.monotonic, time.time, new_id, answers=self.answers)
+        self.store = self._store_of(settings)
+        counting = MemoryLedger() if self.store is None else SharedLedger(self.store, RedisLedger(self.store))
+        self.limiter = Limiter(counting, self.fleet, time.monotonic, time.time)
+        self.path = ChatPath(
+            serving, self.fleet, books, self.limiter, time.monotonic, time.time, new_id, answers=self.answers
+        )
         self.access: Access | None = None
         if keys is not None:
             self.access = Access(settings.keys, keys, self.path, log, tell)
             self.metrics.keys = self._key_figures
+
+    def _store_of(self, settings: Settings) -> Store | None:
+        """What replicas share, where there is something. Raises `SettingsError` where its address cannot be one."""
+        if not settings.redis_url:
+            return None
+        try:
+            store = Store(settings.redis_url, changed=self._store_changed)
+        except ValueError as error:
+            raise SettingsError(f"{PREFIX}REDIS_URL {error}") from None
+        self.metrics.store = lambda: store.state
+        return store
+
+    def _store_changed(self, state: StoreState) -> None:
+        self._log.info("redis", state="up" if state.up else "down", reason=state.reason, replicas=state.replicas)
+        self._tell(f"redis: {'it answers again' if state.up else state.reason}")
 
     def _journal_of(self, settings: Settings) -> Journal | None:
         """Raises OSError where its file cannot be written."""
@@ -216,6 +241,9 @@ class Gateway:
     async def lifespan(self, _: object) -> AsyncIterator[None]:
         """Start engines and warm what is slow the first time; stop all of it in the end."""
         _spawn(self._background, self._start_up())
+        _spawn(self._background, self.limiter.renew())
+        if self.store is not None:
+            self.store.start()
         for engine in self._generation.engines.values():
             engine.start()
         self._replicas.follow(self._generation.watched())
@@ -228,6 +256,9 @@ class Gateway:
             await asyncio.gather(self._replicas.stop(), self._loads.stop(), *self._background, return_exceptions=True)
             await self.answers.flights.settled()
             await asyncio.gather(self._close(self._live), *self._closing)
+            await self.limiter.close()
+            if self.store is not None:
+                await self.store.close()
             if self.journal is not None:
                 await self.journal.close()
             shutil.rmtree(self._folder, ignore_errors=True)

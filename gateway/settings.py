@@ -4,7 +4,7 @@ know."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 
 PREFIX = "HYBRIDGATE_"
@@ -17,8 +17,7 @@ _ENGINES = frozenset(
     {"HYBRIDGATE_ENGINE_TOKEN"}
 )  # the engine's own; a deployments file may say ${HYBRIDGATE_ENGINE_TOKEN}
 _LATER = {
-    "HYBRIDGATE_REDIS_URL": "sharing limits and cache through Redis",
-    "HYBRIDGATE_WORKERS": "more than one worker, which needs Redis,",
+    "HYBRIDGATE_WORKERS": "more than one worker in one process",
 }
 
 
@@ -47,6 +46,7 @@ class Settings:
     admin_host: str = "127.0.0.1"
     admin_port: int = 9090
     log: str = "-"
+    redis_url: str = field(default="", repr=False)
     cache_entries: int = 100_000
     cache_bytes: int = 64 * 1024 * 1024
     usage_file: str = ""
@@ -72,7 +72,7 @@ class Settings:
             raise SettingsError("; ".join(wrong))
 
 
-_FIELDS = {PREFIX + field.name.upper(): field for field in fields(Settings)}
+_FIELDS = {PREFIX + known.name.upper(): known for known in fields(Settings)}
 
 
 def settings_from(environ: Mapping[str, str]) -> Settings:
@@ -88,9 +88,9 @@ def settings_from(environ: Mapping[str, str]) -> Settings:
             near = get_close_matches(name, _FIELDS, n=1)
             wrong.append(f"{name} is not a setting" + (f" (did you mean {near[0]}?)" if near else ""))
         else:
-            field = _FIELDS[name]
+            known = _FIELDS[name]
             try:
-                values[field.name] = _CONVERT[str(field.type)](text)
+                values[known.name] = _CONVERT[str(known.type)](text)
             except ValueError as error:
                 wrong.append(f"{name} {error}")
     if wrong:

@@ -7,7 +7,7 @@ could hold a prompt, an answer, a header beyond the pairs that a rule asks for, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, Literal, cast
@@ -15,8 +15,9 @@ from typing import Any, BinaryIO, Literal, cast
 import orjson
 import structlog
 
+from gateway.ledger import Spent
 from gateway.record import facts_to_record, status_to_record
-from gateway.types import Candidate, Decision, DeploymentStatus, Outcome, RequestFacts, Snapshot, Usage, usd
+from gateway.types import Candidate, Decision, DeploymentStatus, Outcome, Rejection, RequestFacts, Snapshot, Usage, usd
 
 
 class FleetRecord:
@@ -77,6 +78,9 @@ class Record:
     replica: int | None = None
     moved: list[Moved] = field(default_factory=list)
     failed: list[Outcome] = field(default_factory=list)
+    full: Mapping[str, Rejection] = field(default_factory=dict)  # what limits kept the request from, by the end
+    booked: Spent | None = None  # what its limits hold of the answer; None where nothing is limited
+    given_up: Outcome | None = None  # the last attempt, where it gave no answer and no other was made
     usage: Usage | None = None
     cost_nusd: int | None = None
     marginal_nusd: int | None = None  # what rules compare; the cost is what is billed
@@ -115,6 +119,8 @@ class Record:
             line["facts"] = facts_to_record(self.facts)
             line["draw"], line["wall"] = self.snapshot.draw, round(self.snapshot.wall, 3)
             line["fleet"] = fleet.of(self.snapshot)
+        if self.full:
+            line["full"] = {name: [r.reason, round(r.retry_after, 3)] for name, r in self.full.items()}
         if self.deployment is not None:
             line["deployment"], line["zone"], line["attempts"] = self.deployment, self.zone, self.attempts
         if self.replica is not None:
@@ -129,6 +135,11 @@ class Record:
         line |= {name: told for name, told in (("cache", self.cache), ("masked", self.masked)) if told is not None}
         if self.failed:
             line["failed"] = {outcome.attempt.deployment: outcome.reason for outcome in self.failed}
+        self._add_taken(line)
+        return line
+
+    def _add_taken(self, line: dict[str, Any]) -> None:
+        """What the answer took: tokens, money, time."""
         if self.usage is not None:
             line["prompt_tokens"] = self.usage.prompt_tokens
             line["completion_tokens"] = self.usage.completion_tokens
@@ -138,7 +149,6 @@ class Record:
             line["cost_usd"] = usd(self.cost_nusd)
         if self.first_token_ms is not None:
             line["first_token_ms"] = round(self.first_token_ms, 2)
-        return line
 
 
 def _predicted(candidate: Candidate) -> dict[str, Any]:

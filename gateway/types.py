@@ -16,6 +16,8 @@ from math import ceil, inf
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+from gateway.limits import CallerLimits
+
 ON_PREMISES = "on_premises"
 UNSCANNABLE = "unscannable"
 NUSD_PER_USD = 1_000_000_000
@@ -28,7 +30,7 @@ Capability = Literal["tools", "images", "schema"]
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks. `labels` are those of every request with the key; `deployments` and `slo` (the classes that may be
-    asked for) are None where the key may use all."""
+    asked for) are None where the key may use all. `limits` is None where nothing is limited."""
 
     tenant: str = "default"
     key_id: str = "anonymous"
@@ -36,6 +38,7 @@ class Caller:
     labels: frozenset[str] = frozenset()
     deployments: frozenset[str] | None = None
     slo: frozenset[str] | None = None
+    limits: CallerLimits | None = None
 
     def may_use(self, deployment: str) -> bool:
         """Whether the key may use the deployment at all, whatever the policy says."""
@@ -343,15 +346,17 @@ class DeploymentStatus:
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The fleet at one moment; time (`now`: seconds of a monotonic clock; `wall`: seconds since 1970 in UTC) and chance
-    (0 <= draw < 1) are inputs of a decision like any other."""
+    (0 <= draw < 1) are inputs of a decision like any other. `full` are the deployments that limits keep this request
+    from."""
 
     now: float
     draw: float
     deployments: Mapping[str, DeploymentStatus]
     wall: float = 0.0
+    full: Mapping[str, Rejection] = field(default_factory=dict)
 
 
-Gate = Literal["unconfigured", "caller", "zone", "capability", "window", "cost_cap", "require", "available"]
+Gate = Literal["unconfigured", "caller", "zone", "capability", "window", "cost_cap", "require", "limit", "available"]
 
 
 class Miss(NamedTuple):
@@ -462,11 +467,13 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an attempt ended, when it did not answer."""
+    """How an attempt ended, when it did not answer. `tokens` and `nusd` are what limits were charged for it."""
 
     attempt: Attempt
     reason: str
     timed_out: bool = False
+    tokens: int = 0
+    nusd: int = 0
 
 
 Passage = Literal["as_is", "masked"]

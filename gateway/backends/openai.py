@@ -22,6 +22,7 @@ from gateway.errors import (
     Retryable,
     UpstreamCut,
     UpstreamError,
+    UpstreamErrored,
     UpstreamFailed,
     UpstreamOverloaded,
     UpstreamRejected,
@@ -109,7 +110,7 @@ class OpenAIBackend:
             # Our engine refuses single requests that it cannot start in time; others may still be welcome.
             cool_off = None if self._deployment.is_ours else retry_after or 1.0
             return UpstreamOverloaded("the deployment is full", retry_after=cool_off)
-        return UpstreamFailed(f"the deployment answered with status {status}", retry_after=retry_after)
+        return UpstreamErrored(f"the deployment answered with status {status}", retry_after=retry_after)
 
 
 class PlainAnswer:

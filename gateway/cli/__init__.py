@@ -86,6 +86,10 @@ def serve(
         int | None,
         typer.Option(help="Port for metrics and administration; -1 for none. [default: 9090]", min=-1, max=65535),
     ] = None,
+    redis_url: Annotated[
+        str | None,
+        typer.Option(help="Redis, for limits that several gateways share; gateway/README.md has the forms."),
+    ] = None,
     log: Annotated[str | None, typer.Option(help="File for decision records; `-` is standard output.")] = None,
     cache_entries: Annotated[int | None, typer.Option(help="Most answers stored in memory. [default: 100000]")] = None,
     cache_bytes: Annotated[int | None, typer.Option(help="Most bytes of them. [default: 67108864]")] = None,
@@ -215,6 +219,8 @@ def run(
     policy, log = read.policy, open_log(log_stream, tell)
     try:
         app, gateway = build(settings, policy, log, tell, keys.keys if keys else None)
+    except SettingsError as error:
+        fail(str(error))
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
         fail(f"cannot start ({what}{error.strerror or error}): a writable TMPDIR and readable ca_files are needed")

@@ -1,12 +1,13 @@
 """Reservations of requests, tokens, money and slots at once, under limits that are never exceeded: one contract, in
-one process (`MemoryLedger`) or shared by replicas (`RedisLedger`)."""
+one process (`MemoryLedger`), in a store (`redis_ledger.RedisLedger`), or shared by replicas as long as that answers
+(`shared.SharedLedger`). The last two import a client of Redis, so they are not here."""
 
 from gateway.ledger.base import (
+    Counting,
     Hold,
     Ledger,
     LedgerUnavailable,
     Limit,
-    OnDown,
     Refused,
     Reservation,
     Spent,
@@ -14,16 +15,14 @@ from gateway.ledger.base import (
     months,
 )
 from gateway.ledger.memory import MemoryLedger
-from gateway.ledger.redis_ledger import RedisLedger
 
 __all__ = [
+    "Counting",
     "Hold",
     "Ledger",
     "LedgerUnavailable",
     "Limit",
     "MemoryLedger",
-    "OnDown",
-    "RedisLedger",
     "Refused",
     "Reservation",
     "Spent",

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 from typing import Literal, NamedTuple, Protocol
 
+from gateway.limits import OnDown
+
 Kind = Literal["rolling", "period", "slots"]
 Unit = Literal["requests", "attempts", "tokens", "nusd", "slots"]
-OnDown = Literal["local_share", "closed", "open"]
 
 MOST = 2**53 - 1  # what a Lua number holds exactly; 9 million USD in nano-dollars
 SLOT_WAIT_MS = 1_000  # nobody knows when a slot comes free
@@ -81,11 +82,13 @@ class Reservation:
 @dataclass(frozen=True, slots=True)
 class Refused:
     """Nothing was reserved. `hold` is the one that waits longest, `wait_ms` how long until it fits as things are (None:
-    it never can, being more than the limit), `used` how much of each limit is taken."""
+    it never can, being more than the limit), `used` how much of each limit is taken. `unchecked`: nobody knows, because
+    the store does not answer, and the limit says that then nothing counts."""
 
     hold: Hold
     wait_ms: int | None
     used: tuple[int, ...]
+    unchecked: bool = False
 
 
 class LedgerUnavailable(Exception):
@@ -112,6 +115,16 @@ class Ledger(Protocol):
 
     async def release(self, reservation: Reservation, now: float) -> bool:
         """End it as if it had never been. False where it had ended before. Raises `LedgerUnavailable`."""
+
+
+class Counting(Ledger, Protocol):
+    """A ledger that a request path counts by."""
+
+    def end(self, reservation: Reservation, spent: Spent | None, now: float) -> object:
+        """Settle, or release without `spent`, and wait for nothing."""
+
+    async def close(self) -> None:
+        """Tell whoever shares it what is still to be told."""
 
 
 def checked(holds: Sequence[Hold]) -> tuple[Hold, ...]:

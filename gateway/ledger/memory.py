@@ -204,13 +204,18 @@ class MemoryLedger:
 
     async def settle(self, reservation: Reservation, spent: Spent, now: float) -> bool:
         """See `Ledger`."""
-        return self._end(reservation, spent, now)
+        return self.end(reservation, spent, now)
 
     async def release(self, reservation: Reservation, now: float) -> bool:
         """See `Ledger`."""
-        return self._end(reservation, None, now)
+        return self.end(reservation, None, now)
 
-    def _end(self, reservation: Reservation, spent: Spent | None, now: float) -> bool:
+    def holds(self, reservation: Reservation) -> bool:
+        """Whether it was made here and has not ended."""
+        return reservation.id in self._open
+
+    def end(self, reservation: Reservation, spent: Spent | None, now: float) -> bool:
+        """Settle, or release without `spent`; nothing is waited for."""
         until_ms = self._open.pop(reservation.id, None)
         if until_ms is None or until_ms <= int(now * 1000):
             return False
@@ -219,6 +224,9 @@ class MemoryLedger:
             if difference:
                 self._accounts[hold.limit.account].change(reservation.id, placed, difference)
         return True
+
+    async def close(self) -> None:
+        """There is nobody to be told."""
 
     def _new(self, limit: Limit) -> _Account:
         account = self._accounts[limit.account] = _KINDS[limit.kind]()

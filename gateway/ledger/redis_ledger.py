@@ -87,13 +87,14 @@ class RedisLedger:
 
     async def settle(self, reservation: Reservation, spent: Spent, now: float) -> bool:
         """See `Ledger`."""
-        return await self._end(reservation, spent, now)
+        return await self.end(reservation, spent, now)
 
     async def release(self, reservation: Reservation, now: float) -> bool:
         """See `Ledger`."""
-        return await self._end(reservation, None, now)
+        return await self.end(reservation, None, now)
 
-    async def _end(self, reservation: Reservation, spent: Spent | None, now: float) -> bool:
+    async def end(self, reservation: Reservation, spent: Spent | None, now: float) -> bool:
+        """Settle, or release without `spent`. To be told again where nobody knows whether it was done."""
         arguments: list[str | int] = [self._now(now), reservation.id]
         for hold, placed in zip(reservation.holds, reservation.placed, strict=True):
             arguments += [hold.limit.kind, placed, final(hold, spent) - hold.amount]

@@ -117,6 +117,7 @@ class _Compilation:
             default=default.rule,
             patterns=patterns,
             cache=caching_of(None, cache),
+            limits=MappingProxyType(dict(existing.limits)),
         )
 
     def _deployments_tree(self, file: Checked[PolicyShape]) -> Node | None:

@@ -13,10 +13,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.catalog.prices import ModelInfo, local_model_info, model_info
+from gateway.limits import DeploymentLimits
 from gateway.networks import PRIVATE, Networks, literal
 from gateway.policy import AUTO, DEFAULT_RULE
 from gateway.policyfile.costing import Costing, Served, costing
 from gateway.policyfile.entries import Checked, Report, check, suggestion
+from gateway.policyfile.limiting import deployment_limits
 from gateway.policyfile.shapes import DeploymentShape, DeploymentsShape, TimeoutsShape
 from gateway.policyfile.tree import Node
 from gateway.types import ON_PREMISES, Capability, Deployment, Timeouts
@@ -37,6 +39,7 @@ class Declared:
 
     deployments: Mapping[str, Deployment | None]
     models: Mapping[str, str]
+    limits: Mapping[str, DeploymentLimits]
     file: Checked[DeploymentsShape]
 
 
@@ -59,13 +62,31 @@ def declared(root: Node, env: Mapping[str, str], price_map: Mapping[str, Any], r
         report(file.problem('"deployments" names none; at least one is needed', "deployments"))
     environment = _Environment(env, price_map, _local_model_of(file, entries, env, report))
     compiled: dict[str, Deployment | None] = {}
+    limits: dict[str, DeploymentLimits] = {}
     for name, node in entries.items():
         at = root.place_of(("deployments", name), key=True)
         entry = check(DeploymentShape, node, f'deployment "{name}"', report, at)
         if name in RESERVED:
             report(entry.problem(f'the name "{name}" is reserved'))
-        compiled[name] = _Reading(name, entry, environment, report).deployment()
-    return Declared(compiled, file.shape.models or {}, file)
+        deployment = compiled[name] = _Reading(name, entry, environment, report).deployment()
+        held_to = deployment_limits(node.child("limits"), entry.subject, report)
+        if held_to is not None:
+            limits[name] = held_to
+            if deployment is not None and deployment.unavailable is None:
+                _check_priced(entry, deployment, held_to, report)
+    return Declared(compiled, file.shape.models or {}, limits, file)
+
+
+def _check_priced(
+    entry: Checked[DeploymentShape], deployment: Deployment, limits: DeploymentLimits, report: Report
+) -> None:
+    """Money can only be counted where tokens have a price."""
+    if deployment.bill is not None:
+        return
+    for stated in (limits.all, limits.each_key):
+        if stated is not None and any(a.counted in ("usd_per_day", "usd_per_month") for a in stated.allowances):
+            report(entry.problem('"limits" are on money, and the tokens have no price: state "cost"', "limits"))
+            return
 
 
 def _local_model_of(

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import create_model
 
 from gateway.policyfile.language import DefaultShape, InvariantShape, LabelShape, PolicyShape, RuleShape, SloShape
+from gateway.policyfile.limiting import DeploymentLimitsShape, LimitsShape
 from gateway.policyfile.shapes import DeploymentShape, DeploymentsShape, Shape
 from gateway.policyfile.values import Label, Word
 
@@ -26,8 +27,18 @@ _POLICY = create_model(
     rules=(list[RuleShape] | None, None),
     default=(DefaultShape | None, None),
 )
+
+
+class _DeploymentLimitsShape(DeploymentLimitsShape):
+    each_key: LimitsShape | None = None
+
+
+class _DeploymentShape(DeploymentShape):
+    limits: _DeploymentLimitsShape | None = None
+
+
 _DEPLOYMENTS = create_model(
-    "DeploymentsShape", __base__=DeploymentsShape, deployments=(dict[Word, DeploymentShape] | None, None)
+    "DeploymentsShape", __base__=DeploymentsShape, deployments=(dict[Word, _DeploymentShape] | None, None)
 )
 
 

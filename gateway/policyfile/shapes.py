@@ -171,7 +171,7 @@ class TimeoutsShape(Shape):
 
 
 class DeploymentShape(Shape):
-    not_built = frozenset({"draft", "limits", "mask", "weight"})
+    not_built = frozenset({"draft", "mask", "weight"})
     hints: ClassVar[Mapping[str, str]] = {"api_base": "the address is called `url` for every backend"}
     required = ("backend", "model", "zone")
 
@@ -197,6 +197,7 @@ class DeploymentShape(Shape):
         "networks": (
             "Where its addresses must lie, such as 203.0.113.0/24. On premises without it: in a private network."
         ),
+        "limits": "How much it takes, from all callers together and from each key; see policyfile/limiting.py.",
     }
 
     backend: BackendKind | None = None
@@ -214,3 +215,4 @@ class DeploymentShape(Shape):
     timeouts: TimeoutsShape | None = None
     ca_file: Text | None = None
     networks: Words | None = None
+    limits: Any = None  # read by itself

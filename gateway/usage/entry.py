@@ -170,9 +170,13 @@ def entry_of(record: Record, at: float) -> Entry | None:
 
 
 def _attempts(record: Record) -> tuple[Tried, ...]:
-    failed = [Tried(outcome.attempt.deployment, "failed", 0, 0) for outcome in record.failed]
+    failed = [Tried(o.attempt.deployment, "failed", o.tokens, o.nusd) for o in record.failed]
+    if record.given_up is not None:
+        last = record.given_up
+        failed.append(Tried(last.attempt.deployment, record.outcome, last.tokens, last.nusd))
     if record.deployment is None or record.usage is None or record.cache == "hit":  # a stored answer costs nothing
         return tuple(failed)
-    usage = record.usage
-    tokens = usage.prompt_tokens + usage.completion_tokens
-    return (*failed, Tried(record.deployment, record.outcome, tokens, record.cost_nusd or 0))
+    usage, booked = record.usage, record.booked
+    tokens = usage.prompt_tokens + usage.completion_tokens if booked is None else booked.tokens
+    cost = record.cost_nusd or 0 if booked is None else booked.nusd
+    return (*failed, Tried(record.deployment, record.outcome, tokens, cost))

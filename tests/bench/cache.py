@@ -21,6 +21,7 @@ from typing import Any
 
 import orjson
 
+from gateway.admission import Limiter
 from gateway.answers import Books
 from gateway.backends import Backends
 from gateway.backends.base import Call, Chunk
@@ -29,6 +30,7 @@ from gateway.caching import Answers
 from gateway.chat import ChatPath, Serving
 from gateway.fleet import Fleet
 from gateway.labels import Scanner
+from gateway.ledger import MemoryLedger
 from gateway.policy import Policy
 from gateway.routing import decide
 from gateway.store import Store
@@ -65,7 +67,8 @@ def path_of(p: Policy) -> ChatPath:
     books = Books(fleet, log, lambda _: log.lines.clear(), clock)
     answers = Answers(MemoryCache(1000, 10**7, 10**6), clock, ids)
     serving = Serving(p, Scanner(p.kinds), {}, Backends({name: Instant() for name in p.deployments}))
-    return ChatPath(serving, fleet, books, clock, clock, ids, answers=answers)
+    limiter = Limiter(MemoryLedger(), fleet, clock, clock)
+    return ChatPath(serving, fleet, books, limiter, clock, clock, ids, answers=answers)
 
 
 def run_now(work: Coroutine[Any, Any, object]) -> object:

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
+from gateway.admission import Limiter
 from gateway.answers import Books
 from gateway.backends import Backends
 from gateway.backends.base import Call, Chunk
@@ -21,6 +22,7 @@ from gateway.errors import UpstreamCut, UpstreamError, UpstreamFailed, UpstreamR
 from gateway.fleet import Fleet
 from gateway.keys import Key, Keyring, digest_of
 from gateway.labels import Scanner
+from gateway.ledger import MemoryLedger
 from gateway.policy import Policy, Rule
 from gateway.reply import Reply
 from gateway.types import Caching, Caller, Usage
@@ -74,7 +76,8 @@ class World:
         self.door = Backends(self.backends)
         serving = Serving(p, Scanner(p.kinds), {}, self.door)
         books = Books(self.fleet, self.log, lambda _: None, self.clock)
-        self.path = ChatPath(serving, self.fleet, books, self.clock, self.clock, ids, answers=self.answers)
+        limiter = Limiter(MemoryLedger(), self.fleet, self.clock, self.clock)
+        self.path = ChatPath(serving, self.fleet, books, limiter, self.clock, self.clock, ids, answers=self.answers)
         if keys:
             self.path.keyring = Keyring([Key(digest_of(f"hg-{c.key_id}"), c) for c in keys])
 

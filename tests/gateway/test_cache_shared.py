@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gateway.admission import Limiter
 from gateway.answers import Books
 from gateway.backends import Backends
 from gateway.backends.base import Chunk
@@ -23,6 +24,7 @@ from gateway.chat import ChatPath, Serving
 from gateway.fleet import Fleet
 from gateway.keys import Key, Keyring, digest_of
 from gateway.labels import Scanner
+from gateway.ledger import MemoryLedger
 from gateway.policy import Invariant, Policy
 from gateway.record import facts_from_record
 from gateway.store import Store
@@ -62,7 +64,8 @@ class Gateway:
         serving = Serving(p, Scanner(p.kinds), {}, Backends(backends))
         books = Books(fleet, log, lambda _: None, clock)
         self.log = log
-        self.path = ChatPath(serving, fleet, books, clock, clock, ids, answers=self.answers)
+        limiter = Limiter(MemoryLedger(), fleet, clock, clock)
+        self.path = ChatPath(serving, fleet, books, limiter, clock, clock, ids, answers=self.answers)
         if keys:
             self.path.keyring = Keyring([Key(digest_of(f"hg-{c.key_id}"), c) for c in keys])
 

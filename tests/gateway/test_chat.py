@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.admission import Limiter
 from gateway.answers import Books
 from gateway.backends import Backends
 from gateway.backends.base import Call, Chunk
@@ -36,6 +37,7 @@ from gateway.facts import cost_cap_in, request_id_of
 from gateway.fleet import Fleet
 from gateway.keys import Key, Keyring, digest_of
 from gateway.labels import Scanner
+from gateway.ledger import MemoryLedger
 from gateway.policy import Invariant, Match, Policy, Rule
 from gateway.record import recorded
 from gateway.reply import Reply
@@ -69,7 +71,8 @@ class World:
         self.door = Backends(self.backends)
         serving = Serving(p, Scanner(p.kinds), {}, self.door)
         books = Books(self.fleet, self.log, lambda _: None, Clock())
-        self.path = ChatPath(serving, self.fleet, books, Clock(), Clock(), Ids())
+        self.limiter = Limiter(MemoryLedger(), self.fleet, Clock(), Clock())
+        self.path = ChatPath(serving, self.fleet, books, self.limiter, Clock(), Clock(), Ids())
 
     async def reply(self, text: str = "hi", headers: dict[str, str] | None = None, **body: Any) -> Reply:
         document = {"messages": [{"role": "user", "content": text}], **body}

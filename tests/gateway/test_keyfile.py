@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.keyfile import HEADER, CannotEdit, KeyErrors, Known, Section, compile_keys, moment_of, revoked, with_key
 from gateway.keys import Key, digest_of
+from gateway.limits import Allowance, CallerLimits, Limits
 from gateway.types import Caller
 
 A, B, C = (digest_of(secret).hex() for secret in "abc")
@@ -72,10 +75,12 @@ def test_a_file_says_who_may_ask_and_for_what() -> None:
             ],
         ),
         (
-            f'version: 1\nkeys:\n- id: a\n  sha256: "{A}"\n  limits: {{rpm: 1}}\n  expires: tomorrow\n  slo: fsat\n'
-            "  deployments: [home, clod]\n  labels: [Personal]\n  revoked: maybe",
+            f'version: 1\nkeys:\n- id: a\n  sha256: "{A}"\n  limits: {{rpm: 1, deployments: {{clod: {{}}}}}}\n'
+            "  expires: tomorrow\n  slo: fsat\n  deployments: [home, clod]\n  labels: [Personal]\n  revoked: maybe",
             [
-                'k:5:3: key "a": "limits" is not implemented yet',
+                'k:5:12: key "a": limits: unknown field "rpm" (known are',
+                'k:5:34: key "a": limits: the policy has no deployment called "clod" (did you mean "cloud"?)',
+                'k:5:40: key "a": limits: deployments: clod: no limit is stated',
                 'k:6:12: key "a": "expires" must be a day such as 2027-01-31',
                 'k:7:8: key "a": the policy has no latency class called "fsat" (did you mean "fast"?)',
                 'k:8:23: key "a": the policy has no deployment called "clod" (did you mean "cloud"?)',
@@ -98,6 +103,57 @@ def test_a_secret_in_the_place_of_its_digest_is_not_repeated() -> None:
     with pytest.raises(KeyErrors) as caught:
         compile_keys("k", "version: 1\nkeys: [{id: a, sha256: hg-hunter2}]", KNOWN)
     assert "hunter2" not in str(caught.value)
+
+
+LIMITED = f"""\
+version: 1
+tenants:
+  acme: {{limits: {{usd_per_month: 0.1, budget: strict}}}}
+keys:
+  - id: crm
+    sha256: "{A}"
+    tenant: acme
+    limits:
+      requests_per_minute: 100
+      tokens_per_day: 10k
+      time_zone: Europe/Berlin
+      on_redis_down: {{requests_per_minute: open}}
+      deployments: {{cloud: {{concurrent_requests: 2, on_redis_down: closed}}}}
+  - {{id: other, sha256: "{B}"}}
+"""
+
+
+def test_a_key_has_limits_of_its_own_and_those_of_its_tenant() -> None:
+    crm, other = compile_keys("keys.yaml", LIMITED, KNOWN).callers
+    requests, tokens = Allowance("requests_per_minute", 100, "open"), Allowance("tokens_per_day", 10_000)
+    assert crm.caller.limits == CallerLimits(
+        key=Limits((requests, tokens), time_zone=ZoneInfo("Europe/Berlin")),
+        tenant=Limits((Allowance("usd_per_month", 100_000_000, "closed"),), strict=True),
+        deployments={"cloud": Limits((Allowance("concurrent_requests", 2, "closed"),))},
+    )
+    assert other.caller.limits is None
+
+
+def test_the_readmes_example_of_limits_loads() -> None:
+    readme = (Path(__file__).parents[2] / "gateway" / "README.md").read_text()
+    (example,) = [block for block in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "tenants:" in block]
+    known = Known(frozenset(), frozenset({"gpt-4o-mini"}), frozenset())
+    (crm,) = compile_keys("keys.yaml", f"version: 1\n{example}", known).callers
+    assert crm.caller.limits is not None and crm.caller.limits.tenant is not None and crm.caller.limits.deployments
+
+
+@pytest.mark.parametrize(
+    ("limits", "error"),
+    [
+        ("{usd_per_day: 0}", '3:12: tenant "t": limits: "usd_per_day" must be a number of US dollars above 0'),
+        ("{}", '3:12: tenant "t": limits: no limit is stated (known are requests_per_minute,'),
+        ("3", '3:12: tenant "t": limits: must be a mapping'),
+    ],
+)
+def test_a_tenants_limits_are_checked(limits: str, error: str) -> None:
+    with pytest.raises(KeyErrors) as caught:
+        compile_keys("k", f"version: 1\ntenants:\n  t: {{limits: {limits}}}", KNOWN)
+    assert error.partition(": ")[2] in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["2027-13-01", "2027-01-01T10:00", "9999-12-31T23:59-23:00x", "20270101", ""])

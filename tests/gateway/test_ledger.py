@@ -22,13 +22,14 @@ from gateway.ledger import (
     LedgerUnavailable,
     Limit,
     MemoryLedger,
-    RedisLedger,
     Refused,
     Reservation,
     Spent,
     days,
     months,
 )
+from gateway.ledger.redis_ledger import RedisLedger
+from gateway.ledger.shared import SharedLedger
 from gateway.store import Store
 from tests.redis_server import redis_server
 
@@ -51,7 +52,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 Check = Callable[[Ledger], Awaitable[None]]
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "redis", "shared"])
 def on(request: pytest.FixtureRequest) -> Callable[[Check], None]:
     """Runs a check on an empty ledger."""
     if request.param == "memory":
@@ -61,7 +62,8 @@ def on(request: pytest.FixtureRequest) -> Callable[[Check], None]:
     async def shared(check: Check) -> None:
         async with Store(url, timeout=PATIENT) as store:
             await store.run(("FLUSHALL",))
-            await check(RedisLedger(store, time="given"))
+            in_store = RedisLedger(store, time="given")
+            await check(in_store if request.param == "redis" else SharedLedger(store, in_store))
 
     return lambda check: asyncio.run(shared(check))
 

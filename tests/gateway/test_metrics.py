@@ -21,6 +21,7 @@ from gateway.metrics import (
     PolicyFigures,
     table,
 )
+from gateway.store import StoreState
 from gateway.telemetry import Moved, Record
 from gateway.types import Attempt, Candidate, Decision, DeploymentStatus, Outcome, Replica, Usage
 
@@ -140,6 +141,7 @@ def test_every_metric_is_told_under_the_name_and_labels_that_are_documented() ->
     metrics = Metrics(now)
     metrics.keys = lambda: KeyFigures({"valid": 2, "expired": 0, "revoked": 1}, loads=1, failures=0, errors=0)
     metrics.cache = lambda: (Counts(hits=2, misses=1, stores=1), 1, 700)
+    metrics.store = lambda: StoreState(replicas=3)
     moved = [Moved("home", 1, "cannot be reached")]
     failed = [Outcome(Attempt("home", 1), "x")]
     metrics.request(record(usage=Usage(1, 1), first_token_ms=1.0, failed=failed, moved=moved, replica=0))

@@ -19,6 +19,7 @@ FOLDER = Path(__file__).parents[2] / "policies"
 README = (FOLDER / "README.md").read_text()
 EXAMPLES = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)]
 OF_POLICIES = [example for example in EXAMPLES if example.keys() <= PolicyShape.model_fields.keys()]
+OF_LIMITS = [example["limits"] for example in EXAMPLES if example.keys() == {"limits"}]
 OF_COSTS = [example["cost"] for example in EXAMPLES if example.keys() == {"cost"}]
 AROUND: dict[str, Any] = {
     "version": 1,
@@ -51,7 +52,16 @@ def test_an_example_of_a_cost_loads(cost: dict[str, Any]) -> None:
     assert load({}, yaml.safe_dump(file)).deployments["local"].price is not None
 
 
+@pytest.mark.parametrize("limits", OF_LIMITS, ids=lambda limits: " ".join(limits))
+def test_an_example_of_limits_loads(limits: dict[str, Any]) -> None:
+    cost = {"usd_per_million_tokens": {"input": 1, "output": 2}}
+    deployment = {"backend": "openai", "url": "http://h/v1", "model": "m", "zone": "z", "cost": cost, "limits": limits}
+    file = {"version": 1, "deployments": {"local": deployment}}
+    assert load({}, yaml.safe_dump(file)).limits["local"].all is not None
+
+
 def test_examples_are_found() -> None:
+    assert len(OF_LIMITS) >= 1
     assert len(OF_POLICIES) >= 7
     assert len(OF_COSTS) >= 3
 

@@ -34,7 +34,6 @@ def test_settings_come_from_the_environment() -> None:
         ("HYBRIDGATE_ENGINE_START_SECONDS", "inf"),
         ("HYBRIDGATE_ENGINE_START_SECONDS", "0"),
         ("HYBRIDGATE_OPEN_TO_NETWORK", "maybe"),
-        ("HYBRIDGATE_REDIS_URL", "redis://user:secret@host"),
         ("HYBRIDGATE_PORTS", "1"),
     ],
 )

@@ -1,0 +1,377 @@
+"""Whether a request may be sent: its limits, set aside all or none before each attempt and ended exactly once after it.
+
+Owns the order of that, what a refusal means for whom, and what is booked in the end:
+
+- an answer whose tokens are known: those, and what they cost;
+- an attempt that nobody got through to (it was refused at the door, the connection failed): nothing at all;
+- one that the deployment refused itself (full, our credentials, the request is wrong, an error of its own): an attempt
+  on the deployment, no tokens and no money, because none are billed for an error;
+- one of which nobody knows what it took (it timed out, broke off, could not be read, the client left): as much as was
+  set aside, and no less than was seen.
+
+A caller's own limits refuse it (429, 402, 400); a deployment's make it ineligible, and so do the caller's on tokens and
+money where another deployment may take less of them: the next decision sees that, and goes on. Refuses to decide where
+a request goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Protocol
+
+from gateway.errors import (
+    BudgetSpent,
+    ConnectFailed,
+    EgressDenied,
+    GatewayError,
+    LimitsUnavailable,
+    NeverFits,
+    RateLimited,
+    UpstreamErrored,
+    UpstreamOverloaded,
+    UpstreamRejected,
+    UpstreamUnauthorized,
+)
+from gateway.ledger import Counting, Hold, LedgerUnavailable, Refused, Reservation, Spent
+from gateway.limits import DeploymentLimits
+from gateway.ratelimit import Header, ratelimit_headers
+from gateway.terms import BY_ONE, CALENDAR, MONEY, NO_AMOUNTS, Amounts, Term, at_least, spent_on, terms_of
+from gateway.types import Caller, Deployment, Rejection, RequestFacts, Usage, usd
+
+PATIENCE = 0.1  # seconds that one request waits for a ledger, all its attempts together
+LEASE = 30.0  # seconds after which what a dead replica held open is free again
+RENEW_EVERY = 10.0
+KNOWN_FULL = 0.25  # seconds for which a deployment is taken to be full once its limit was seen to be used up
+LONGEST_KNOWN_FULL = 1.0
+
+
+class Lengths(Protocol):
+    """What is known of how long a caller's answers are."""
+
+    def long_output(self, tenant: str, key_id: str, model: str) -> int | None: ...
+
+
+@dataclass(slots=True)
+class _Known:
+    """The terms of a caller on a deployment, as long as both are what they were."""
+
+    caller: Caller
+    there: DeploymentLimits | None
+    terms: tuple[Term, ...]
+
+
+class Limiter:
+    """The limits of all callers and deployments, over one ledger. Invariant: each `Held` that it gives ends once, and
+    lasts until then."""
+
+    def __init__(
+        self,
+        ledger: Counting,
+        lengths: Lengths,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        """`clock`: seconds of a monotonic clock; `wall`: seconds since 1970."""
+        self._ledger = ledger
+        self._lengths = lengths
+        self._clock = clock
+        self.wall = wall
+        self._known: dict[tuple[str, str], _Known] = {}
+        self._full: dict[str, tuple[Rejection, float]] = {}
+        self._open: dict[str, Held] = {}
+
+    def asking(
+        self, caller: Caller, limits: Mapping[str, DeploymentLimits], facts: RequestFacts, decision_id: str
+    ) -> Asking | None:
+        """A request before its first attempt; None where nothing limits it. `limits` are the policy's."""
+        if caller.limits is None and not limits:
+            return None
+        return Asking(self, caller, limits, facts, decision_id)
+
+    def terms(self, caller: Caller, deployment: str, there: DeploymentLimits | None) -> tuple[Term, ...]:
+        """All limits of a caller's request to a deployment."""
+        key = caller.key_id, deployment
+        known = self._known.get(key)
+        if known is None or known.caller is not caller or known.there is not there:
+            terms = terms_of(caller.key_id, caller.tenant, caller.limits, deployment, there)
+            known = self._known[key] = _Known(caller, there, terms)
+        return known.terms
+
+    def full(self) -> dict[str, Rejection]:
+        """The deployments whose own limits were just seen to be used up."""
+        if not self._full:
+            return {}
+        now = self._clock()
+        self._full = {name: known for name, known in self._full.items() if known[1] > now}
+        return {name: known[0] for name, known in self._full.items()}
+
+    def seen_full(self, rejection: Rejection, seconds: float) -> None:
+        """A deployment's limit is used up, for so long at least."""
+        self._full[rejection.deployment] = rejection, self._clock() + min(seconds, LONGEST_KNOWN_FULL)
+
+    def amounts(self, facts: RequestFacts, deployment: Deployment) -> Amounts:
+        """What a request takes of limits on tokens and money."""
+        long = self._lengths.long_output(facts.tenant, facts.key_id, facts.model)
+        return Amounts.of(facts, deployment, long)
+
+    async def reserve(self, id: str, holds: Sequence[Hold], within: float) -> tuple[Reservation | Refused, float]:
+        """What the ledger says, and the seconds that it took."""
+        began = self._clock()
+        made = await self._ledger.reserve(id, holds, LEASE, self.wall(), within)
+        return made, self._clock() - began
+
+    def holding(self, held: Held) -> None:
+        """Let it last until it is ended."""
+        self._open[held.reservation.id] = held
+
+    def end(self, held: Held, spent: Spent | None) -> None:
+        """End what was set aside; without `spent`, as if it had never been. Nothing is waited for."""
+        self._ended(held)
+        self._ledger.end(held.reservation, spent, self.wall())
+
+    async def end_first(self, held: Held, spent: Spent | None) -> None:
+        """The same, before anything else is set aside."""
+        self._ended(held)
+        if spent is None:
+            await self._ledger.release(held.reservation, self.wall())
+        else:
+            await self._ledger.settle(held.reservation, spent, self.wall())
+
+    def _ended(self, held: Held) -> None:
+        self._open.pop(held.reservation.id, None)
+        if self._full:
+            self._full.pop(held.deployment.name, None)
+
+    async def renew(self) -> None:
+        """Renew what is open, for ever."""
+        while True:
+            await asyncio.sleep(RENEW_EVERY)
+            await self.renew_now()
+
+    async def renew_now(self) -> None:
+        """Let what is open last for another `LEASE`."""
+        now = self.wall()
+        renewed = (self._ledger.renew(held.reservation, LEASE, now) for held in self._open.values())
+        for told in await asyncio.gather(*renewed, return_exceptions=True):
+            if isinstance(told, BaseException) and not isinstance(told, LedgerUnavailable):
+                raise told
+
+    @property
+    def open(self) -> Collection[Held]:
+        """What is set aside now and has not ended."""
+        return self._open.values()
+
+    async def close(self) -> None:
+        """Tell the ledger what it is still to be told."""
+        await self._ledger.close()
+
+
+class Holding(Protocol):
+    """What one attempt has set aside. Ends once: the later ends of an attempt change nothing."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether a strict budget holds only if the answer's length is bounded."""
+
+    @property
+    def headers(self) -> Sequence[Header]:
+        """What the caller is told of its limits."""
+
+    def settle(self, usage: Usage, *, known: bool) -> Spent | None:
+        """The answer is over. `known`: the deployment said what it took; else `usage` is what was seen of it. What is
+        booked; None where nothing limits."""
+
+    async def failed(self, error: GatewayError) -> Spent:
+        """The attempt gave no answer and another is made; see the module for what is booked."""
+
+    def given_up(self, error: BaseException) -> Spent:
+        """The attempt gave no answer, and no other is made: because of the error, or because the client left. What is
+        booked."""
+
+
+class _NotHeld:
+    """Of a request that nothing limits."""
+
+    bounded = False
+    headers: Sequence[Header] = ()
+
+    def settle(self, usage: Usage, *, known: bool) -> None:
+        return None
+
+    async def failed(self, error: GatewayError) -> Spent:
+        return _NOTHING
+
+    def given_up(self, error: BaseException) -> Spent:
+        return _NOTHING
+
+
+_NOTHING = Spent(0, 0)
+NOT_HELD = _NotHeld()
+
+
+class Held:
+    """Implements `Holding`."""
+
+    __slots__ = ("_ended", "_limiter", "_prompt_tokens", "bounded", "deployment", "headers", "reservation")
+
+    def __init__(
+        self, limiter: Limiter, deployment: Deployment, reservation: Reservation, prompt_tokens: int, *, bounded: bool
+    ) -> None:
+        self._limiter = limiter
+        self._prompt_tokens = prompt_tokens
+        self._ended = False
+        self.deployment = deployment
+        self.reservation = reservation
+        self.bounded = bounded
+        self.headers: Sequence[Header] = ()
+
+    def settle(self, usage: Usage, *, known: bool) -> Spent:
+        """See `Holding`."""
+        spent = spent_on(self.deployment, usage)
+        if not known:
+            spent = at_least(self.reservation.holds, spent)
+        if not self._ended:
+            self._ended = True
+            self._limiter.end(self, spent)
+        return spent
+
+    async def failed(self, error: GatewayError) -> Spent:
+        """See `Holding`."""
+        spent = self._taken(error, request=False)
+        if not self._ended:
+            self._ended = True
+            await self._limiter.end_first(self, spent)
+        return spent or _NOTHING
+
+    def given_up(self, error: BaseException) -> Spent:
+        """See `Holding`."""
+        spent = self._taken(error, request=True)
+        if not self._ended:
+            self._ended = True
+            self._limiter.end(self, spent)
+        return spent or _NOTHING
+
+    def _taken(self, error: BaseException, *, request: bool) -> Spent | None:
+        """None: as if the attempt had never been."""
+        if isinstance(error, _NOT_SENT):
+            return None
+        if isinstance(error, _NOT_BILLED):
+            return Spent(0, 0, request=request)
+        seen = spent_on(self.deployment, Usage(self._prompt_tokens, 0))
+        return at_least(self.reservation.holds, seen, request=request)
+
+
+_NOT_SENT = (ConnectFailed, EgressDenied)
+_NOT_BILLED = (UpstreamOverloaded, UpstreamUnauthorized, UpstreamRejected, UpstreamErrored)
+
+
+class Asking:
+    """One request's attempts, as far as limits go. `full`: the deployments that its limits or theirs keep it from, for
+    the next decision. `error`: what the caller is told where nothing is left because of its own limits."""
+
+    __slots__ = ("_caller", "_facts", "_id", "_limiter", "_limits", "_number", "_patience", "error", "full")
+
+    def __init__(
+        self,
+        limiter: Limiter,
+        caller: Caller,
+        limits: Mapping[str, DeploymentLimits],
+        facts: RequestFacts,
+        decision_id: str,
+    ) -> None:
+        self._limiter = limiter
+        self._caller = caller
+        self._limits = limits
+        self._facts = facts
+        self._id = decision_id
+        self._number = 0
+        self._patience = PATIENCE
+        self.full = limiter.full()
+        self.error: GatewayError | None = None
+
+    async def hold(self, deployment: Deployment) -> Held | None:
+        """Set aside what an attempt takes of all limits; None where one of them keeps the request from this deployment,
+        which `full` then tells. Raises what a caller is told whose limits are used up wherever it goes."""
+        name = deployment.name
+        terms = self._limiter.terms(self._caller, name, self._limits.get(name))
+        strict = any(term.strict for term in terms)
+        if strict and deployment.bill is None and any(term.strict and term.counted in MONEY for term in terms):
+            self.full[name] = Rejection(name, "limit", "a strict budget is to be kept, and its price is not known")
+            return None
+        now = self._limiter.wall()
+        amounts = NO_AMOUNTS
+        if any(term.counted not in BY_ONE for term in terms):
+            amounts = self._limiter.amounts(self._facts, deployment)
+        holds = [Hold(term.limit(now), term.amount_of(amounts)) for term in terms]
+        self._number += 1
+        made, waited = await self._limiter.reserve(f"{self._id}.{self._number}", holds, self._patience)
+        self._patience -= waited
+        if isinstance(made, Refused):
+            self._refused(name, terms, holds, made, now)
+            return None
+        prompt = self._facts.prompt.about(deployment.tokenizer)
+        held = Held(self._limiter, deployment, made, prompt, bounded=strict)
+        self._limiter.holding(held)
+        held.headers = self._told(name, terms, made)
+        return held
+
+    def _told(self, name: str, terms: Sequence[Term], made: Reservation) -> list[Header]:
+        """What the answer's headers say. The next decision is to know what is used up now."""
+        if len(made.holds) != len(terms):  # not all are counted while the store does not answer
+            by_account = {term.account: term for term in terms}
+            terms = [by_account[hold.limit.account] for hold in made.holds]
+        limits, used = [], []
+        for term, hold, taken in zip(terms, made.holds, made.used, strict=True):
+            if term.scope == "caller":
+                limits.append(hold.limit)
+                used.append(taken)
+            elif term.scope == "deployment" and taken >= hold.limit.most:
+                self._limiter.seen_full(_full(name, term, 1.0), KNOWN_FULL)
+        return ratelimit_headers(limits, used, made.until_ms - int(LEASE * 1000), {})
+
+    def _refused(self, name: str, terms: Sequence[Term], holds: Sequence[Hold], told: Refused, now: float) -> None:
+        """Lets the next decision go on without the deployment. Raises where that would not help."""
+        position = next(i for i, hold in enumerate(holds) if hold.limit.account == told.hold.limit.account)
+        term, hold = terms[position], holds[position]
+        wait = 1.0 if told.wait_ms is None else told.wait_ms / 1000
+        if term.scope == "deployment":
+            self.full[name] = rejection = _full(name, term, wait)
+            if told.unchecked or told.used[position] >= hold.limit.most:  # nobody else fits either
+                self._limiter.seen_full(rejection, min(wait, KNOWN_FULL))
+            return
+        self.error = _error(term, hold, told, position, now)
+        own = [i for i, one in enumerate(terms) if one.scope == "caller"]
+        waits = {} if told.wait_ms is None else {term.account: told.wait_ms}
+        limits, used = [holds[i].limit for i in own], [told.used[i] for i in own]
+        self.error.headers = ratelimit_headers(limits, used, int(now * 1000), waits)
+        if term.scope == "caller" and term.counted in BY_ONE:
+            raise self.error
+        self.full[name] = Rejection(name, "limit", self.error.message, wait)
+
+
+def _full(name: str, term: Term, wait: float) -> Rejection:
+    return Rejection(name, "limit", f"{term.sentence()}, and not enough of it is left", wait)
+
+
+def _error(term: Term, hold: Hold, told: Refused, position: int, now: float) -> GatewayError:
+    """What the caller is told whose limit it is."""
+    sentence = term.sentence()
+    needs = f"{usd(hold.amount)} USD" if term.counted in MONEY else f"{hold.amount} tokens"
+    if told.unchecked:
+        return LimitsUnavailable(f"{sentence}, and that cannot be checked now: try again", retry_after=1.0)
+    if told.wait_ms is None:
+        return NeverFits(f"{sentence}, and this request alone may take {needs}: ask for less, such as by max_tokens")
+    taken = told.used[position]
+    wait = ceil(told.wait_ms / 1000)
+    if term.counted in MONEY:
+        return BudgetSpent(
+            f"{sentence}; {usd(taken)} USD of it are spent or set aside, and this request needs {needs}: "
+            f"it begins anew at {term.ends(now)}",
+            retry_after=wait,
+        )
+    until = f"it begins anew at {term.ends(now)}" if term.counted in CALENDAR else f"try again in {wait} s"
+    taking = "" if term.counted in BY_ONE else f"; {taken} of them are taken, and this request needs {needs}"
+    return RateLimited(f"{sentence}{taking}: {until}", retry_after=wait)

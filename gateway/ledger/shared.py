@@ -1,0 +1,140 @@
+"""The ledger of one of several replicas: the shared one while the store answers, and what its limits say while it does
+not.
+
+Owns what happens in between: that an end which could not be told is told later, for as long as its lease lasts; and
+that each replica alone counts against its share (`local_share`), refuses (`closed`) or counts nothing (`open`). Refuses
+to merge: what was counted alone is not added to the shared sums afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+from gateway.ledger.base import Hold, LedgerUnavailable, Limit, Refused, Reservation, Spent
+from gateway.ledger.memory import MemoryLedger
+from gateway.ledger.redis_ledger import RedisLedger
+from gateway.store import Store
+
+RETRY_EVERY = 1.0  # seconds
+RETRY_FOR = 30.0  # by then the lease is over, and all stays booked as reserved
+DOWN_WAIT_MS = 1_000  # when to ask again for what cannot be counted now
+
+
+class SharedLedger:
+    """Implements `Ledger`, and never raises `LedgerUnavailable` for a reservation. Invariant: a reservation ends where
+    it was made."""
+
+    def __init__(self, store: Store, shared: RedisLedger) -> None:
+        self._store = store
+        self._shared = shared
+        self._own = MemoryLedger()
+        self._shares: dict[tuple[Limit, int], Limit] = {}
+        self._telling: set[asyncio.Task[bool]] = set()
+
+    async def reserve(
+        self, id: str, holds: Sequence[Hold], lease_s: float, now: float, within: float | None = None
+    ) -> Reservation | Refused:
+        """See `Ledger`."""
+        if self._store.state.up and (within is None or within > 0):
+            try:
+                return await self._shared.reserve(id, holds, lease_s, now, within)
+            except LedgerUnavailable:
+                pass
+        return await self._alone(id, holds, lease_s, now)
+
+    async def _alone(self, id: str, holds: Sequence[Hold], lease_s: float, now: float) -> Reservation | Refused:
+        counted: list[Hold] = []
+        positions: list[int] = []
+        for position, hold in enumerate(holds):
+            limit = hold.limit
+            if limit.on_down == "closed":
+                return Refused(hold, DOWN_WAIT_MS, (0,) * len(holds), unchecked=True)
+            if limit.on_down == "open":
+                continue
+            share = self._share(limit)
+            if share is None:
+                return Refused(hold, DOWN_WAIT_MS, (0,) * len(holds), unchecked=True)
+            counted.append(Hold(share, hold.amount))
+            positions.append(position)
+        made = await self._own.reserve(id, counted, lease_s, now)
+        if isinstance(made, Reservation):
+            return made
+        used = [0] * len(holds)
+        for position, taken in zip(positions, made.used, strict=True):
+            used[position] = taken
+        hold = holds[positions[counted.index(made.hold)]]
+        wait = made.wait_ms
+        if wait is None and hold.amount <= hold.limit.most:
+            wait = DOWN_WAIT_MS  # it fits once all count together again
+        return Refused(hold, wait, tuple(used))
+
+    def _share(self, limit: Limit) -> Limit | None:
+        """This replica's part of a limit; None where that is less than one."""
+        key = limit, self._store.state.replicas
+        share = self._shares.get(key)
+        if share is None:
+            if len(self._shares) > 10_000:
+                self._shares.clear()
+            most = limit.most // key[1]
+            if not most:
+                return None
+            share = self._shares[key] = replace(limit, most=most)
+        return share
+
+    async def renew(self, reservation: Reservation, lease_s: float, now: float) -> bool:
+        """See `Ledger`."""
+        if self._own.holds(reservation):
+            return await self._own.renew(reservation, lease_s, now)
+        return await self._shared.renew(reservation, lease_s, now)
+
+    async def settle(self, reservation: Reservation, spent: Spent, now: float) -> bool:
+        """See `Ledger`. Where the store does not answer, it is told later, and False is returned."""
+        return await self._end(reservation, spent, now)
+
+    async def release(self, reservation: Reservation, now: float) -> bool:
+        """See `Ledger`. Where the store does not answer, it is told later, and False is returned."""
+        return await self._end(reservation, None, now)
+
+    def end(self, reservation: Reservation, spent: Spent | None, now: float) -> None:
+        """Settle, or release without `spent`, beside whatever comes next."""
+        if self._own.holds(reservation):
+            self._own.end(reservation, spent, now)
+        else:
+            self._spawn(self._told(reservation, spent, now))
+
+    async def _end(self, reservation: Reservation, spent: Spent | None, now: float) -> bool:
+        if self._own.holds(reservation):
+            return self._own.end(reservation, spent, now)
+        try:
+            return await self._shared.end(reservation, spent, now)
+        except LedgerUnavailable:
+            self._spawn(self._told(reservation, spent, now, RETRY_EVERY))
+            return False
+
+    async def _told(self, reservation: Reservation, spent: Spent | None, now: float, after: float = 0.0) -> bool:
+        """An end may be told twice: the second time it has ended before."""
+        passed = after
+        await asyncio.sleep(after)
+        while True:
+            try:
+                return await self._shared.end(reservation, spent, now + passed)
+            except LedgerUnavailable:
+                passed += RETRY_EVERY
+                if passed > RETRY_FOR:
+                    return False
+                await asyncio.sleep(RETRY_EVERY)
+
+    def _spawn(self, work: object) -> None:
+        assert asyncio.iscoroutine(work)
+        task = asyncio.create_task(work)
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def close(self, patience: float = 0.2) -> None:
+        """Tell the ends that are to be told, for at most so many seconds."""
+        if self._telling:
+            _, late = await asyncio.wait(self._telling, timeout=patience)
+            for task in late:
+                task.cancel()
