@@ -12,12 +12,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import openai
+import orjson
 import pytest
 
+from gateway.admin import Admin
 from gateway.types import Timeouts
 from tests.fakes import deployment, policy
 from tests.running import Running, running
@@ -217,6 +219,12 @@ def test_one_engine_becomes_two_and_its_streams_go_on() -> None:
         assert await replicas(g) == {}
         await engines.start("127.0.0.2")
         await up(g, 2)
+        told = await Admin(g.gateway, cast(Any, None), None).replicas(cast(Any, None))
+        (home,) = orjson.loads(told.body).values()
+        assert [(one["replica"], one["address"], one["up"]) for one in home] == [
+            (0, "127.0.0.1", True),
+            (1, "127.0.0.2", True),
+        ]
         await asyncio.gather(*(ask(g, word(number)) for number in range(20)))
         assert set(answered(g)) == {0, 1} and len("".join(await before)) == 1500
 
