@@ -6,18 +6,18 @@ could hold a prompt, an answer, a header beyond the pairs that a rule asks for, 
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal
 
 import orjson
-import structlog
 
 from gateway.ledger import Spent
 from gateway.record import facts_to_record, status_to_record
 from gateway.types import Candidate, Decision, DeploymentStatus, Outcome, Rejection, RequestFacts, Snapshot, Usage, usd
+
+_AS_LINE = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE
 
 
 class FleetRecord:
@@ -157,55 +157,43 @@ def _predicted(candidate: Candidate) -> dict[str, Any]:
         told["cost_usd"] = usd(candidate.cost_nusd)
     if candidate.congestion_nusd:
         told["congestion_usd"] = usd(candidate.congestion_nusd)
-    times = {
-        "first_token_ms": candidate.first_token_ms,
-        "total_ms": candidate.total_ms,
-        "per_token_ms": candidate.per_token_ms,
-    }
-    return told | {name: round(time, 2) for name, time in times.items() if time is not None}
+    if candidate.first_token_ms is not None:
+        told["first_token_ms"] = round(candidate.first_token_ms, 2)
+    if candidate.total_ms is not None:
+        told["total_ms"] = round(candidate.total_ms, 2)
+    if candidate.per_token_ms is not None:
+        told["per_token_ms"] = round(candidate.per_token_ms, 2)
+    return told
 
 
-class _Lines:
-    """Where records are written. Invariant: a record that cannot be written harms no request; the first one that is
-    lost is told, and the first one after it that is not."""
+class JsonLog:
+    """JSON lines on a stream, each written when it is told. Invariant: a line that cannot be written harms no request;
+    the first one that is lost is told, and the first one after it that is not."""
 
     def __init__(self, stream: BinaryIO, tell: Callable[[str], None]) -> None:
+        """`tell` is told, on the terminal, when writing fails and when it does again."""
         self._stream = stream
         self._tell = tell
         self._losing = False
 
-    def write(self, line: bytes) -> None:
+    def info(self, event: str, **fields: object) -> None:
+        self._write(event, "info", fields)
+
+    def error(self, event: str, **fields: object) -> None:
+        self._write(event, "error", fields)
+
+    def _write(self, event: str, level: str, line: dict[str, Any]) -> None:
+        line["event"], line["level"], line["timestamp"] = event, level, datetime.now(UTC)
         try:
-            self._stream.write(line)
+            self._stream.write(orjson.dumps(line, option=_AS_LINE))
             self._stream.flush()
         except OSError as error:
             self._say(f"log records are lost: they cannot be written ({error.strerror})", losing=True)
         else:
-            self._say("log records are written again", losing=False)
-
-    def flush(self) -> None:
-        """Each line was written through."""
+            if self._losing:
+                self._say("log records are written again", losing=False)
 
     def _say(self, what: str, *, losing: bool) -> None:
         if losing is not self._losing:
             self._losing = losing
             self._tell(what)
-
-
-def open_log(stream: BinaryIO, tell: Callable[[str], None]) -> structlog.typing.FilteringBoundLogger:
-    """A logger that writes JSON lines to the stream and belongs to nobody but its caller. `tell` is told, on the
-    terminal, when that fails."""
-    logger: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
-        structlog.BytesLogger(cast(BinaryIO, _Lines(stream, tell))),  # which asks for no more than write and flush
-        processors=[_rendered],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        context_class=dict,
-        cache_logger_on_first_use=True,
-    )
-    return logger.bind()
-
-
-def _rendered(_: object, level: str, line: MutableMapping[str, Any]) -> bytes:
-    """The line as JSON, with its level and the time; one processor, because it runs for every request."""
-    line["level"], line["timestamp"] = level, datetime.now(UTC)
-    return orjson.dumps(line, option=orjson.OPT_UTC_Z)

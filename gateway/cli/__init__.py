@@ -208,7 +208,7 @@ def run(
     from gateway.reload import KeysReloader, Reloader  # noqa: PLC0415
     from gateway.running import new_id  # noqa: PLC0415
     from gateway.server import Ending, Served, serve_until_stopped  # noqa: PLC0415
-    from gateway.telemetry import open_log  # noqa: PLC0415
+    from gateway.telemetry import JsonLog  # noqa: PLC0415
 
     terminal = Console(stderr=True, highlight=False)
 
@@ -216,7 +216,7 @@ def run(
         terminal.print(line, markup=False, soft_wrap=True)
 
     gc.set_threshold(*GC_THRESHOLDS)
-    policy, log = read.policy, open_log(log_stream, tell)
+    policy, log = read.policy, JsonLog(log_stream, tell)
     try:
         app, gateway = build(settings, policy, log, tell, keys.keys if keys else None)
     except SettingsError as error:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import orjson
 
-from gateway.telemetry import open_log
+from gateway.telemetry import JsonLog
 
 
 def test_a_record_is_one_line_of_json() -> None:
     stream = io.BytesIO()
-    open_log(stream, lambda _: None).info("request", status=200)
+    JsonLog(stream, lambda _: None).info("request", status=200)
     line = orjson.loads(stream.getvalue())
     assert stream.getvalue().endswith(b"}\n") and line["event"] == "request" and line["level"] == "info"
 
@@ -20,7 +20,7 @@ def test_a_record_is_one_line_of_json() -> None:
 def test_a_full_disk_is_told_once_and_harms_no_request() -> None:
     told: list[str] = []
     with Path("/dev/full").open("wb", buffering=0) as full:
-        log = open_log(full, told.append)
+        log = JsonLog(full, told.append)
         for _ in range(3):
             log.info("request", status=200)
     assert told == ["log records are lost: they cannot be written (No space left on device)"]
@@ -36,7 +36,7 @@ def test_it_is_told_when_records_are_written_again() -> None:
             return super().write(line)  # type: ignore[arg-type]
 
     disk, told = Disk(), list[str]()
-    log = open_log(disk, told.append)
+    log = JsonLog(disk, told.append)
     log.info("request")
     disk.full = False
     log.info("request")
