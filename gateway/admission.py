@@ -44,6 +44,7 @@ from gateway.types import Caller, Deployment, Rejection, RequestFacts, Usage, us
 PATIENCE = 0.1  # seconds that one request waits for a ledger, all its attempts together
 LEASE = 30.0  # seconds after which what a dead replica held open is free again
 RENEW_EVERY = 10.0
+NOWHERE = Deployment("", "openai", "", "")  # where a request goes that makes no call
 KNOWN_FULL = 0.25  # seconds for which a deployment is taken to be full once its limit was seen to be used up
 LONGEST_KNOWN_FULL = 1.0
 
@@ -238,6 +239,12 @@ class Held:
             self._limiter.end(self, spent)
         return spent
 
+    def free(self, *, answered: bool) -> None:
+        """The request got an answer without a call, or goes on to make one: then as if this had never been."""
+        if not self._ended:
+            self._ended = True
+            self._limiter.end(self, _NOTHING if answered else None)
+
     async def failed(self, error: GatewayError) -> Spent:
         """See `Holding`."""
         spent = self._taken(error, request=False)
@@ -317,6 +324,31 @@ class Asking:
         self._limiter.holding(held)
         held.headers = self._told(name, terms, made)
         return held
+
+    async def hold_alone(self) -> Held | None:
+        """Set aside what a request takes that gets an answer without a call of its own: one of the caller's requests a
+        minute, and one of those that it may have open at once; no tokens and no money. None where neither is limited.
+        Raises as `hold` does."""
+        known = self._limiter.terms(self._caller, NOWHERE.name, None)
+        terms = [term for term in known if term.counted in BY_ONE]
+        if not terms:
+            return None
+        now = self._limiter.wall()
+        holds = [Hold(term.limit(now), 1) for term in terms]
+        self._number += 1
+        made, waited = await self._limiter.reserve(f"{self._id}.{self._number}", holds, self._patience)
+        self._patience -= waited
+        if isinstance(made, Refused):
+            self._refused(NOWHERE.name, terms, holds, made, now)
+            return None
+        held = Held(self._limiter, NOWHERE, made, 0, bounded=False)
+        self._limiter.holding(held)
+        held.headers = self._told(NOWHERE.name, terms, made)
+        return held
+
+    def waited(self, seconds: float) -> None:
+        """So much of the time that the request may wait has gone elsewhere."""
+        self._patience -= seconds
 
     def _told(self, name: str, terms: Sequence[Term], made: Reservation) -> list[Header]:
         """What the answer's headers say. The next decision is to know what is used up now."""

@@ -15,7 +15,7 @@ from functools import partial
 
 import orjson
 
-from gateway.admission import NOT_HELD, Asking, Holding, Limiter
+from gateway.admission import NOT_HELD, Asking, Held, Holding, Limiter
 from gateway.answers import CLIENT_GONE, Books, OpenAnswer
 from gateway.backends import Backends
 from gateway.backends.base import Answer, Call, Chunk
@@ -40,6 +40,7 @@ from gateway.policy import Policy
 from gateway.reply import EVENT_STREAM, Reply, header_bytes
 from gateway.routing import decide, next_attempt
 from gateway.sharing import Seeker, Sharing
+from gateway.store import TIMEOUT
 from gateway.telemetry import Moved, Record
 from gateway.tokens import TokenCounter, near, undecided
 from gateway.tokens import count as count_tokens
@@ -170,6 +171,8 @@ class ChatPath:
         if decision.caching is not None and self.answers is not None:
             use = await self._use(self.answers, asked, chat, decision, headers, len(body))
             if use is not None:
+                if asking is not None and use.cache is self.answers.shared:
+                    asking.waited(TIMEOUT)
                 return await Sharing(self.answers).answer(self._seeker(asked, chat, decision, use))
         return await self._attempted(asked, chat)
 
@@ -243,6 +246,7 @@ class ChatPath:
             refused=partial(self._refused, record),
             headers=partial(self._headers, record),
             freed=asked.serving.backends.leave,
+            admit=partial(_admitted, asked.asking),
             elapsed_ms=lambda: (self.clock() - started) * 1000,
         )
 
@@ -478,6 +482,11 @@ class ChatPath:
         facts, _ = await self.facts_of(serving, chat, len(body), self.authenticate(headers), headers)
         snapshot = self.fleet.snapshot(self.clock(), draw_for(self.new_id()), self.wall())
         return serving, facts, snapshot, decide(serving.policy, facts, snapshot)
+
+
+async def _admitted(asking: Asking | None) -> Held | None:
+    """What a request sets aside that makes no call. Raises what a caller is told whose limits are used up."""
+    return None if asking is None else await asking.hold_alone()
 
 
 def _next(decision: Decision, failed: Sequence[Outcome], asking: Asking | None) -> Attempt:

@@ -29,7 +29,7 @@ from gateway.backends.base import Backend
 from gateway.backends.build import authorities_of, backend_of
 from gateway.backends.cloud import CloudLibrary
 from gateway.backends.replicated import ReplicatedBackend
-from gateway.cache import Counts, MemoryCache
+from gateway.cache import Counts, MemoryCache, RedisCache, Seal, secret_in
 from gateway.caching import Answers
 from gateway.chat import ChatPath, Serving
 from gateway.encodings import load_encoding
@@ -159,10 +159,9 @@ class Gateway:
         serving = Serving(policy, prepared.scanner, {}, self._generation.backends)
         self.journal = self._journal_of(settings)
         books = Books(self.fleet, log, self._observed, time.monotonic)
-        memory = MemoryCache(settings.cache_entries, settings.cache_bytes, MOST_ENTRY_BYTES)
-        self.answers = Answers(memory, time.time, new_id)
-        self.metrics.cache = self._cache_figures
         self.store = self._store_of(settings)
+        self.answers = _answers_of(settings, self.store)
+        self.metrics.cache = self._cache_figures
         counting = MemoryLedger() if self.store is None else SharedLedger(self.store, RedisLedger(self.store))
         self.limiter = Limiter(counting, self.fleet, time.monotonic, time.time)
         self.path = ChatPath(
@@ -432,6 +431,28 @@ class Gateway:
 
     def _engine_said(self, name: str, line: str) -> None:
         self._tell(f"{name}: {line}")
+
+
+def _answers_of(settings: Settings, store: Store | None) -> Answers:
+    """The stored answers, in memory and in what replicas share. Raises `SettingsError` where the file of the secret
+    holds none."""
+    memory = MemoryCache(settings.cache_entries, settings.cache_bytes, MOST_ENTRY_BYTES)
+    if store is None:
+        return Answers(memory, time.time, new_id)
+    seal = _seal_of(settings.cache_secret) if settings.cache_secret else None
+    secret = b"" if seal is None else seal.digest_secret
+    shared = RedisCache(store, MOST_ENTRY_BYTES, seal)
+    return Answers(memory, time.time, new_id, shared, settings.redis_zone or None, secret)
+
+
+def _seal_of(path: str) -> Seal:
+    try:
+        return Seal(secret_in(Path(path).read_text()))
+    except OSError as error:
+        raise SettingsError(f"{PREFIX}CACHE_SECRET: {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # text that is none, among them
+        what = "is no text" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise SettingsError(f"{PREFIX}CACHE_SECRET: {path} {what}") from None
 
 
 def _spawn(tasks: set[asyncio.Task[None]], work: Coroutine[None, None, None]) -> None:

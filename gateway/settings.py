@@ -47,6 +47,8 @@ class Settings:
     admin_port: int = 9090
     log: str = "-"
     redis_url: str = field(default="", repr=False)
+    redis_zone: str = ""
+    cache_secret: str = ""
     cache_entries: int = 100_000
     cache_bytes: int = 64 * 1024 * 1024
     usage_file: str = ""
@@ -61,6 +63,8 @@ class Settings:
                 ("max_body_bytes", self.max_body_bytes >= 1, "at least 1"),
                 ("cache_entries", self.cache_entries >= 0, "0 or more"),
                 ("cache_bytes", self.cache_bytes >= 0, "0 or more"),
+                ("redis_zone", bool(self.redis_url) or not self.redis_zone, f"used with {PREFIX}REDIS_URL"),
+                ("cache_secret", bool(self.redis_url) or not self.cache_secret, f"used with {PREFIX}REDIS_URL"),
                 ("usage_file_megabytes", 1 <= self.usage_file_megabytes <= 1_000_000, "1 to 1000000"),
                 ("drain_delay_seconds", 0 <= self.drain_delay_seconds <= _A_DAY, "0 to 86400 seconds"),
                 ("drain_seconds", 0 <= self.drain_seconds <= _A_DAY, "0 to 86400 seconds"),

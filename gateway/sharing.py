@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 
+from gateway.admission import Held
 from gateway.answers import CLIENT_GONE
 from gateway.backends.base import Chunk
 from gateway.backends.sse import error_event
@@ -34,7 +35,8 @@ ChunkFlight = Flight[Chunk, Origin]
 class Seeker:
     """One request that would do with somebody else's answer. `call` makes one for it, `refused` tells its client of an
     error that is booked, `headers` are those of every answer to it, `book` ends its record with a status and an
-    outcome; `freed` says that it will call nothing."""
+    outcome; `freed` says that it will call nothing; `admit` sets aside what its own limits ask for without a call, None
+    where they ask for nothing."""
 
     chat: ChatRequest
     facts: RequestFacts
@@ -48,6 +50,7 @@ class Seeker:
     refused: Callable[[GatewayError], Reply]
     headers: Callable[[], list[tuple[bytes, bytes]]]
     freed: Callable[[], None]
+    admit: Callable[[], Awaitable[Held | None]]
     elapsed_ms: Callable[[], float]
 
 
@@ -62,7 +65,7 @@ class Sharing:
         """The reply. Raises what `seeker.call` does."""
         answers, use = self._answers, seeker.use
         if use.wanted.reads and (entry := answers.at_once(use)) is not None and self._usable(seeker, entry):
-            return self._replayed(seeker, entry)
+            return self._replayed(seeker, entry, await seeker.admit())
         token = answers.new_token()
         rounds = ROUNDS if use.wanted.reads else 0
         while rounds:
@@ -77,7 +80,7 @@ class Sharing:
             if entry is None:
                 return await self._made(seeker, flight, token)
             if self._usable(seeker, entry):
-                return self._replayed(seeker, entry)
+                return self._replayed(seeker, entry, await seeker.admit())
             break
         return await self._made(seeker, answers.flights.alone(use.key), token)
 
@@ -161,43 +164,57 @@ class Sharing:
 
     async def _followed(self, seeker: Seeker, flight: ChunkFlight) -> Reply | None:
         """The answer that is being made for another request; None where it fails, or is none for this one."""
-        stays = False
+        held, stays, reply = None, False, None
         try:
+            held = await seeker.admit()
             origin = await flight.begun() if seeker.chat.stream else None
             if origin is not None and origin.stream:
-                stays = self._permits(seeker, origin)
-                return self._live(seeker, flight, origin) if stays else None
+                if self._permits(seeker, origin):
+                    reply, stays = self._live(seeker, flight, origin, held), True
+                return reply
             entry = await flight.whole()
-            return self._replayed(seeker, entry) if entry is not None and self._usable(seeker, entry) else None
+            if entry is not None and self._usable(seeker, entry):
+                reply = self._replayed(seeker, entry, held)
+            return reply
         finally:
             if not stays:
                 flight.leave()
+            if held is not None and reply is None:
+                held.free(answered=False)
 
-    def _live(self, seeker: Seeker, flight: ChunkFlight, origin: Origin) -> Reply:
+    def _live(self, seeker: Seeker, flight: ChunkFlight, origin: Origin, held: Held | None) -> Reply:
         """Its stream, from the start and as it comes."""
-        headers = self._headers(seeker, origin.deployment, origin.zone, 0.0)
+        headers = self._headers(seeker, origin.deployment, origin.zone, 0.0, held)
         seeker.record.first_token_ms = seeker.elapsed_ms()
-        chunks = _Following(flight, usage=seeker.chat.include_usage, free=True, seeker=seeker)
+        chunks = _Following(flight, usage=seeker.chat.include_usage, free=True, seeker=seeker, held=held)
         seeker.freed()
         return Reply(200, headers, chunks, chunks.close, EVENT_STREAM)
 
-    def _replayed(self, seeker: Seeker, entry: Entry) -> Reply:
+    def _replayed(self, seeker: Seeker, entry: Entry, held: Held | None) -> Reply:
         """The stored answer, in the form that this request asked for."""
         chat, record = seeker.chat, seeker.record
         answer = entry.answer
         age = entry.age(self._answers.wall())
-        headers = self._headers(seeker, entry.deployment, entry.zone, age, entry.dropped)
+        headers = self._headers(seeker, entry.deployment, entry.zone, age, held, entry.dropped)
         record.usage = entry.usage
         if chat.stream:
             record.first_token_ms = seeker.elapsed_ms()
             answer = as_stream(answer, usage=chat.include_usage)
+        if held is not None:
+            held.free(answered=True)
         seeker.book(200, "ok")
         seeker.freed()
         content_type = EVENT_STREAM if chat.stream else b"application/json"
         return Reply.whole(200, headers, Chunk(answer, usage=entry.usage, last=True), content_type=content_type)
 
     def _headers(
-        self, seeker: Seeker, deployment: str, zone: str, age: float, dropped: tuple[str, ...] = ()
+        self,
+        seeker: Seeker,
+        deployment: str,
+        zone: str,
+        age: float,
+        held: Held | None,
+        dropped: tuple[str, ...] = (),
     ) -> list[tuple[bytes, bytes]]:
         self._answers.counts.hits += 1
         record = seeker.record
@@ -211,6 +228,8 @@ class Sharing:
             (b"x-hybridgate-cost-usd", b"0"),
             (b"age", b"%d" % age),
         ]
+        if held is not None:
+            headers += held.headers
         if dropped:
             headers.append((b"x-hybridgate-dropped", header_bytes(",".join(dropped))))
         return headers
@@ -220,9 +239,18 @@ class _Following:
     """The pieces of a flight for one client. Invariant: it leaves the flight once; a request without a call of its own
     is booked once."""
 
-    def __init__(self, flight: ChunkFlight, *, usage: bool, free: bool, seeker: Seeker | None = None) -> None:
+    def __init__(
+        self,
+        flight: ChunkFlight,
+        *,
+        usage: bool,
+        free: bool,
+        seeker: Seeker | None = None,
+        held: Held | None = None,
+    ) -> None:
         """`usage`: the client asked for it; `free`: the call was made for another; `seeker` is who must be booked, None
-        where the call does."""
+        where the call does; `held` what it has set aside."""
+        self._held = held
         self._flight = flight
         self._usage = usage
         self._free = free
@@ -260,5 +288,7 @@ class _Following:
 
     def _book(self, outcome: str) -> None:
         seeker, self._seeker = self._seeker, None
+        if self._held is not None:
+            self._held.free(answered=True)
         if seeker is not None:
             seeker.book(CLIENT_GONE if outcome == "client_gone" else 200, outcome)

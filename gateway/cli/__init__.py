@@ -88,7 +88,14 @@ def serve(
     ] = None,
     redis_url: Annotated[
         str | None,
-        typer.Option(help="Redis, for limits that several gateways share; gateway/README.md has the forms."),
+        typer.Option(help="Redis, for what several gateways share; gateway/README.md has the forms."),
+    ] = None,
+    redis_zone: Annotated[
+        str | None,
+        typer.Option(help="Where it is: on_premises lets labelled answers lie there."),
+    ] = None,
+    cache_secret: Annotated[
+        str | None, typer.Option(help="File of 32 secret bytes that stored answers in Redis are sealed with.")
     ] = None,
     log: Annotated[str | None, typer.Option(help="File for decision records; `-` is standard output.")] = None,
     cache_entries: Annotated[int | None, typer.Option(help="Most answers stored in memory. [default: 100000]")] = None,

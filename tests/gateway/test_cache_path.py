@@ -23,6 +23,7 @@ from gateway.fleet import Fleet
 from gateway.keys import Key, Keyring, digest_of
 from gateway.labels import Scanner
 from gateway.ledger import MemoryLedger
+from gateway.limits import Allowance, CallerLimits, Counted, Limits
 from gateway.policy import Policy, Rule
 from gateway.reply import Reply
 from gateway.types import Caching, Caller, Usage
@@ -76,7 +77,7 @@ class World:
         self.door = Backends(self.backends)
         serving = Serving(p, Scanner(p.kinds), {}, self.door)
         books = Books(self.fleet, self.log, lambda _: None, self.clock)
-        limiter = Limiter(MemoryLedger(), self.fleet, self.clock, self.clock)
+        self.limiter = limiter = Limiter(MemoryLedger(), self.fleet, self.clock, self.clock)
         self.path = ChatPath(serving, self.fleet, books, limiter, self.clock, self.clock, ids, answers=self.answers)
         if keys:
             self.path.keyring = Keyring([Key(digest_of(f"hg-{c.key_id}"), c) for c in keys])
@@ -530,5 +531,59 @@ def test_what_the_deployment_did_not_get_is_told_with_each_answer() -> None:
         for _ in range(2):
             headers, _ = await world.ask(top_k=3)
             assert headers[b"x-hybridgate-dropped"] == b"top_k"
+
+    run(check)
+
+
+# Limits.
+
+
+def limited(counted: Counted, most: int) -> Caller:
+    """A caller whose key is held to that."""
+    return Caller("acme", "a", limits=CallerLimits(key=Limits((Allowance(counted, most),))))
+
+
+def test_a_stored_answer_counts_as_a_request_and_takes_no_tokens() -> None:
+    for counted, most, answered in (("requests_per_minute", 3, 3), ("tokens_per_minute", 150, 6)):
+        world = World(keys=[limited(counted, most)])  # type: ignore[arg-type]
+
+        async def check(world: World = world, answered: int = answered) -> None:
+            told = [(await world.ask(key="a")) for _ in range(6)]
+            hits = [headers.get(b"x-hybridgate-cache") for headers, _ in told]
+            assert hits == [b"miss", *[b"hit"] * (answered - 1), *[None] * (6 - answered)]
+            assert all(b"rate_limit" in data for _, data in told[answered:])
+            assert world.calls() == 1 and await world.nothing_is_open()
+            limits = [any(name.startswith(b"x-ratelimit") for name in headers) for headers, _ in told[:answered]]
+            assert limits == [True, *[answered == 3] * (answered - 1)], "a hit tells of the limits that it counts for"
+
+        run(check)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_who_waits_for_an_answer_has_a_request_open(streams: bool) -> None:
+    script: Any = stream("hel", "lo", wait=0.05) if streams else [0.1, *answer()]
+    world = World(keys=[limited("concurrent_requests", 3)], home=FakeBackend([script]))
+
+    async def check() -> None:
+        told = await asyncio.gather(*(world.ask(key="a", stream=streams) for _ in range(6)))
+        answered = [data for headers, data in told if b"x-hybridgate-cache" in headers]
+        assert len(answered) == 3 and {text_of(data) for data in answered} == {"hello"} and world.calls() == 1
+        assert not len(world.limiter.open), "what was set aside is free again"
+        assert text_of((await world.ask(key="a", stream=streams))[1]) == "hello"
+
+    run(check)
+
+
+def test_who_waited_in_vain_is_counted_once() -> None:
+    failing: list[Any] = [[0.02, UpstreamRejected("no", upstream_status=400)]]
+    caller = limited("requests_per_minute", 3)
+    world = World(p=policy((HOME,), order_by="listed", cache=ALWAYS), keys=[caller], home=FakeBackend(failing))
+
+    async def check() -> None:
+        told = await asyncio.gather(world.ask(key="a"), world.ask(key="a"))
+        assert sorted(headers.get(b"x-hybridgate-cache", b"-") for headers, _ in told) == [b"-", b"miss"]
+        headers, _ = await world.ask(key="a")
+        assert headers[b"x-hybridgate-cache"] == b"hit", "the third request of three"
+        assert b"rate_limit" in (await world.ask(key="a"))[1]
 
     run(check)

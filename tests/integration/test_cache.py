@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from typer.testing import CliRunner
 
 from gateway.admin import admin_app
@@ -20,12 +21,16 @@ from gateway.edge import Application, Edge
 from gateway.embedded import embedded
 from gateway.running import new_id
 from gateway.server import config_of
-from tests.fakes import Log
+from gateway.settings import Settings, SettingsError
+from tests.fakes import CARD, Log
+from tests.redis_server import redis_server
 from tests.running import Running, running_from
 
 POLICY = """
 version: 1
 deployments: deployments.yaml
+labels: {personal: {any: [{detects: credit_card}]}}
+invariants: [{name: home, when: {any_label: personal}, stay_in: on_premises}]
 cache: {ttl: 1h}
 default: {candidates: home}
 """
@@ -68,12 +73,12 @@ def in_world(folder: Path, check: Callable[[World], Awaitable[None]], behaviour:
 
 
 @asynccontextmanager
-async def world(folder: Path, provider: FakeProviders) -> AsyncIterator[World]:
+async def world(folder: Path, provider: FakeProviders, settings: Settings | None = None) -> AsyncIterator[World]:
     """A gateway in front of one provider, with its admin port."""
     async with serving(provider) as url:
         (folder / "deployments.yaml").write_text(DEPLOYMENTS.replace("URL", f"{url}/v1"))
         (folder / "policy.yaml").write_text(POLICY)
-        async with running_from(folder / "policy.yaml") as (gateway, reloader):
+        async with running_from(folder / "policy.yaml", settings=settings) as (gateway, reloader):
             pages = Application.small(admin_app(gateway.gateway, reloader), Edge(Log(), new_id))
             with socket.create_server(("127.0.0.1", 0)) as listener:
                 async with embedded(config_of(pages, 1.0), listener):
@@ -142,6 +147,67 @@ def test_an_operator_counts_and_purges_without_seeing_a_word(tmp_path: Path) -> 
         assert 'hybridgate_tokens_total{deployment="home",kind="prompt"}' in text
 
     in_world(tmp_path, check)
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+def unavailable(w: World) -> int:
+    return w.gateway.gateway.answers.counts.unavailable
+
+
+def test_two_gateways_share_answers_in_redis_and_an_operator_purges_them(tmp_path: Path, redis: str) -> None:
+    (tmp_path / "secret").write_text(bytes(range(32)).hex())
+    secret = str(tmp_path / "secret")
+    one = Settings(drain_seconds=1.0, redis_url=redis, redis_zone="on_premises", cache_secret=secret)
+
+    async def check() -> None:
+        provider = FakeProviders(Behaviour(delay=0.3))
+        async with world(tmp_path, provider, one) as w, world(tmp_path, provider, one) as other:
+            for attempt in range(10):  # where the machine is so busy that Redis is late, it counts as a miss
+                provider.received = 0
+                late = unavailable(w) + unavailable(other)
+                text = f"card {CARD}, {attempt}"
+                answers = await asyncio.gather(*((w, other)[n % 2].ask(text=text) for n in range(20)))
+                for gateway in (w, other):
+                    await gateway.gateway.gateway.answers.flights.settled()
+                if late == unavailable(w) + unavailable(other):
+                    break
+            assert len({plain.choices[0].message.content for plain in answers}) == 1
+            assert provider.received == 1, "a labelled request: this Redis is on premises"
+            assert "0 answers" in await w.command("purge", "--tenant", "nobody")
+            told = await other.command("stats")
+            assert "redis" in told and "memory" in told
+            assert "0 answers" not in await other.command("purge", "--tenant", "default")
+            await w.ask(text=text)
+            assert provider.received == 2
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("held", [None, "hunter2", b"\xff\xfe"])
+def test_a_file_without_a_secret_ends_the_gateway_and_is_not_repeated(tmp_path: Path, redis: str, held: Any) -> None:
+    path = tmp_path / "secret"
+    if held is not None:
+        path.write_bytes(held if isinstance(held, bytes) else held.encode())
+    settings = Settings(redis_url=redis, cache_secret=str(path))
+
+    async def check() -> None:
+        async with world(tmp_path, FakeProviders(), settings):
+            raise AssertionError("it serves")
+
+    with pytest.raises(SettingsError) as caught:
+        asyncio.run(check())
+    assert "HYBRIDGATE_CACHE_SECRET" in str(caught.value) and "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("alone", [{"redis_zone": "on_premises"}, {"cache_secret": "file"}])
+def test_what_has_no_effect_without_redis_is_refused(alone: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="HYBRIDGATE_REDIS_URL"):
+        Settings(**alone)
 
 
 def test_a_purge_says_what_and_a_gateway_that_is_not_there_is_named() -> None:
