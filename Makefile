@@ -64,8 +64,9 @@ $(VENV)/.engine: $(VENV)/.gateway requirements/engine.txt
 	$(PIP) install --quiet -r requirements/engine.txt
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.engine requirements/dev.txt
+$(VENV)/.dev: $(VENV)/.engine requirements/dev.txt requirements/prometheus.sh
 	$(PIP) install --quiet --require-hashes -r requirements/dev.txt
+	requirements/prometheus.sh $(CURDIR)/$(VENV)/prometheus
 	@touch $@
 
 # Beside the environment and in front of it: of transformers alone, because torch and the rest are the same.
