@@ -38,7 +38,7 @@ from gateway.errors import (
 from gateway.ledger import Counting, Hold, LedgerUnavailable, Refused, Reservation, Spent
 from gateway.limits import DeploymentLimits
 from gateway.ratelimit import Header, ratelimit_headers
-from gateway.terms import BY_ONE, CALENDAR, MONEY, NO_AMOUNTS, Amounts, Term, at_least, spent_on, terms_of
+from gateway.terms import BY_ONE, CALENDAR, MONEY, NO_AMOUNTS, Term, Terms, at_least, spent_on, terms_of
 from gateway.types import Caller, Deployment, Rejection, RequestFacts, Usage, usd
 
 PATIENCE = 0.1  # seconds that one request waits for a ledger, all its attempts together
@@ -61,7 +61,7 @@ class _Known:
 
     caller: Caller
     there: DeploymentLimits | None
-    terms: tuple[Term, ...]
+    terms: Terms
 
 
 class Limiter:
@@ -76,9 +76,9 @@ class Limiter:
         wall: Callable[[], float],
     ) -> None:
         """`clock`: seconds of a monotonic clock; `wall`: seconds since 1970."""
-        self._ledger = ledger
+        self.ledger = ledger
+        self.clock = clock
         self._lengths = lengths
-        self._clock = clock
         self.wall = wall
         self._known: dict[tuple[str, str], _Known] = {}
         self._full: dict[str, tuple[Rejection, float]] = {}
@@ -92,7 +92,7 @@ class Limiter:
             return None
         return Asking(self, caller, limits, facts, decision_id)
 
-    def terms(self, caller: Caller, deployment: str, there: DeploymentLimits | None) -> tuple[Term, ...]:
+    def terms(self, caller: Caller, deployment: str, there: DeploymentLimits | None) -> Terms:
         """All limits of a caller's request to a deployment."""
         key = caller.key_id, deployment
         known = self._known.get(key)
@@ -105,24 +105,17 @@ class Limiter:
         """The deployments whose own limits were just seen to be used up."""
         if not self._full:
             return {}
-        now = self._clock()
+        now = self.clock()
         self._full = {name: known for name, known in self._full.items() if known[1] > now}
         return {name: known[0] for name, known in self._full.items()}
 
     def seen_full(self, rejection: Rejection, seconds: float) -> None:
         """A deployment's limit is used up, for so long at least."""
-        self._full[rejection.deployment] = rejection, self._clock() + min(seconds, LONGEST_KNOWN_FULL)
+        self._full[rejection.deployment] = rejection, self.clock() + min(seconds, LONGEST_KNOWN_FULL)
 
-    def amounts(self, facts: RequestFacts, deployment: Deployment) -> Amounts:
-        """What a request takes of limits on tokens and money."""
-        long = self._lengths.long_output(facts.tenant, facts.key_id, facts.model)
-        return Amounts.of(facts, deployment, long)
-
-    async def reserve(self, id: str, holds: Sequence[Hold], within: float) -> tuple[Reservation | Refused, float]:
-        """What the ledger says, and the seconds that it took."""
-        began = self._clock()
-        made = await self._ledger.reserve(id, holds, LEASE, self.wall(), within)
-        return made, self._clock() - began
+    def long_output(self, facts: RequestFacts) -> int | None:
+        """Tokens that few of the caller's answers exceed; None where nobody knows."""
+        return self._lengths.long_output(facts.tenant, facts.key_id, facts.model)
 
     def holding(self, held: Held) -> None:
         """Let it last until it is ended."""
@@ -131,15 +124,15 @@ class Limiter:
     def end(self, held: Held, spent: Spent | None) -> None:
         """End what was set aside; without `spent`, as if it had never been. Nothing is waited for."""
         self._ended(held)
-        self._ledger.end(held.reservation, spent, self.wall())
+        self.ledger.end(held.reservation, spent, self.wall())
 
     async def end_first(self, held: Held, spent: Spent | None) -> None:
         """The same, before anything else is set aside."""
         self._ended(held)
         if spent is None:
-            await self._ledger.release(held.reservation, self.wall())
+            await self.ledger.release(held.reservation, self.wall())
         else:
-            await self._ledger.settle(held.reservation, spent, self.wall())
+            await self.ledger.settle(held.reservation, spent, self.wall())
 
     def _ended(self, held: Held) -> None:
         self._open.pop(held.reservation.id, None)
@@ -155,7 +148,7 @@ class Limiter:
     async def renew_now(self) -> None:
         """Let what is open last for another `LEASE`."""
         now = self.wall()
-        renewed = (self._ledger.renew(held.reservation, LEASE, now) for held in self._open.values())
+        renewed = (self.ledger.renew(held.reservation, LEASE, now) for held in self._open.values())
         for told in await asyncio.gather(*renewed, return_exceptions=True):
             if isinstance(told, BaseException) and not isinstance(told, LedgerUnavailable):
                 raise told
@@ -167,7 +160,7 @@ class Limiter:
 
     async def close(self) -> None:
         """Tell the ledger what it is still to be told."""
-        await self._ledger.close()
+        await self.ledger.close()
 
 
 class Holding(Protocol):
@@ -216,18 +209,32 @@ NOT_HELD = _NotHeld()
 class Held:
     """Implements `Holding`."""
 
-    __slots__ = ("_ended", "_limiter", "_prompt_tokens", "bounded", "deployment", "headers", "reservation")
+    __slots__ = ("_ended", "_facts", "_limiter", "_terms", "deployment", "reservation")
 
     def __init__(
-        self, limiter: Limiter, deployment: Deployment, reservation: Reservation, prompt_tokens: int, *, bounded: bool
+        self, limiter: Limiter, deployment: Deployment, terms: Terms, reservation: Reservation, facts: RequestFacts
     ) -> None:
         self._limiter = limiter
-        self._prompt_tokens = prompt_tokens
+        self._terms = terms
+        self._facts = facts
         self._ended = False
         self.deployment = deployment
         self.reservation = reservation
-        self.bounded = bounded
-        self.headers: Sequence[Header] = ()
+
+    @property
+    def bounded(self) -> bool:
+        """See `Holding`."""
+        return self._terms.bounded
+
+    @property
+    def headers(self) -> Sequence[Header]:
+        """See `Holding`."""
+        made, own = self.reservation, self._terms.own
+        if len(made.holds) != len(self._terms.all):  # not all are counted while the store does not answer
+            names = {self._terms.all[i].account for i in own}
+            own = [i for i, hold in enumerate(made.holds) if hold.limit.account in names]
+        limits, used = [made.holds[i].limit for i in own], [made.used[i] for i in own]
+        return ratelimit_headers(limits, used, made.until_ms - int(LEASE * 1000), {})
 
     def settle(self, usage: Usage, *, known: bool) -> Spent:
         """See `Holding`."""
@@ -267,7 +274,7 @@ class Held:
             return None
         if isinstance(error, _NOT_BILLED):
             return Spent(0, 0, request=request)
-        seen = spent_on(self.deployment, Usage(self._prompt_tokens, 0))
+        seen = spent_on(self.deployment, Usage(self._facts.prompt.about(self.deployment.tokenizer), 0))
         return at_least(self.reservation.holds, seen, request=request)
 
 
@@ -299,75 +306,58 @@ class Asking:
         self.full = limiter.full()
         self.error: GatewayError | None = None
 
-    async def hold(self, deployment: Deployment) -> Held | None:
+    async def hold(self, deployment: Deployment) -> Holding | None:
         """Set aside what an attempt takes of all limits; None where one of them keeps the request from this deployment,
         which `full` then tells. Raises what a caller is told whose limits are used up wherever it goes."""
-        name = deployment.name
-        terms = self._limiter.terms(self._caller, name, self._limits.get(name))
-        strict = any(term.strict for term in terms)
-        if strict and deployment.bill is None and any(term.strict and term.counted in MONEY for term in terms):
+        name, limiter = deployment.name, self._limiter
+        terms = limiter.terms(self._caller, name, self._limits.get(name))
+        if not terms.all:
+            return NOT_HELD
+        if terms.needs_price and deployment.bill is None:
             self.full[name] = Rejection(name, "limit", "a strict budget is to be kept, and its price is not known")
             return None
-        now = self._limiter.wall()
-        amounts = NO_AMOUNTS
-        if any(term.counted not in BY_ONE for term in terms):
-            amounts = self._limiter.amounts(self._facts, deployment)
-        holds = [Hold(term.limit(now), term.amount_of(amounts)) for term in terms]
-        self._number += 1
-        made, waited = await self._limiter.reserve(f"{self._id}.{self._number}", holds, self._patience)
-        self._patience -= waited
-        if isinstance(made, Refused):
-            self._refused(name, terms, holds, made, now)
-            return None
-        prompt = self._facts.prompt.about(deployment.tokenizer)
-        held = Held(self._limiter, deployment, made, prompt, bounded=strict)
-        self._limiter.holding(held)
-        held.headers = self._told(name, terms, made)
-        return held
+        return await self._held(deployment, terms)
 
     async def hold_alone(self) -> Held | None:
         """Set aside what a request takes that gets an answer without a call of its own: one of the caller's requests a
         minute, and one of those that it may have open at once; no tokens and no money. None where neither is limited.
         Raises as `hold` does."""
-        known = self._limiter.terms(self._caller, NOWHERE.name, None)
-        terms = [term for term in known if term.counted in BY_ONE]
-        if not terms:
-            return None
-        now = self._limiter.wall()
-        holds = [Hold(term.limit(now), 1) for term in terms]
-        self._number += 1
-        made, waited = await self._limiter.reserve(f"{self._id}.{self._number}", holds, self._patience)
-        self._patience -= waited
-        if isinstance(made, Refused):
-            self._refused(NOWHERE.name, terms, holds, made, now)
-            return None
-        held = Held(self._limiter, NOWHERE, made, 0, bounded=False)
-        self._limiter.holding(held)
-        held.headers = self._told(NOWHERE.name, terms, made)
-        return held
+        terms = self._limiter.terms(self._caller, NOWHERE.name, None).by_one
+        return None if terms is None else await self._held(NOWHERE, terms)
 
     def waited(self, seconds: float) -> None:
         """So much of the time that the request may wait has gone elsewhere."""
         self._patience -= seconds
 
-    def _told(self, name: str, terms: Sequence[Term], made: Reservation) -> list[Header]:
-        """What the answer's headers say. The next decision is to know what is used up now."""
-        if len(made.holds) != len(terms):  # not all are counted while the store does not answer
-            by_account = {term.account: term for term in terms}
-            terms = [by_account[hold.limit.account] for hold in made.holds]
-        limits, used = [], []
-        for term, hold, taken in zip(terms, made.holds, made.used, strict=True):
-            if term.scope == "caller":
-                limits.append(hold.limit)
-                used.append(taken)
-            elif term.scope == "deployment" and taken >= hold.limit.most:
-                self._limiter.seen_full(_full(name, term, 1.0), KNOWN_FULL)
-        return ratelimit_headers(limits, used, made.until_ms - int(LEASE * 1000), {})
+    async def _held(self, deployment: Deployment, terms: Terms) -> Held | None:
+        limiter, facts, now = self._limiter, self._facts, self._limiter.wall()
+        amounts = terms.amounts(facts, deployment, limiter.long_output(facts)) if terms.wants else NO_AMOUNTS
+        holds = terms.holds(amounts, now)
+        self._number += 1
+        began = limiter.clock()
+        made = await limiter.ledger.reserve(f"{self._id}.{self._number}", holds, LEASE, now, self._patience)
+        self._patience -= limiter.clock() - began
+        if isinstance(made, Refused):
+            self._refused(deployment.name, terms, holds, made, now)
+            return None
+        held = Held(limiter, deployment, terms, made, facts)
+        limiter.holding(held)
+        if terms.there:
+            self._look_for_full(deployment.name, terms, made)
+        return held
 
-    def _refused(self, name: str, terms: Sequence[Term], holds: Sequence[Hold], told: Refused, now: float) -> None:
+    def _look_for_full(self, name: str, terms: Terms, made: Reservation) -> None:
+        """What is used up now, the next decision is to know."""
+        for position in terms.there:
+            term = terms.all[position]
+            for hold, taken in zip(made.holds, made.used, strict=True):
+                if hold.limit.account == term.account and taken >= hold.limit.most:
+                    self._limiter.seen_full(_full(name, term, 1.0), KNOWN_FULL)
+
+    def _refused(self, name: str, terms: Terms, holds: Sequence[Hold], told: Refused, now: float) -> None:
         """Lets the next decision go on without the deployment. Raises where that would not help."""
         position = next(i for i, hold in enumerate(holds) if hold.limit.account == told.hold.limit.account)
-        term, hold = terms[position], holds[position]
+        term, hold = terms.all[position], holds[position]
         wait = 1.0 if told.wait_ms is None else told.wait_ms / 1000
         if term.scope == "deployment":
             self.full[name] = rejection = _full(name, term, wait)
@@ -375,9 +365,8 @@ class Asking:
                 self._limiter.seen_full(rejection, min(wait, KNOWN_FULL))
             return
         self.error = _error(term, hold, told, position, now)
-        own = [i for i, one in enumerate(terms) if one.scope == "caller"]
         waits = {} if told.wait_ms is None else {term.account: told.wait_ms}
-        limits, used = [holds[i].limit for i in own], [told.used[i] for i in own]
+        limits, used = [holds[i].limit for i in terms.own], [told.used[i] for i in terms.own]
         self.error.headers = ratelimit_headers(limits, used, int(now * 1000), waits)
         if term.scope == "caller" and term.counted in BY_ONE:
             raise self.error

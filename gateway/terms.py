@@ -13,9 +13,9 @@ most that the answers may.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from gateway.estimate import most_cost
 from gateway.ledger.base import Hold, Kind, Limit, Spent, Unit, days, months
@@ -38,12 +38,20 @@ _KINDS: Mapping[Counted, tuple[Kind, Unit, str]] = {
     "usd_per_day": ("period", "nusd", "usd/day"),
     "usd_per_month": ("period", "nusd", "usd/month"),
 }
+_PARTS: Mapping[Unit, tuple[str, str]] = {  # what counts, and what does of a strict budget
+    "tokens": ("tokens", "most_tokens"),
+    "nusd": ("nusd", "most_nusd"),
+    "requests": ("one", "one"),
+    "attempts": ("one", "one"),
+    "slots": ("one", "one"),
+}
 
 
 class Term:
-    """One limit. `subject` is whose it is, in words; `strict` says which amount counts."""
+    """One limit. `subject` is whose it is, in words; `part` is the position of the amount that counts. Until `until`,
+    seconds since 1970, `limit` stays the same."""
 
-    __slots__ = ("_limit", "_until", "_zone", "account", "counted", "scope", "strict", "subject")
+    __slots__ = ("_limit", "_zone", "account", "counted", "part", "scope", "strict", "subject", "until")
 
     def __init__(self, scope: Scope, subject: str, account: str, allowance: Allowance, of: Limits) -> None:
         kind, unit, what = _KINDS[allowance.counted]
@@ -56,24 +64,16 @@ class Term:
         self.strict = of.strict and unit in ("tokens", "nusd")
         self._zone = of.time_zone
         self._limit = Limit(self.account, kind, unit, allowance.most, on_down=allowance.on_down)
-        self._until = float("-inf") if kind == "period" else float("inf")
+        self.until = float("-inf") if kind == "period" else float("inf")
+        self.part = Amounts._fields.index(_PARTS[unit][self.strict])
 
     def limit(self, now: float) -> Limit:
         """As the ledger counts it at `now`, seconds since 1970."""
-        if now >= self._until:
+        if now >= self.until:
             starts = (days if CALENDAR[self.counted] == "day" else months)(self._zone, now)
             self._limit = replace(self._limit, starts=starts)
-            self._until = starts[2]
+            self.until = starts[2]
         return self._limit
-
-    def amount_of(self, amounts: Amounts) -> int:
-        """What a request takes of it."""
-        unit = self._limit.unit
-        if unit == "tokens":
-            return amounts.most_tokens if self.strict else amounts.tokens
-        if unit == "nusd":
-            return amounts.most_nusd if self.strict else amounts.nusd
-        return 1
 
     def sentence(self) -> str:
         """What the limit says."""
@@ -94,9 +94,9 @@ class Term:
 
 def terms_of(
     key_id: str, tenant: str, caller: CallerLimits | None, deployment: str, there: DeploymentLimits | None
-) -> tuple[Term, ...]:
+) -> Terms:
     """All limits of a caller's request to a deployment."""
-    return tuple(_terms(key_id, tenant, caller or CallerLimits(), deployment, there or DeploymentLimits()))
+    return Terms(list(_terms(key_id, tenant, caller or CallerLimits(), deployment, there or DeploymentLimits())))
 
 
 def _terms(key_id: str, tenant: str, caller: CallerLimits, deployment: str, there: DeploymentLimits) -> Iterator[Term]:
@@ -114,32 +114,63 @@ def _terms(key_id: str, tenant: str, caller: CallerLimits, deployment: str, ther
                 yield Term(scope, subject, account, allowance, limits)
 
 
-@dataclass(frozen=True, slots=True)
-class Amounts:
-    """Of one request on one deployment: tokens and nano-dollars that it will probably take, and the most that it can.
-    Money is 0 where nobody knows the price."""
+class Amounts(NamedTuple):
+    """Of one request on one deployment: tokens and nano-dollars that it will probably take, and the most that it can;
+    and `one`, of what is counted by the request. Money is 0 where nobody knows the price, and what no term asks for is
+    0 as well. (A tuple, because a term takes its part by position.)"""
 
-    tokens: int
-    most_tokens: int
-    nusd: int
-    most_nusd: int
+    tokens: int = 0
+    most_tokens: int = 0
+    nusd: int = 0
+    most_nusd: int = 0
+    one: int = 1
 
-    @classmethod
-    def of(cls, facts: RequestFacts, deployment: Deployment, long_output: int | None) -> Amounts:
+
+NO_AMOUNTS = Amounts()
+
+
+class Terms:
+    """All limits of one caller on one deployment, worked out once. `own` and `there` are positions: of the caller's
+    limits, of the deployment's. `bounded`: some budget is strict. `by_one`: those of them alone that count requests;
+    None where there are none."""
+
+    __slots__ = ("_counted", "_until", "all", "bounded", "by_one", "needs_price", "own", "there", "wants")
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self.all = tuple(terms)
+        self.own = [i for i, term in enumerate(terms) if term.scope == "caller"]
+        self.there = [i for i, term in enumerate(terms) if term.scope == "deployment"]
+        self.bounded = any(term.strict for term in terms)
+        self.needs_price = any(term.strict and term.counted in MONEY for term in terms)
+        self.wants = frozenset(Amounts._fields[term.part] for term in terms if term.counted not in BY_ONE)
+        by_one = [term for term in terms if term.counted in BY_ONE]
+        self.by_one: Terms | None = (self if len(by_one) == len(terms) else Terms(by_one)) if by_one else None
+        self._counted: list[tuple[Limit, int]] = []
+        self._until = float("-inf")
+
+    def holds(self, amounts: Amounts, now: float) -> list[Hold]:
+        """What a request takes of each, in the same order, at `now` (seconds since 1970)."""
+        if now >= self._until:
+            self._counted = [(term.limit(now), term.part) for term in self.all]
+            self._until = min(term.until for term in self.all)
+        return [Hold(limit, amounts[part]) for limit, part in self._counted]
+
+    def amounts(self, facts: RequestFacts, deployment: Deployment, long_output: int | None) -> Amounts:
         """`long_output`: tokens that few of the caller's answers exceed; None where nobody knows."""
+        wants = self.wants
+        tokens = most_tokens = nusd = most_nusd = 0
         most_output = deployment.output_tokens(facts.max_tokens)
-        output = facts.n * (most_output if long_output is None else min(long_output, most_output))
-        prompt = facts.prompt.about(deployment.tokenizer)
         bill = deployment.bill
-        return cls(
-            tokens=prompt + output,
-            most_tokens=facts.prompt.at_most(deployment.tokenizer) + facts.n * most_output,
-            nusd=0 if bill is None else bill.of(prompt, output),
-            most_nusd=most_cost(deployment, facts) or 0,
-        )
-
-
-NO_AMOUNTS = Amounts(0, 0, 0, 0)
+        if "tokens" in wants or "nusd" in wants:
+            output = facts.n * (most_output if long_output is None else min(long_output, most_output))
+            prompt = facts.prompt.about(deployment.tokenizer)
+            tokens = prompt + output
+            if bill is not None and "nusd" in wants:
+                nusd = bill.of(prompt, output)
+        if self.bounded:
+            most_tokens = facts.prompt.at_most(deployment.tokenizer) + facts.n * most_output
+            most_nusd = most_cost(deployment, facts) or 0
+        return Amounts(tokens, most_tokens, nusd, most_nusd)
 
 
 def spent_on(deployment: Deployment, usage: Usage) -> Spent:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from gateway.ledger.base import (
+    MOST,
     NEVER_MS,
     SLOT_WAIT_MS,
     UNKNOWN_PERIOD_MS,
@@ -161,7 +162,6 @@ class MemoryLedger:
         self, id: str, holds: Sequence[Hold], lease_s: float, now: float, within: float | None = None
     ) -> Reservation | Refused:
         """See `Ledger`."""
-        holds = checked(holds)
         now_ms = int(now * 1000)
         if self._open.get(id, now_ms) > now_ms:
             raise ValueError("a reservation of that id is open")
@@ -170,6 +170,8 @@ class MemoryLedger:
         known = self._accounts
         for hold in holds:
             limit, amount = hold
+            if not 0 <= amount <= MOST or (amount != 1 and limit.kind == "slots"):
+                checked(holds)
             account = known.get(limit.account) or self._new(limit)
             taken, place = account.at(limit, now_ms)
             accounts.append(account)
@@ -180,14 +182,16 @@ class MemoryLedger:
                 wait = NEVER_MS if never else account.wait_ms(limit, amount, place, now_ms)
                 if worst is None or never or wait > worst[1]:
                     worst = (hold, wait)
+        if len({*accounts}) != len(holds):
+            checked(holds)
         if worst is not None:
             return Refused(worst[0], None if worst[1] == NEVER_MS else worst[1], tuple(used))
         until_ms = now_ms + int(lease_s * 1000)
-        for index, hold in enumerate(holds):
-            accounts[index].add(id, places[index], hold.amount, until_ms)
-            used[index] += hold.amount
+        for index, (_, amount) in enumerate(holds):
+            accounts[index].add(id, places[index], amount, until_ms)
+            used[index] += amount
         self._remember(id, until_ms, now_ms)
-        return Reservation(id, holds, tuple(used), tuple(places), until_ms)
+        return Reservation(id, tuple(holds), tuple(used), tuple(places), until_ms)
 
     async def renew(self, reservation: Reservation, lease_s: float, now: float) -> bool:
         """See `Ledger`."""

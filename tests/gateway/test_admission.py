@@ -358,9 +358,9 @@ def test_accounts_hold_nothing_of_a_request_and_no_secret() -> None:
 
 
 def test_where_nothing_is_limited_the_ledger_is_not_asked() -> None:
-    world = World()
-    world.ask()
-    assert not world.ledger.made
+    elsewhere = {"far": DeploymentLimits(all=limits(rpm=1))}
+    for world in (World(), World(None, elsewhere), World(CallerLimits(deployments={"far": limits(rpm=1)}))):
+        assert world.ask()[0] == 200 and not world.ledger.made
 
 
 def test_a_long_stream_keeps_its_slot() -> None:
