@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from gateway.gates import GATES
 from gateway.labels import KINDS
 from gateway.loading import litellm_price_map
 from gateway.policy import Policy
@@ -71,6 +72,11 @@ def test_every_key_of_the_language_is_described(shape: Any) -> None:
     text = README[README.index("## The policy") : README.index("## By example")]
     described = set(re.findall(r"`([a-z_0-9]+)(?:: [a-z]+)?`", text))
     assert {field.alias or name for name, field in shape.model_fields.items()} <= described
+
+
+def test_every_gate_that_a_case_may_expect_is_named() -> None:
+    line = next(line for line in README.splitlines() if line.startswith("| `rejected` |"))
+    assert set(re.findall(r"`([a-z_]+)`", line)) == {"rejected", *GATES}
 
 
 def test_every_condition_and_every_key_of_a_rule_has_an_example() -> None:
