@@ -166,6 +166,7 @@ class ChatPath:
         full = record.full = NONE_FULL if asking is None else asking.full
         snapshot = self.fleet.snapshot(now, draw, self.wall(), affinity, full)
         decision = record.decision = decide(policy, facts, snapshot)
+        record.decided_ms = (self.clock() - started) * 1000
         record.facts, record.snapshot = _loggable(serving.scanner, facts), snapshot
         asked = Asked(serving, facts, permit, masked, record, started, draw, affinity, asking, now)
         if decision.caching is not None and self.answers is not None:

@@ -41,7 +41,7 @@ from gateway.ledger import MemoryLedger
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.shared import SharedLedger
 from gateway.loads import Loads, Source
-from gateway.metrics import DeploymentFigures, KeyFigures, Metrics, PolicyFigures
+from gateway.metrics import DeploymentFigures, KeyFigures, Metrics, PolicyFigures, UsageFigures
 from gateway.policy import Policy
 from gateway.policyfile import Problem
 from gateway.replicas import Replicas, Resolve, Watched
@@ -53,6 +53,7 @@ from gateway.tokens import TiktokenCounter, TokenCounter
 from gateway.types import Deployment, Replica
 from gateway.usage.files import UsageFile
 from gateway.usage.journal import Journal
+from gateway.usage.stream import UsageStream
 
 Tell = Callable[[str], None]
 
@@ -157,9 +158,9 @@ class Gateway:
         self._loads = Loads(self.fleet, self._described, time.monotonic)
         self._replicas = Replicas(self._found, resolve)
         serving = Serving(policy, prepared.scanner, {}, self._generation.backends)
-        self.journal = self._journal_of(settings)
-        books = Books(self.fleet, log, self._observed, time.monotonic)
         self.store = self._store_of(settings)
+        self.journal = self._journal_of(settings, self.store)
+        books = Books(self.fleet, log, self._observed, time.monotonic)
         self.answers = _answers_of(settings, self.store)
         self.metrics.cache = self._cache_figures
         counting = MemoryLedger() if self.store is None else SharedLedger(self.store, RedisLedger(self.store))
@@ -187,12 +188,19 @@ class Gateway:
         self._log.info("redis", state="up" if state.up else "down", reason=state.reason, replicas=state.replicas)
         self._tell(f"redis: {'it answers again' if state.up else state.reason}")
 
-    def _journal_of(self, settings: Settings) -> Journal | None:
-        """Raises OSError where its file cannot be written."""
-        if not settings.usage_file:
+    def _journal_of(self, settings: Settings, store: Store | None) -> Journal | None:
+        """Where usage records go, if anywhere. Raises OSError where the file cannot be written, `SettingsError` where
+        there is no Redis for them."""
+        if settings.usage_stream and store is None:
+            raise SettingsError(f"{PREFIX}USAGE_STREAM needs {PREFIX}REDIS_URL")
+        if not (settings.usage_file or settings.usage_stream):
             return None
-        file = UsageFile(settings.usage_file, settings.usage_file_megabytes * 1_000_000, time.time)
-        return Journal(wall=time.time, tell=self._tell, file=file)
+        path, megabytes = settings.usage_file, settings.usage_file_megabytes
+        file = UsageFile(path, megabytes * 1_000_000, time.time) if path else None
+        stream = UsageStream(store, settings.usage_stream_entries) if settings.usage_stream and store else None
+        journal = Journal(wall=time.time, tell=self._tell, file=file, stream=stream)
+        self.metrics.usage = lambda: UsageFigures(journal.lost, journal.waiting)
+        return journal
 
     def _observed(self, record: Record) -> None:
         self.metrics.request(record)
@@ -243,6 +251,8 @@ class Gateway:
         _spawn(self._background, self.limiter.renew())
         if self.store is not None:
             self.store.start()
+        if self.journal is not None:
+            self.journal.start()
         for engine in self._generation.engines.values():
             engine.start()
         self._replicas.follow(self._generation.watched())
@@ -256,10 +266,10 @@ class Gateway:
             await self.answers.flights.settled()
             await asyncio.gather(self._close(self._live), *self._closing)
             await self.limiter.close()
-            if self.store is not None:
-                await self.store.close()
             if self.journal is not None:
                 await self.journal.close()
+            if self.store is not None:
+                await self.store.close()
             shutil.rmtree(self._folder, ignore_errors=True)
 
     # From one policy to the next.

@@ -53,6 +53,8 @@ class Settings:
     cache_bytes: int = 64 * 1024 * 1024
     usage_file: str = ""
     usage_file_megabytes: int = 100
+    usage_stream: bool = False
+    usage_stream_entries: int = 1_000_000
 
     def __post_init__(self) -> None:
         wrong = [
@@ -65,6 +67,7 @@ class Settings:
                 ("cache_bytes", self.cache_bytes >= 0, "0 or more"),
                 ("redis_zone", bool(self.redis_url) or not self.redis_zone, f"used with {PREFIX}REDIS_URL"),
                 ("cache_secret", bool(self.redis_url) or not self.cache_secret, f"used with {PREFIX}REDIS_URL"),
+                ("usage_stream_entries", self.usage_stream_entries >= 0, "0 or more"),
                 ("usage_file_megabytes", 1 <= self.usage_file_megabytes <= 1_000_000, "1 to 1000000"),
                 ("drain_delay_seconds", 0 <= self.drain_delay_seconds <= _A_DAY, "0 to 86400 seconds"),
                 ("drain_seconds", 0 <= self.drain_seconds <= _A_DAY, "0 to 86400 seconds"),

@@ -84,6 +84,7 @@ class Record:
     usage: Usage | None = None
     cost_nusd: int | None = None
     marginal_nusd: int | None = None  # what rules compare; the cost is what is billed
+    decided_ms: float | None = None  # from the request's arrival to its first decision
     first_token_ms: float | None = None
     total_ms: float = 0.0
     cache: Literal["hit", "miss"] | None = None  # None where it was not asked

@@ -124,6 +124,22 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "A forecast is a 95 % quantile: about 95 % should be within.",
             ),
             Panel(
+                "Between two tokens",
+                "s",
+                (
+                    (quantile(0.5, "hybridgate_per_token_seconds", "deployment"), "{{deployment}} p50"),
+                    (quantile(0.95, "hybridgate_per_token_seconds", "deployment"), "{{deployment}} p95"),
+                ),
+            ),
+            Panel(
+                "The gateway's own time before a deployment is asked",
+                "s",
+                (
+                    (f"histogram_quantile(0.5, sum by (le) (rate(hybridgate_decision_seconds_bucket{RATE})))", "p50"),
+                    (f"histogram_quantile(0.99, sum by (le) (rate(hybridgate_decision_seconds_bucket{RATE})))", "p99"),
+                ),
+            ),
+            Panel(
                 "Deployments and replicas up",
                 "short",
                 (
@@ -145,6 +161,11 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Cost an hour, as billed",
                 "currencyUSD",
                 (("sum by (deployment) (increase(hybridgate_cost_usd_total[1h]))", "{{deployment}}"),),
+            ),
+            Panel(
+                "Cost an hour, by tenant",
+                "currencyUSD",
+                (("sum by (tenant) (increase(hybridgate_tenant_cost_usd_total[1h]))", "{{tenant}}"),),
             ),
             Panel(
                 "Predicted over actual cost, at the margin",

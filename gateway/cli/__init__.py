@@ -106,6 +106,13 @@ def serve(
     usage_file_megabytes: Annotated[
         int | None, typer.Option(help="Size at which that file is set aside and a new one begun. [default: 100]", min=1)
     ] = None,
+    usage_stream: Annotated[
+        bool | None,
+        typer.Option("--usage-stream/--no-usage-stream", help="Keep usage records in a stream of Redis, too."),
+    ] = None,
+    usage_stream_entries: Annotated[
+        int | None, typer.Option(help="About how many it keeps; 0 for all. [default: 1000000]", min=0)
+    ] = None,
 ) -> None:
     """Start the gateway, and an engine for each local deployment.
 

@@ -14,11 +14,13 @@ from gateway.metrics import (
     BUCKETS,
     METRICS,
     MOST_ROWS,
+    MOST_TENANTS,
     OTHER,
     DeploymentFigures,
     KeyFigures,
     Metrics,
     PolicyFigures,
+    UsageFigures,
     table,
 )
 from gateway.store import StoreState
@@ -142,9 +144,10 @@ def test_every_metric_is_told_under_the_name_and_labels_that_are_documented() ->
     metrics.keys = lambda: KeyFigures({"valid": 2, "expired": 0, "revoked": 1}, loads=1, failures=0, errors=0)
     metrics.cache = lambda: (Counts(hits=2, misses=1, stores=1), 1, 700)
     metrics.store = lambda: StoreState(replicas=3)
+    metrics.usage = lambda: UsageFigures(lost=0, waiting=2)
     moved = [Moved("home", 1, "cannot be reached")]
     failed = [Outcome(Attempt("home", 1), "x")]
-    metrics.request(record(usage=Usage(1, 1), first_token_ms=1.0, failed=failed, moved=moved, replica=0))
+    metrics.request(record(usage=Usage(1, 1), first_token_ms=1.0, failed=failed, moved=moved, replica=0, tenant="acme"))
     told = {
         (sample.name.removesuffix("_bucket"), tuple(sorted(sample.labels.keys() - {"le"})))
         for family in text_string_to_metric_families(metrics.exposition().decode())
@@ -177,3 +180,34 @@ def test_the_number_of_series_has_a_bound_and_no_request_is_lost() -> None:
 
 def test_the_documentation_lists_them() -> None:
     assert table() in (Path(__file__).parents[2] / "gateway" / "README.md").read_text()
+
+
+def test_a_tenants_sums_leave_out_what_a_stored_answer_did_not_cost() -> None:
+    metrics = Metrics(now)
+    metrics.request(record(tenant="acme", usage=Usage(7, 3), cost_nusd=2_000_000_000))
+    metrics.request(record(tenant="acme", usage=Usage(7, 3), cost_nusd=0, cache="hit"))
+    told, acme = scraped(metrics), (("tenant", "acme"),)
+    assert told["hybridgate_tenant_requests_total", acme] == 2
+    assert told["hybridgate_tenant_tokens_total", acme] == 10
+    assert told["hybridgate_tenant_cost_usd_total", acme] == 2.0
+
+
+def test_tenants_beyond_the_most_are_one() -> None:
+    metrics = Metrics(now)
+    for number in range(MOST_TENANTS + 5):
+        metrics.request(record(tenant=f"t{number}"))
+    named = [labels for name, labels in scraped(metrics) if name == "hybridgate_tenant_requests_total"]
+    assert len(named) == MOST_TENANTS + 1
+    assert scraped(metrics)["hybridgate_tenant_requests_total", (("tenant", OTHER),)] == 5
+
+
+@pytest.mark.parametrize(("tokens", "count"), [(1, 0), (11, 1)])
+def test_the_time_between_tokens_is_of_streams_with_more_than_one(tokens: int, count: int) -> None:
+    metrics = Metrics(now)
+    metrics.request(record(usage=Usage(1, tokens), first_token_ms=100.0, total_ms=200.0, decided_ms=0.3))
+    told = scraped(metrics)
+    there = (("deployment", "home"),)
+    assert told["hybridgate_per_token_seconds_count", there] == count
+    assert told["hybridgate_per_token_seconds_sum", there] == pytest.approx(0.01 * count)
+    assert told["hybridgate_decision_seconds_bucket", (("le", "0.0005"),)] == 1
+    assert told["hybridgate_decision_seconds_bucket", (("le", "0.00025"),)] == 0

@@ -11,11 +11,14 @@ import orjson
 import pytest
 from typer.testing import CliRunner
 
+from gateway.app import build
 from gateway.cli import main
 from gateway.demo.providers import FakeProviders, serving
 from gateway.loading import read_policy
-from gateway.settings import Settings
+from gateway.settings import Settings, SettingsError
 from gateway.usage.files import files_of, read
+from tests.fakes import Log
+from tests.redis_server import redis_server
 from tests.running import running
 
 POLICY = """
@@ -75,3 +78,30 @@ def test_every_request_is_kept_once_with_what_it_cost_and_nothing_of_what_it_sai
     summed = orjson.loads(CliRunner().invoke(main, ["usage", str(path), "--json"]).stdout)
     assert summed["all"]["requests"] == 5
     assert summed["all"]["tokens"] == sum(e.tokens for e in entries)
+
+
+def test_two_gateways_keep_their_records_in_one_stream(tmp_path: Path) -> None:
+    async def scenario(url: str) -> None:
+        async with serving(FakeProviders()) as providers:
+            (tmp_path / "policy.yaml").write_text(POLICY)
+            (tmp_path / "deployments.yaml").write_text(DEPLOYMENTS.replace("URL", f"{providers}/v1"))
+            loaded = read_policy(str(tmp_path / "policy.yaml"), {})
+            assert loaded.policy is not None, loaded.problems
+            settings = Settings(drain_seconds=1.0, redis_url=url, usage_stream=True)
+            async with running(loaded.policy, settings) as one, running(loaded.policy, settings) as two:
+                for g in (one, two, one):
+                    assert (await g.http.post("/v1/chat/completions", json=body())).status_code == 200
+
+    with redis_server(tmp_path) as url:
+        asyncio.run(scenario(url))
+        result = CliRunner().invoke(main, ["usage", "--redis", "--json"], env={"HYBRIDGATE_REDIS_URL": url})
+    assert orjson.loads(result.stdout)["all"]["requests"] == 3
+
+
+def test_a_stream_needs_redis(tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    (tmp_path / "deployments.yaml").write_text(DEPLOYMENTS.replace("URL", "http://127.0.0.1:1/v1"))
+    loaded = read_policy(str(tmp_path / "policy.yaml"), {})
+    assert loaded.policy is not None
+    with pytest.raises(SettingsError, match="HYBRIDGATE_USAGE_STREAM needs HYBRIDGATE_REDIS_URL"):
+        build(Settings(usage_stream=True), loaded.policy, Log(), list[str]().append)
