@@ -6,10 +6,14 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from redis import Redis
 
 
 def executable() -> str:
@@ -26,9 +30,101 @@ def executable() -> str:
 @contextmanager
 def redis_server(folder: Path) -> Iterator[str]:
     """Its URL, until the block ends."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [executable(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    with _started(folder, free_port()) as port:
+        yield f"redis://127.0.0.1:{port}"
+
+
+@contextmanager
+def redis_cluster(folder: Path, nodes: int = 3) -> Iterator[str]:
+    """The URL of a cluster of so many masters, until the block ends."""
+    with ExitStack() as stack:
+        ports = []
+        for number in range(nodes):
+            own = folder / str(number)
+            own.mkdir()
+            port = free_port(55_000)  # another 10000 above it is taken as well
+            stack.enter_context(_started(own, port, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000"))
+            ports.append(port)
+        clients = [stack.enter_context(Redis(port=port)) for port in ports]
+        for number, client in enumerate(clients):
+            first, after = number * SLOTS // nodes, (number + 1) * SLOTS // nodes
+            _said(client, "CLUSTER", "ADDSLOTS", *range(first, after))
+            _said(client, "CLUSTER", "MEET", "127.0.0.1", ports[0])
+        _until(lambda: all(_sound(client, nodes) for client in clients))
+        yield "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in ports)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A master `main`, its replica, and a Sentinel. `url` asks the Sentinel."""
+
+    url: str
+    sentinel_port: int
+    master_port: int
+    replica_port: int
+
+
+@contextmanager
+def redis_sentinel(folder: Path) -> Iterator[Watched]:
+    """Until the block ends."""
+    ports = [free_port() for _ in range(3)]
+    folders = [folder / name for name in ("master", "replica", "sentinel")]
+    for own in folders:
+        own.mkdir()
+    file = folders[2] / "sentinel.conf"
+    timing = "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 2000\n"
+    file.write_text(f"port {ports[2]}\nbind 127.0.0.1\nsentinel monitor main 127.0.0.1 {ports[0]} 1\n{timing}")
+    with (
+        _started(folders[0], ports[0]),
+        _started(folders[1], ports[1], "--replicaof", "127.0.0.1", str(ports[0])),
+        _running(folders[2], ports[2], [str(file), "--sentinel"]),
+        Redis(port=ports[2]) as sentinel,
+    ):
+        _until(lambda: len(_said(sentinel, "SENTINEL", "REPLICAS", "main")) == 1)
+        yield Watched(f"redis+sentinel://127.0.0.1:{ports[2]}/main", ports[2], ports[0], ports[1])
+
+
+SLOTS = 16_384
+
+
+def free_port(below: int = 65_536) -> int:
+    """A port of loopback that was free just now."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port: int = free.getsockname()[1]
+        if port < below:
+            return port
+
+
+def _said(client: Redis, *command: str | int) -> Any:
+    return client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+
+def _sound(client: Redis, nodes: int) -> bool:
+    """Whether a node of a cluster knows who has every slot."""
+    told = _said(client, "CLUSTER", "INFO")
+    text = told.decode() if isinstance(told, bytes) else str(told)
+    return "ok" in text.split("cluster_state", 1)[1][:8] and len(_said(client, "CLUSTER", "SLOTS")) == nodes
+
+
+def _until(condition: Callable[[], bool], patience: float = 20.0) -> None:
+    began = time.monotonic()
+    while not condition():
+        if time.monotonic() - began > patience:
+            raise TimeoutError("redis-server did not get ready")
+        time.sleep(0.05)
+
+
+@contextmanager
+def _started(folder: Path, port: int, *more: str) -> Iterator[int]:
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder), *more]
+    with _running(folder, port, options):
+        yield port
+
+
+@contextmanager
+def _running(folder: Path, port: int, options: list[str]) -> Iterator[None]:
+    command = [executable(), *options]
     with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             for _ in range(400):
@@ -37,6 +133,6 @@ def redis_server(folder: Path) -> Iterator[str]:
                     break
                 except OSError:
                     time.sleep(0.025)
-            yield f"redis://127.0.0.1:{port}"
+            yield
         finally:
             process.terminate()

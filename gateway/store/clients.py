@@ -6,7 +6,6 @@ may hold a password.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
@@ -40,8 +39,9 @@ class Client(Protocol):
 class _Single:
     """One server, or the master that Sentinels name."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, sentinels: Sequence[Redis] = ()) -> None:
         self._redis = redis
+        self._sentinels = sentinels
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         pipeline = self._redis.pipeline(transaction=False)
@@ -53,22 +53,25 @@ class _Single:
         return self._redis.scan_iter(match=pattern, count=_SCANNED_AT_ONCE)
 
     async def close(self) -> None:
-        await self._redis.aclose()
+        for client in (self._redis, *self._sentinels):
+            await client.aclose()
 
 
 class _Cluster:
-    """A cluster: each command goes to the node that has its key, all at once."""
+    """A cluster: each command goes to the node that has its key, one pipeline for each node, all at once."""
 
     def __init__(self, redis: RedisCluster) -> None:
         self._redis = redis
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
-        asked = (self._redis.execute_command(*command) for command in commands)
-        replies = await asyncio.gather(*asked, return_exceptions=True)
+        pipeline = self._redis.pipeline()
+        for command in commands:
+            pipeline.execute_command(*command)
+        replies: list[Any] = await pipeline.execute(raise_on_error=False, allow_redirections=True)
         for reply in replies:
             if isinstance(reply, BaseException) and not isinstance(reply, ResponseError):
                 raise reply
-        return list(replies)
+        return replies
 
     def keys(self, pattern: str) -> AsyncIterator[bytes]:
         return self._redis.scan_iter(match=pattern, count=_SCANNED_AT_ONCE)
@@ -128,7 +131,8 @@ def _of_many(scheme: str, rest: str, options: dict[str, Any], timeout: float) ->
     secure = {"ssl": True} if "ssl" in options else {}
     of_sentinels = {"socket_timeout": timeout, "socket_connect_timeout": timeout, "retry": options["retry"], **secure}
     sentinels = Sentinel(addresses, sentinel_kwargs=of_sentinels)  # type: ignore[no-untyped-call]
-    return _Single(sentinels.master_for(unquote(service), redis_class=Redis, db=int(db or 0), **options))
+    master = sentinels.master_for(unquote(service), redis_class=Redis, db=int(db or 0), **options)
+    return _Single(master, sentinels.sentinels)
 
 
 def _address(text: str, port: int) -> tuple[str, int]:

@@ -4,6 +4,7 @@ ends once. And both against a model that keeps every event."""
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -31,7 +32,7 @@ from gateway.ledger import (
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.shared import SharedLedger
 from gateway.store import Store
-from tests.redis_server import redis_server
+from tests.redis_server import redis_cluster, redis_sentinel, redis_server
 
 NOW = 1_800_000_000.25
 DAY = (1_799_900_000, 1_799_990_000, 1_800_000_100, 1_800_090_000)
@@ -52,18 +53,32 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 Check = Callable[[Ledger], Awaitable[None]]
 
 
-@pytest.fixture(params=["memory", "redis", "shared"])
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_cluster(tmp_path_factory.mktemp("cluster")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_sentinel(tmp_path_factory.mktemp("sentinel")) as watched:
+        yield watched.url
+
+
+@pytest.fixture(params=["memory", "redis", "shared", "cluster", "sentinel"])
 def on(request: pytest.FixtureRequest) -> Callable[[Check], None]:
     """Runs a check on an empty ledger."""
     if request.param == "memory":
         return lambda check: asyncio.run(_awaited(check(MemoryLedger())))
-    url: str = request.getfixturevalue("url")
+    kind: str = request.param
+    where = kind if kind in ("cluster", "sentinel") else "url"
+    url: str = request.getfixturevalue(where)
 
     async def shared(check: Check) -> None:
-        async with Store(url, timeout=PATIENT) as store:
-            await store.run(("FLUSHALL",))
+        prefix = f"t{os.urandom(4).hex()}"
+        async with Store(url, timeout=PATIENT, prefix=prefix) as store:
             in_store = RedisLedger(store, time="given")
-            await check(in_store if request.param == "redis" else SharedLedger(store, in_store))
+            await check(SharedLedger(store, in_store) if kind == "shared" else in_store)
 
     return lambda check: asyncio.run(shared(check))
 

@@ -6,13 +6,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
+from gateway.ledger import Hold, LedgerUnavailable, Limit, Refused, Reservation
+from gateway.ledger.redis_ledger import RedisLedger
 from gateway.store import MOST_WAIT, TIMEOUT, Script, Store, StoreState, StoreUnavailable, checked_url, reply_of
 from tests.redis_proxy import Proxy, proxied
-from tests.redis_server import redis_server
+from tests.redis_server import Watched, redis_sentinel, redis_server
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +170,39 @@ def test_replicas_know_how_many_they_are(url: str) -> None:
             await until(lambda: first.state.replicas == 1)
 
     asyncio.run(check())
+
+
+def test_after_a_failover_the_new_master_is_found_and_what_it_had_got_counts(tmp_path: Path) -> None:
+    """What the old master had not passed on is lost: here nothing, because the replica has caught up."""
+
+    async def check(watched: Watched) -> None:
+        async with Store(watched.url, timeout=0.5) as store, port(watched.master_port) as master:
+            store.start()
+            ledger, limit = RedisLedger(store), Limit("x", "rolling", "requests", 3)
+            for number in range(2):
+                assert isinstance(await ledger.reserve(str(number), [Hold(limit, 1)], 60.0, 0.0), Reservation)
+            assert await master.wait(1, 5000) == 1
+            with suppress(RedisError):
+                await master.shutdown(nosave=True)
+            failed = 0
+            async with asyncio.timeout(30):
+                while True:
+                    try:
+                        third = await ledger.reserve(f"3.{failed}", [Hold(limit, 1)], 60.0, 0.0)
+                        break
+                    except LedgerUnavailable:
+                        failed += 1
+                        await asyncio.sleep(0.1)
+            assert failed and isinstance(third, Reservation) and third.used == (3,)
+            assert isinstance(await ledger.reserve("4", [Hold(limit, 1)], 60.0, 0.0), Refused)
+
+    with redis_sentinel(tmp_path) as watched:
+        asyncio.run(check(watched))
+
+
+def port(number: int) -> Redis:
+    """A client that tries nothing again."""
+    return Redis(port=number, retry=Retry(NoBackoff(), 0))
 
 
 @pytest.mark.parametrize(
