@@ -63,36 +63,42 @@ class KvCache:
 
 @dataclass(frozen=True, slots=True)
 class DecodeRows:
-    """The first `rows` tokens of the packed forward: one of each sequence.
+    """Some tokens of the packed forward, from `begin` on: the newest `width` of each of `rows` sequences.
 
-    blocks: [rows × blocks a row], padded; length: of the longest; lengths: [rows, 1], None if all are as long.
+    blocks: [rows × blocks a row], padded; length: of the longest with its newest token; lengths: [rows, 1], None if all
+    are as long. A width above 1 is one token and guesses of those behind it.
     """
 
     rows: int
     blocks: Tensor
     length: int
     lengths: Tensor | None
-    _masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+    begin: int = 0
+    width: int = 1
+    _masks: dict[tuple[int | None, int], Tensor | None] = field(default_factory=dict)
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """What each row may not see, added to its scores: [rows, 1, 1, length], None where it may see all. Made once
-        for all layers with this window."""
+    def mask(self, window: int | None, dtype: torch.dtype, group: int) -> Tensor | None:
+        """What each token may not see, added to its scores: [rows, 1, 1 or group × width, length], None where it may
+        see all. Made once for all layers with this window and so many heads to a KV head."""
         if window is not None and window >= self.length:
             window = None
-        if window not in self._masks:
-            self._masks[window] = self._made(window, dtype)
-        return self._masks[window]
+        if (window, group) not in self._masks:
+            made = self._made(window, dtype)
+            self._masks[window, group] = made if made is None or self.width == 1 else made.repeat(1, 1, group, 1)
+        return self._masks[window, group]
 
     def _made(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        if self.lengths is None and window is None:
+        if self.lengths is None and window is None and self.width == 1:
             return None
         positions = torch.arange(self.length, device=self.blocks.device)
         ends = positions[-1:, None] + 1 if self.lengths is None else self.lengths
+        if self.width > 1:  # each token sees one more than the one before it
+            ends = ends[:, :, None] + torch.arange(1 - self.width, 1, device=self.blocks.device)[:, None]
         hidden = positions >= ends
         if window is not None:
             hidden = hidden | (positions < ends - window)
-        mask = torch.zeros((self.rows, self.length), dtype=dtype, device=self.blocks.device)
-        return mask.masked_fill_(hidden, float("-inf"))[:, None, None, :]
+        mask = torch.zeros((self.rows, self.width, self.length), dtype=dtype, device=self.blocks.device)
+        return mask.masked_fill_(hidden.view(-1, self.width, self.length), float("-inf"))[:, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +137,7 @@ class PagedForward:
 
     cache: KvCache
     slots: Tensor
-    decode: DecodeRows | None
+    decode: tuple[DecodeRows, ...]
     prefill: tuple[PrefillSpan, ...]
 
 
@@ -159,8 +165,9 @@ def paged_attention(
     how = _How(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
     paged.cache.write(layer, paged.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
     parts = []
-    if paged.decode is not None:
-        parts.append(_decode(query[0, :, : paged.decode.rows], paged.decode, paged.cache, layer, how))
+    for rows in paged.decode:
+        part = slice(rows.begin, rows.begin + rows.rows * rows.width)
+        parts.append(_decode(query[0, :, part], rows, paged.cache, layer, how))
     for span in paged.prefill:
         part = slice(span.begin, span.end)
         parts.append(_prefill(query[:, :, part], key[:, :, part], value[:, :, part], span, paged.cache, layer, how))
@@ -176,15 +183,23 @@ class _How:
 
 
 def _decode(query: Tensor, rows: DecodeRows, cache: KvCache, layer: int, how: _How) -> Tensor:
-    """[heads, rows, head size] → [rows, heads, head size]; the heads of a KV group are packed as queries."""
+    """[heads, rows × width, head size] → [rows × width, heads, head size]; the heads of a KV group, and the tokens of
+    a row, are packed as queries."""
     keys, values = cache.read(layer, rows.blocks, rows.rows, rows.length)
-    heads, size = query.shape[0], query.shape[2]
-    grouped = query.transpose(0, 1).reshape(rows.rows, keys.shape[1], -1, size)
-    mask = rows.mask(how.window, query.dtype)
+    heads, size, width = query.shape[0], query.shape[2], rows.width
+    kv_heads = keys.shape[1]
+    if width == 1:
+        grouped = query.transpose(0, 1).reshape(rows.rows, kv_heads, -1, size)
+    else:
+        grouped = query.view(heads, rows.rows, width, size).transpose(0, 1).reshape(rows.rows, kv_heads, -1, size)
+    mask = rows.mask(how.window, query.dtype, heads // kv_heads)
     if how.softcap is not None:
-        return _capped(grouped, keys, values, mask, how).reshape(rows.rows, heads, size)
-    attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=how.scaling)
-    return attended.reshape(rows.rows, heads, size)
+        attended = _capped(grouped, keys, values, mask, how)
+    else:
+        attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=how.scaling)
+    if width == 1:
+        return attended.reshape(rows.rows, heads, size)
+    return attended.reshape(rows.rows, heads, width, size).transpose(1, 2).reshape(-1, heads, size)
 
 
 def _prefill(

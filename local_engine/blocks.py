@@ -61,6 +61,10 @@ class BlockManager:
         """Blocks that `table` lacks to hold so many tokens."""
         return max(0, -(-tokens // self.block_size) - len(table))
 
+    def spare(self, table: Sequence[int], tokens: int) -> int:
+        """Blocks of `table` beyond those that so many tokens need."""
+        return max(0, len(table) - -(-tokens // self.block_size))
+
     def extend(self, table: list[int], tokens: int) -> bool:
         """Grow `table` until it holds so many tokens, or change nothing and say False."""
         missing = self.missing(table, tokens)
@@ -115,14 +119,18 @@ class BlockManager:
 
     def release(self, table: list[int]) -> None:
         """Give up every block of `table` and empty it. The end of a prefix is reused before its beginning."""
-        for block in reversed(table):
+        self.trim(table, 0)
+
+    def trim(self, table: list[int], tokens: int) -> None:
+        """Give up the blocks of `table` beyond those that so many tokens need."""
+        for _ in range(self.spare(table, tokens)):
+            block = table.pop()
             self._references[block] -= 1
             if self._references[block] == 0:
                 if block in self._digest_of:
                     self._kept[block] = None
                 else:
                     self._blank.append(block)
-        table.clear()
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         """Raise AccountingError unless free blocks, references, digests and the given tables (all there are) agree."""

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from local_engine.choosing import Runner
 from local_engine.config import Limits
-from local_engine.engine import Runner
 from local_engine.scheduler import Batch, Chunk
 from local_engine.sequence import Pick, SamplingParams
 from local_engine.sequence import Sequence as TokenSequence

@@ -88,6 +88,24 @@ def serve(
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error; never holds what callers send.")] = (
         "info"
     ),
+    speculation: Annotated[
+        str,
+        typer.Option(
+            help="Guess tokens ahead, which makes few requests faster and changes no answer: off, prompt_lookup (from "
+            "what the request has said before), or draft (by a small model)."
+        ),
+    ] = "off",
+    draft_model: Annotated[
+        str | None,
+        typer.Option(
+            help="For --speculation draft: a directory or Hugging Face id with the model's own tokenizer. "
+            "Default: the one that comes with `demo`."
+        ),
+    ] = None,
+    speculation_tokens: Annotated[int, typer.Option(help="Guesses for a request in a step, at most.")] = 8,
+    speculation_max_running: Annotated[
+        int, typer.Option(help="Guess while at most so many requests generate; below, as it is measured to pay.")
+    ] = 16,
     exit_with_parent: Annotated[
         bool,
         typer.Option("--exit-with-parent", help="Exit when standard input ends: for a parent that holds the pipe."),
@@ -128,6 +146,10 @@ def serve(
             drain_seconds=drain_seconds,
             embedding_model=embedding_model,
             embedding_served_name=embedding_served_name,
+            speculation=speculation,
+            draft_model=draft_model,
+            speculation_tokens=speculation_tokens,
+            speculation_max_running=speculation_max_running,
         )
         status = serve_forever(
             settings,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from local_engine.errors import ConfigError
+from local_engine.source import DEMO
 
 BLOCK_SIZE = 16
 """Tokens in a KV block: small enough that the last, half-empty block of a sequence wastes little memory."""
@@ -16,6 +17,9 @@ DEFAULT_WINDOWS = 16
 """Full context windows that the default KV cache of a small model holds."""
 
 DTYPES = ("auto", "float32", "bfloat16")
+
+SPECULATIONS = ("off", "prompt_lookup", "draft")
+"""Who guesses the next tokens: nobody, the sequence's own tokens, a small model."""
 
 QUANTIZATIONS = ("none", "fp16", "bf16", "int8", "int4")
 """`none` keeps `dtype`; int8 and int4 (NF4, double quantization) are bitsandbytes'."""
@@ -43,6 +47,10 @@ class Settings:
     drain_seconds: float = 10.0
     embedding_model: str | None = None
     embedding_served_name: str | None = None
+    speculation: str = "off"
+    draft_model: str | None = None
+    speculation_tokens: int = 8
+    speculation_max_running: int = 16
 
     def __post_init__(self) -> None:
         """Raises ConfigError with all problems at once."""
@@ -77,10 +85,20 @@ class Settings:
             "--max-running": self.max_running,
             "--max-waiting": self.max_waiting,
             "--default-max-tokens": self.default_max_tokens,
+            "--speculation-tokens": self.speculation_tokens,
+            "--speculation-max-running": self.speculation_max_running,
         }
         problems += [f"{flag} must be at least 1" for flag, value in positive.items() if value < 1]
         if self.max_waiting_tokens is not None and self.max_waiting_tokens < 1:
             problems.append("--max-waiting-tokens must be at least 1")
+        if self.speculation not in SPECULATIONS:
+            problems.append(f"--speculation must be one of {', '.join(SPECULATIONS)}")
+        if self.speculation == "draft" and self.draft_model is None and self.model != DEMO:
+            problems.append(
+                "--speculation draft needs --draft-model, a small model of the same tokenizer (`demo` brings one)"
+            )
+        if self.speculation != "draft" and self.draft_model is not None:
+            problems.append("--draft-model is for --speculation draft only")
         if self.max_batch_tokens < self.max_running:
             problems.append("--max-batch-tokens must be at least --max-running: each running sequence needs one a step")
         if self.embedding_name is not None and self.embedding_name == self.name:

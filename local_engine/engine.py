@@ -9,44 +9,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import partial
-from typing import Any, Protocol
 
+from local_engine.choosing import Chosen, Runner, choose
 from local_engine.config import Limits
 from local_engine.errors import AccountingError, DeviceLost, LoadError, NotReady, OutOfMemory, RequestError
-from local_engine.generation import Choice, Generation, advance, failed, log_error
+from local_engine.generation import Chance, Choice, Generation, advance, failed, log_error
 from local_engine.grammar import Grammar, Grammars
 from local_engine.output import Delta, Output
 from local_engine.pace import StepTimes
-from local_engine.scheduler import Batch, Load, Scheduler
-from local_engine.sequence import FinishReason, Likelihood, Pick, SamplingParams
+from local_engine.report import Report, State, Totals
+from local_engine.scheduler import NO_GUESSES, Batch, Scheduler
+from local_engine.sequence import FinishReason, SamplingParams
 from local_engine.sequence import Sequence as TokenSequence
+from local_engine.speculation import Speculation
 from local_engine.text import Text
 from local_engine.vectors import Embedder
 
 log = logging.getLogger(__name__)
-
-
-class Runner(Protocol):
-    """What the engine needs of a model; `forward` gives logits that only `sample` looks into."""
-
-    def forward(self, batch: Batch) -> Any:
-        """Compute the batch's tokens; a row of logits for each chunk that samples, in order."""
-
-    def sample(self, logits: Any, rows: Sequence[int], picks: Sequence[Pick]) -> list[int | None]:
-        """Tokens for the given rows; None where the logits are not finite."""
-
-    def likelihoods(
-        self, logits: Any, rows: Sequence[int], tokens: Sequence[int], tops: Sequence[int]
-    ) -> list[Likelihood]:
-        """How likely the chosen tokens of these rows were, and the so many likeliest ones of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +46,7 @@ class Model:
     description: str
     grammars: Grammars | None = None
     embedder: Embedder | None = None
+    speculation: Speculation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,43 +68,6 @@ class Job:
     shown: frozenset[str] = frozenset()
 
 
-class State(Enum):
-    """What the engine can do now."""
-
-    LOADING = "loading"
-    READY = "ready"
-    FAILED = "failed"
-    STOPPING = "stopping"
-
-
-@dataclass(slots=True)
-class Totals:
-    """Counts since the start."""
-
-    steps: int = 0
-    finished: int = 0
-    aborted: int = 0
-    batch_sequences: int = 0
-    prefill_tokens: int = 0
-    decode_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """One consistent look at the scheduler: counts, tokens a second, seconds (None where nothing was measured)."""
-
-    load: Load
-    prefill_rate: float | None
-    decode_rate: float | None
-    step_seconds: float | None
-    preempted: int
-    prefix_asked: int
-    prefix_found: int
-    shrunk: int
-    totals: Totals
-    step_times: StepTimes
-
-
 class Engine:
     """One model on one thread.
 
@@ -136,6 +85,7 @@ class Engine:
         self._failure: LoadError | None = None
         self._model: Model | None = None
         self._scheduler: Scheduler | None = None
+        self._speculation: Speculation | None = None
         self._generations: dict[str, Generation] = {}
         self._work = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -198,8 +148,7 @@ class Engine:
             sequence=sequence,
             params=job.params,
             text=self.model.text.decoder(job.prompt, job.params.stop, job.shown),
-            # Chance per request, so that its answer does not depend on its neighbours; not for secrets.
-            chance=random.Random(secrets.randbits(64) if job.params.seed is None else job.params.seed),  # noqa: S311
+            chance=Chance(secrets.randbits(64) if job.params.seed is None else job.params.seed),
             output=Output(close=lambda: self.abort(job.id)),
             end_tokens=end_tokens,
             matcher=None if job.grammar is None else job.grammar.matcher(),
@@ -239,6 +188,9 @@ class Engine:
                 prefix_asked=scheduler.prefix_asked_total,
                 prefix_found=scheduler.prefix_found_total,
                 shrunk=scheduler.shrunk_total,
+                guessed=scheduler.guessed_total,
+                accepted=scheduler.accepted_total,
+                acceptance=None if self._speculation is None else self._speculation.acceptance,
                 totals=replace(self.totals),
                 step_times=self._step_times.copy(),
             )
@@ -289,6 +241,7 @@ class Engine:
             log_error("load", error)
             self._failure = LoadError(f"loading the model failed with {type(error).__name__}; see the log")
         if self._model is not None:
+            self._speculation = self._model.speculation
             self._scheduler = Scheduler(self._model.limits)
         if self._state is State.LOADING:
             self._state = State.FAILED if self._model is None else State.READY
@@ -305,13 +258,18 @@ class Engine:
             self._on_loop(self._on_change)
 
     def _step_until_stopped(self, model: Model, scheduler: Scheduler) -> None:
-        while batch := self._next_batch(scheduler):
+        while self._has_work(scheduler):
             started = time.perf_counter()
+            guesses = self._guesses(scheduler)
+            with self._work:
+                batch = scheduler.schedule(guesses)
+            if not batch:  # the last one was aborted a moment ago
+                continue
             deltas: list[tuple[Output, Delta]] = []
             try:
                 logits = model.runner.forward(batch)
                 # Sampling waits for the device, so the time of a step ends behind it.
-                tokens = self._sample(model.runner, logits, batch)
+                chosen = choose(model.runner, logits, batch, self._generations.get)
                 seconds = time.perf_counter() - started
             except DeviceLost:
                 raise  # ends the engine: nobody's next step would succeed either
@@ -323,14 +281,14 @@ class Engine:
                 log_error("step", error)
                 deltas += self._fail(scheduler, batch)
             else:
-                self._book(scheduler, batch, tokens, seconds, deltas)
+                self._book(scheduler, batch, chosen, seconds, deltas)
             finally:
                 # Also where booking breaks: who has ended by then must hear of it.
                 if deltas:
                     self._on_loop(partial(_push_all, deltas))
 
-    def _next_batch(self, scheduler: Scheduler) -> Batch:
-        """The next step's work, as soon as there is any; an empty batch when stopping."""
+    def _has_work(self, scheduler: Scheduler) -> bool:
+        """Wait until there is any; False when stopping."""
         with self._work:
             while not scheduler.has_work:
                 try:
@@ -340,66 +298,73 @@ class Engine:
                     log.critical("block accounting reset: %s", error)
                     scheduler.reset()
                 if self._state is State.STOPPING:
-                    return Batch()
+                    return False
                 self._work.wait()
-            return scheduler.schedule()
+            return True
 
-    def _sample(self, runner: Runner, logits: Any, batch: Batch) -> dict[str, Choice]:
-        """The next token of every sequence of the batch that is still open."""
-        sampling = [chunk for chunk in batch if chunk.samples]
-        rows: list[int] = []
-        picks: list[Pick] = []
-        ids: list[str] = []
-        choices: dict[str, Choice] = {}
-        for row, chunk in enumerate(sampling):
-            # An abort may take it out at any moment, from the event loop's thread.
-            if generation := self._generations.get(chunk.sequence.id):
-                try:
-                    picks.append(generation.pick())
-                except ValueError:
-                    choices[chunk.sequence.id] = Choice(None, problem="the grammar of this answer failed")
-                    continue
-                ids.append(chunk.sequence.id)
-                rows.append(row)
-        if not rows:
-            return choices
+    def _guesses(self, scheduler: Scheduler) -> Mapping[str, Sequence[int]]:
+        """What may come next in the sequences that decode. Guessing changes no answer, so its failure ends none."""
+        if self._speculation is None:
+            return NO_GUESSES
+        with self._work:
+            decoding = scheduler.decoding()
         try:
-            tokens = runner.sample(logits, rows, picks)
-        except Exception as error:  # noqa: BLE001 - one row's fault must not end the others
-            log_error("sampling, repeated one by one", error)
-            tokens = [_sample_one(runner, logits, row, pick) for row, pick in zip(rows, picks, strict=True)]
-        told = _likelihoods(runner, logits, rows, tokens, picks)
-        return choices | {
-            job_id: Choice(token, told.get(row)) for job_id, row, token in zip(ids, rows, tokens, strict=True)
-        }
+            return self._speculation.guesses(decoding)
+        except Exception as error:  # noqa: BLE001 - without guesses everything goes on
+            log_error("guessing, which is switched off", error)
+            self._speculation.fail()
+            return NO_GUESSES
 
     def _book(
         self,
         scheduler: Scheduler,
         batch: Batch,
-        choices: dict[str, Choice],
+        chosen: Chosen,
         seconds: float,
         deltas: list[tuple[Output, Delta]],
     ) -> None:
         """Take in a step's tokens; what there is to show, and to whom, is added to `deltas`."""
         with self._work:
-            scheduler.pace.record(seconds=seconds, prefill_tokens=batch.prefill_tokens, decode_tokens=len(batch.decode))
+            decoded = len(batch.decode) + sum(len(chosen.get(chunk.sequence.id, ())) for chunk in batch.verify)
+            scheduler.pace.record(seconds=seconds, prefill_tokens=batch.prefill_tokens, decode_tokens=decoded)
+            if self._speculation is not None and not batch.prefill:
+                self._speculation.record(len(batch.decode) + len(batch.verify), seconds, decoded)
             scheduler.stepped()
-            self._count(batch, seconds)
+            self._count(batch, decoded, seconds)
             for chunk in batch:
                 generation = self._generations.get(chunk.sequence.id)
                 if generation is None or not scheduler.complete(chunk) or not chunk.samples:
                     continue
-                delta = advance(generation, choices.get(chunk.sequence.id) or Choice(None))
-                if delta.finish is not None:
-                    self._close(scheduler, generation, delta.finish)
-                if delta.text or delta.finish is not None:
-                    deltas.append((generation.output, delta))
+                choices = chosen.get(chunk.sequence.id, [Choice(None)])
+                if not choices:
+                    scheduler.recompute(chunk.sequence)
+                    continue
+                self._advance(scheduler, generation, choices, deltas)
+                if chunk.guessed:
+                    scheduler.accept(chunk, len(choices) - 1)
+                    if self._speculation is not None:
+                        self._speculation.learn(chunk.sequence.id, chunk.guessed, len(choices) - 1)
 
-    def _count(self, batch: Batch, seconds: float) -> None:
-        totals, decoded = self.totals, len(batch.decode)
+    def _advance(
+        self,
+        scheduler: Scheduler,
+        generation: Generation,
+        choices: list[Choice],
+        deltas: list[tuple[Output, Delta]],
+    ) -> None:
+        for choice in choices:
+            delta = advance(generation, choice)
+            if delta.finish is not None:
+                self._close(scheduler, generation, delta.finish)
+            if delta.text or delta.finish is not None:
+                deltas.append((generation.output, delta))
+            if delta.finish is not None:
+                return
+
+    def _count(self, batch: Batch, decoded: int, seconds: float) -> None:
+        totals = self.totals
         totals.steps += 1
-        totals.batch_sequences += decoded + len(batch.prefill)
+        totals.batch_sequences += len(list(batch))
         totals.prefill_tokens += batch.prefill_tokens
         totals.decode_tokens += decoded
         self._step_times.record(seconds)
@@ -431,31 +396,6 @@ class Engine:
         # A loop that has closed meanwhile has nobody left to tell.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(call)
-
-
-def _likelihoods(
-    runner: Runner, logits: Any, rows: Sequence[int], tokens: Sequence[int | None], picks: Sequence[Pick]
-) -> dict[int, Likelihood]:
-    """By row, for those that ask."""
-    asked = [
-        (row, token, pick.params.logprobs)
-        for row, token, pick in zip(rows, tokens, picks, strict=True)
-        if token is not None and pick.params.logprobs is not None
-    ]
-    if not asked:
-        return {}
-    return {
-        row: found
-        for (row, _, _), found in zip(asked, runner.likelihoods(logits, *zip(*asked, strict=True)), strict=True)
-    }
-
-
-def _sample_one(runner: Runner, logits: Any, row: int, pick: Pick) -> int | None:
-    try:
-        return runner.sample(logits, [row], [pick])[0]
-    except Exception as error:  # noqa: BLE001 - ends this request only
-        log_error("sampling", error)
-        return None
 
 
 def _push_all(deltas: Sequence[tuple[Output, Delta]]) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import random
 import traceback
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 from local_engine.errors import GenerationFailed
@@ -18,31 +19,57 @@ from local_engine.text import AnswerText
 log = logging.getLogger(__name__)
 
 
+class Chance:
+    """A request's draws from [0, 1), by place in the answer.
+
+    The same seed gives the same draw at the same place, in whatever step and however often that is looked at, so that
+    neither neighbours nor guesses change what is drawn.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)  # noqa: S311 - not for secrets
+        self._draws: list[float] = []
+
+    def at(self, place: int) -> float:
+        """The draw of the answer's token number `place`, counted from 0."""
+        while len(self._draws) <= place:
+            self._draws.append(self._random.random())
+        return self._draws[place]
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
     sequence: TokenSequence
     params: SamplingParams
     text: AnswerText
-    chance: random.Random
+    chance: Chance
     output: Output
     end_tokens: frozenset[int]
     matcher: Matcher | None
     untold: list[Likelihood] = field(default_factory=list)
 
-    def pick(self) -> Pick:
-        """The next token's choice. Raises ValueError where the grammar fails."""
+    def picks(self, guesses: SequenceOf[int] = ()) -> list[Pick]:
+        """The next token's choice, and for each guess that of the token behind it, taken that all guesses before are
+        right. Raises ValueError where the grammar fails."""
+        if self.matcher is None:
+            return [self._pick(guesses[:count], None) for count in range(len(guesses) + 1)]
+        masks = self.matcher.allowed_along(guesses)
+        return [self._pick(guesses[:count], mask) for count, mask in enumerate(masks)]
+
+    def _pick(self, before: SequenceOf[int], allowed: bytes | None) -> Pick:
         params, sequence = self.params, self.sequence
-        draw = self.chance.random() if params.temperature > 0 else 0.0
-        early = sequence.generated < params.min_tokens
-        if self.matcher is None and not early and not params.adjusts:
+        place = sequence.generated + len(before)
+        draw = self.chance.at(place) if params.temperature > 0 else 0.0
+        early = place < params.min_tokens
+        if allowed is None and not early and not params.adjusts:
             return Pick(params, draw)
         return Pick(
             params,
             draw,
-            tokens=sequence.tokens,
+            tokens=[*sequence.tokens, *before] if before and params.adjusts else sequence.tokens,
             prompt_length=sequence.prompt_length,
             banned=self.end_tokens if early else frozenset(),
-            allowed=None if self.matcher is None else self.matcher.allowed(),
+            allowed=allowed,
         )
 
 

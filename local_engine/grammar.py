@@ -6,6 +6,7 @@ llguidance does the work (https://github.com/guidance-ai/llguidance).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,6 +72,21 @@ class Matcher:
         if self._matcher.is_error():
             raise ValueError("the grammar failed")
         return bits
+
+    def allowed_along(self, tokens: Sequence[int]) -> list[bytes]:
+        """What may come next, and what after each of these tokens; where one does not fit, or ends the answer, it does
+        not matter what may come behind it, and what may come at its place is repeated. Raises ValueError as
+        `allowed`."""
+        masks = [self.allowed()]
+        if not tokens:
+            return masks
+        ahead = Matcher(self._matcher.deep_copy())
+        for token in tokens:
+            if not ahead.complete and ahead._matcher.try_consume_tokens([token]) and not ahead.complete:
+                masks.append(ahead.allowed())
+            else:
+                return masks + [masks[-1]] * (len(tokens) + 1 - len(masks))
+        return masks
 
     def add(self, token: int) -> None:
         """The answer goes on with this token. Raises ValueError where the grammar does not allow it."""

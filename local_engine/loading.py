@@ -28,14 +28,17 @@ from local_engine.attention import PAGED_ATTENTION, KvCache
 from local_engine.calls import Family, family_of
 from local_engine.checkpoint import FETCH, check_loaded, check_shards, check_types, configuration
 from local_engine.config import BLOCK_SIZE, Limits, Settings, kv_cache_tokens, limits
+from local_engine.draft import load_draft
 from local_engine.encoder import load_encoder
 from local_engine.engine import Model
 from local_engine.errors import LoadError
 from local_engine.grammar import Grammars
 from local_engine.linear import prepare
+from local_engine.lookup import PromptLookup
 from local_engine.runner import ModelRunner
 from local_engine.selfcheck import compare, tolerance
-from local_engine.source import model_source
+from local_engine.source import DEMO_DRAFT, model_source
+from local_engine.speculation import Drafter, Speculation
 from local_engine.text import Shown, Text
 
 LAYERS = frozenset({"full_attention", "sliding_attention"})
@@ -114,11 +117,32 @@ def load(settings: Settings) -> Model:
         end_tokens=_end_tokens(model, text),
         grammars=_grammars(model, text),
         embedder=embedder,
+        speculation=_speculation(settings, model, text),
         description=(
             f"{parameters_of(config) / 1e6:.1f} M parameters, {_precision(settings, model)} on {device.type}{how}, "
             f"window {bounds.window}, KV cache {bounds.num_blocks * BLOCK_SIZE} tokens"
         ),
     )
+
+
+def _speculation(settings: Settings, model: Any, text: Text) -> Speculation | None:
+    if settings.speculation == "off":
+        return None
+    drafter: Drafter = PromptLookup()
+    if settings.speculation == "draft":
+        name = settings.draft_model or DEMO_DRAFT
+        try:
+            drafter = load_draft(
+                name,
+                model_source(name),
+                device=model.device,
+                dtype=model.dtype,
+                vocabulary=text.vocabulary(),
+                rows=settings.speculation_max_running,
+            )
+        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, LookupError) as error:
+            raise LoadError(f"cannot load the draft model {name}: {_first_line(error)}") from error
+    return Speculation(drafter, most=settings.speculation_tokens, max_sequences=settings.speculation_max_running)
 
 
 def _prepare(settings: Settings) -> None:

@@ -16,8 +16,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from local_engine.engine import Engine, Report, State
+from local_engine.engine import Engine
 from local_engine.pace import STEP_BUCKETS
+from local_engine.report import Report, State
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -40,17 +41,21 @@ KV_BLOCKS = Described("hybridgate_engine_kv_blocks", "gauge", "Blocks of the KV 
 KV_FREE = Described(
     "hybridgate_engine_kv_free_blocks", "gauge", "Blocks that no sequence holds, those kept for their prefix included."
 )
-STEP = Described("hybridgate_engine_step_seconds", "histogram", "Time of a step: forward and sampling.")
+STEP = Described("hybridgate_engine_step_seconds", "histogram", "Time of a step: guessing, forward and sampling.")
 BATCH = Described(
     "hybridgate_engine_batch_sequences_total",
     "counter",
     "Sequences in all steps; over the number of steps, the mean batch size.",
 )
 PREFILLED = Described("hybridgate_engine_prefill_tokens_total", "counter", "Prompt tokens computed.")
-DECODED = Described("hybridgate_engine_decode_tokens_total", "counter", "Tokens that were decoded, one a sequence.")
+DECODED = Described("hybridgate_engine_decode_tokens_total", "counter", "Tokens that decoding sequences got.")
 PREFIX_ASKED = Described("hybridgate_engine_prefix_asked_tokens_total", "counter", "Prompt tokens that started.")
 PREFIX_FOUND = Described(
     "hybridgate_engine_prefix_found_tokens_total", "counter", "Of these, found in the prefix cache and not computed."
+)
+GUESSED = Described("hybridgate_engine_guessed_tokens_total", "counter", "Tokens that speculation computed ahead.")
+ACCEPTED = Described(
+    "hybridgate_engine_accepted_tokens_total", "counter", "Of these, that turned out to be the answer's tokens."
 )
 FINISHED = Described("hybridgate_engine_finished_total", "counter", "Sequences that ended by themselves.")
 ABORTED = Described("hybridgate_engine_aborted_total", "counter", "Sequences whose client left, or that were cut.")
@@ -71,6 +76,8 @@ METRICS = (
     DECODED,
     PREFIX_ASKED,
     PREFIX_FOUND,
+    GUESSED,
+    ACCEPTED,
     FINISHED,
     ABORTED,
     PREEMPTED,
@@ -130,6 +137,8 @@ def _values(report: Report, max_running: int) -> list[tuple[Described, int]]:
         (DECODED, totals.decode_tokens),
         (PREFIX_ASKED, report.prefix_asked),
         (PREFIX_FOUND, report.prefix_found),
+        (GUESSED, report.guessed),
+        (ACCEPTED, report.accepted),
         (FINISHED, totals.finished),
         (ABORTED, totals.aborted),
         (PREEMPTED, report.preempted),

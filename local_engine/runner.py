@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
-        """Compute a batch; logits [sampling chunks, vocabulary] in the batch's order.
+        """Compute a batch; logits [rows of all chunks, vocabulary] in the batch's order.
 
         Raises OutOfMemory or DeviceLost; after the first the batch's chunks may be computed again.
         """
@@ -46,8 +47,8 @@ class ModelRunner:
         self._clear_tails(chunks)
         sizes = [len(chunk.tokens) for chunk in chunks]
         ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
-        keep = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
-        spans = zip(batch.prefill, ends[len(batch.decode) :], strict=True)
+        keep = [row for chunk, end in zip(chunks, ends, strict=True) for row in range(end - chunk.rows, end)]
+        spans = zip(batch.prefill, ends[len(chunks) - len(batch.prefill) :], strict=True)
         output = self._model(
             input_ids=self._longs([token for chunk in chunks for token in chunk.tokens])[None],
             position_ids=self._longs(
@@ -58,7 +59,7 @@ class ModelRunner:
             paged=PagedForward(
                 cache=self._cache,
                 slots=self._longs([slot for chunk in chunks for slot in self._slots(chunk)]),
-                decode=self._decode_rows(batch.decode) if batch.decode else None,
+                decode=tuple(self._decode_rows(batch)),
                 prefill=tuple(self._prefill_span(chunk, end) for chunk, end in spans),
             ),
         )
@@ -83,12 +84,15 @@ class ModelRunner:
         """Zero each block that is a sequence's newest and last.
 
         Decoding reads its tail under a mask, which does not hide a NaN that the block's holder before left there. The
-        blocks before it are written whole before they are read.
+        blocks before it are written whole before they are read. Guesses may begin a block and not fill it.
         """
         size = self._cache.block_size
         fresh = [chunk.blocks[-1] for chunk in chunks if chunk.fresh]
         fresh += [
-            c.blocks[c.start // size] for c in chunks if not c.fresh and len(c.tokens) == 1 and c.start % size == 0
+            c.blocks[position // size]
+            for c in chunks
+            if not c.fresh and len(c.tokens) == 1 + c.guessed
+            for position in range(c.start + -c.start % size, c.start + len(c.tokens), size)
         ]
         if fresh:
             self._cache.clear(self._longs(fresh))
@@ -103,16 +107,24 @@ class ModelRunner:
             for position in range(chunk.start, chunk.start + len(chunk.tokens))
         ]
 
-    def _decode_rows(self, chunks: Sequence[Chunk]) -> DecodeRows:
-        lengths = [chunk.start + 1 for chunk in chunks]
+    def _decode_rows(self, batch: Batch) -> Iterator[DecodeRows]:
+        """Those of chunks that are equally long together, as they come in the batch."""
+        begin = 0
+        for width, group in groupby((*batch.decode, *batch.verify), key=lambda chunk: len(chunk.tokens)):
+            chunks = list(group)
+            yield self._rows(chunks, begin, width)
+            begin += len(chunks) * width
+
+    def _rows(self, chunks: Sequence[Chunk], begin: int, width: int) -> DecodeRows:
+        lengths = [chunk.start + width for chunk in chunks]
         longest = max(lengths)
-        width = -(-longest // self._cache.block_size)
+        most = -(-longest // self._cache.block_size)
         padding = self._cache.padding_block
         blocks = [
-            block for chunk in chunks for block in (*chunk.blocks[:width], *(padding,) * (width - len(chunk.blocks)))
+            block for chunk in chunks for block in (*chunk.blocks[:most], *(padding,) * (most - len(chunk.blocks)))
         ]
         uneven = self._longs(lengths)[:, None] if min(lengths) < longest else None
-        return DecodeRows(rows=len(chunks), blocks=self._longs(blocks), length=longest, lengths=uneven)
+        return DecodeRows(len(chunks), self._longs(blocks), longest, uneven, begin, width)
 
     def _prefill_span(self, chunk: Chunk, end: int) -> PrefillSpan:
         size = len(chunk.tokens)

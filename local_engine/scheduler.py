@@ -1,16 +1,19 @@
 """Owns which sequence runs in the next step and which waits; refuses tensors, text, time and I/O.
 
 One step: `schedule()` names the tokens to compute, the runner computes them, `complete()` books them. Decoding
-sequences go first, one token each; what is left of the token budget goes to prompts, in chunks. When blocks run out,
-the running sequence that is last in order gives its blocks back and is computed again later. A sequence that starts
-takes over what an earlier one computed of the same prefix.
+sequences go first, one token each; what is left of the token budget goes to prompts, in chunks, and at most half of it
+to guesses of what decoding sequences will say next, computed along to be accepted or not. Guesses take blocks that
+nobody needs in this step, and preempt nobody. When blocks run out, the running sequence that is last in order gives its
+blocks back and is computed again later. A sequence that starts takes over what an earlier one computed of the same
+prefix.
 """
 
 from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from itertools import count
 from operator import attrgetter
@@ -27,7 +30,10 @@ SMALLEST_BUDGET = 16
 STEPS_UNTIL_GROWTH = 256
 """Steps without a lack of memory, after which a shrunk batch may be twice as large again."""
 
+NO_GUESSES: Mapping[str, SequenceOf[int]] = {}
+
 _BY_ORDER = attrgetter("order")
+_BY_GUESSED = attrgetter("guessed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,8 @@ class Chunk:
 
     Everything the forward needs is copied here, so that an abort during the forward cannot change it. `samples` says
     that the last token's logits choose the sequence's next token. `fresh`: the first since the sequence got its
-    blocks, so that its newest block still holds what its holder before left there.
+    blocks, so that its newest block still holds what its holder before left there. The last `guessed` tokens are
+    guesses: the logits of the token before them, and of each of them, choose a token.
     """
 
     sequence: Sequence
@@ -45,20 +52,34 @@ class Chunk:
     blocks: tuple[int, ...]
     samples: bool
     fresh: bool = False
+    guessed: int = 0
+
+    @property
+    def guesses(self) -> tuple[int, ...]:
+        """The tokens that are guesses."""
+        return self.tokens[len(self.tokens) - self.guessed :]
+
+    @property
+    def rows(self) -> int:
+        """How many of its tokens' logits are needed: those of the last ones."""
+        return 1 + self.guessed if self.samples else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's work: `decode` chunks have one token each, `prefill` chunks more. Invariant: a sequence is in once."""
+    """One step's work: `decode` chunks have one token each, `prefill` chunks more, and `verify` chunks one and guesses
+    behind it. Invariants: a sequence is in once; verify chunks are sorted by their length."""
 
     decode: tuple[Chunk, ...] = ()
     prefill: tuple[Chunk, ...] = ()
+    verify: tuple[Chunk, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.decode or self.prefill)
+        return bool(self.decode or self.prefill or self.verify)
 
     def __iter__(self) -> Iterator[Chunk]:
         yield from self.decode
+        yield from self.verify
         yield from self.prefill
 
     @property
@@ -82,7 +103,8 @@ class Scheduler:
     """Waiting and running sequences.
 
     Invariants: both lists are sorted by `order`; a waiting sequence holds no blocks and has nothing computed; a
-    running one holds blocks for all its tokens but perhaps the newest; `check` proves it.
+    running one holds blocks for all its tokens but perhaps the newest, for guesses that are being computed, and no
+    more; `check` proves it.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -92,6 +114,9 @@ class Scheduler:
         self.prefix_asked_total = 0  # prompt tokens of sequences that started
         self.prefix_found_total = 0  # of these, found computed
         self.shrunk_total = 0  # times that memory did not suffice
+        self.guessed_total = 0  # tokens that were computed as guesses
+        self.accepted_total = 0  # of these, that turned out to be the sequences' tokens
+        self._guessing = True
         self._batch_tokens = limits.max_batch_tokens
         self._max_running = limits.max_running
         self._steps_since_shrunk = 0
@@ -143,10 +168,17 @@ class Scheduler:
         ahead = sum(other.to_compute for other in self._unfilled() if other.order < sequence.order)
         return (ahead + sequence.to_compute) / rate + step
 
-    def schedule(self) -> Batch:
-        """The next step's work; empty when there is none."""
-        decode = [self._chunk(sequence, 1) for sequence in list(self._running) if self._may_decode(sequence)]
-        budget = self._batch_tokens - len(decode)
+    def decoding(self) -> list[Sequence]:
+        """Those that will decode in the next step, as far as blocks last, and may be guessed for; in order."""
+        return [each for each in self._running if each.pending == 1 and each.guessable] if self._guessing else []
+
+    def schedule(self, guesses: Mapping[str, SequenceOf[int]] = NO_GUESSES) -> Batch:
+        """The next step's work; empty when there is none. `guesses`: by id, what may come next in a sequence."""
+        going_on = [sequence for sequence in list(self._running) if self._may_decode(sequence)]
+        budget = self._batch_tokens - len(going_on)
+        guessed = self._guessed(going_on, guesses, budget // 2) if guesses else {}
+        budget -= sum(guessed.values())
+        decode = [self._chunk(sequence, 1) for sequence in going_on if sequence.id not in guessed]
         partial = deque(sequence for sequence in self._running if sequence.pending > 1)
         prefill: list[Chunk] = []
         while budget > 0 and (sequence := self._next_to_prefill(partial)):
@@ -154,18 +186,36 @@ class Scheduler:
             budget -= len(chunk.tokens)
             # A chunk of one token is a decode row to the runner, whoever computed the tokens before it.
             (prefill if len(chunk.tokens) > 1 else decode).append(chunk)
-        return Batch(tuple(decode), tuple(prefill))
+        verify: list[Chunk] = []
+        for sequence in going_on:  # now that the blocks of those that start are known
+            if sequence.id in guessed:
+                chunk = self._verification(sequence, guesses[sequence.id][: guessed[sequence.id]])
+                (verify if chunk.guessed else decode).append(chunk)
+        verify.sort(key=_BY_GUESSED)
+        return Batch(tuple(decode), tuple(prefill), tuple(verify))
 
     def complete(self, chunk: Chunk) -> bool:
         """Book a computed chunk; False if its sequence ended meanwhile."""
         if chunk.sequence.finish is not None:
             return False
-        sequence = chunk.sequence
-        sequence.computed = chunk.start + len(chunk.tokens)
-        sequence.digests += chain(sequence.tokens, self.limits.block_size, sequence.digests, sequence.salt)
-        for index in range(chunk.start // self.limits.block_size, sequence.computed // self.limits.block_size):
-            self._blocks.learn(sequence.blocks[index], sequence.digests[index])
+        self._book(chunk.sequence, chunk.start + len(chunk.tokens) - chunk.guessed)
         return True
+
+    def accept(self, chunk: Chunk, count: int) -> None:
+        """The first `count` guesses of a completed chunk were right, and are among the sequence's tokens by now: book
+        them, and give back the blocks that the others took. Of a sequence that has ended the count alone is kept."""
+        self.guessed_total += chunk.guessed
+        self.accepted_total += count
+        sequence = chunk.sequence
+        if sequence.finish is None:
+            self._book(sequence, sequence.computed + count)
+            self._withdraw(sequence)
+
+    def recompute(self, sequence: Sequence) -> None:
+        """What a running sequence's blocks hold is not to be trusted: compute it again, and guess nothing for it."""
+        sequence.guessable = False
+        self._blocks.forget(sequence.blocks)
+        self._preempt(sequence)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> bool:
         """End a sequence wherever it is and free its blocks; False if it had ended before."""
@@ -182,11 +232,16 @@ class Scheduler:
     def shrink(self, batch: Batch) -> bool:
         """Memory did not suffice for this batch: make the next ones smaller; False where that is not possible.
 
-        First prompts are computed in smaller chunks; then half as many sequences run, and the last in order give their
-        blocks back and are computed again later. Nothing of the batch counts as computed.
+        First nothing is guessed; then prompts are computed in smaller chunks; then half as many sequences run, and the
+        last in order give their blocks back and are computed again later. Nothing of the batch counts as computed.
         """
         tokens, sequences = len(batch.decode) + batch.prefill_tokens, len(batch.decode) + len(batch.prefill)
-        if batch.prefill and tokens > SMALLEST_BUDGET:
+        for chunk in batch.verify:
+            if chunk.sequence.finish is None:
+                self._withdraw(chunk.sequence)
+        if batch.verify:
+            self._guessing = False
+        elif batch.prefill and tokens > SMALLEST_BUDGET:
             self._batch_tokens = max(SMALLEST_BUDGET, tokens // 2)
         elif sequences > 1:
             self._max_running = sequences // 2
@@ -203,6 +258,7 @@ class Scheduler:
         self._steps_since_shrunk += 1
         if self._steps_since_shrunk >= STEPS_UNTIL_GROWTH:
             self._steps_since_shrunk = 0
+            self._guessing = True
             self._batch_tokens = min(self.limits.max_batch_tokens, 2 * self._batch_tokens)
             self._max_running = min(self.limits.max_running, 2 * self._max_running)
 
@@ -225,6 +281,10 @@ class Scheduler:
         for sequence in self._running:
             if sequence.finish or sequence.computed > len(sequence.blocks) * self.limits.block_size:
                 raise AccountingError("a running sequence has ended, or more computed tokens than its blocks hold")
+            if self._blocks.missing(sequence.blocks, len(sequence.tokens) + sequence.guessed - 1) or (
+                self._blocks.spare(sequence.blocks, len(sequence.tokens) + sequence.guessed)
+            ):
+                raise AccountingError("a running sequence holds more or fewer blocks than its tokens need")
             for block, digest in zip(sequence.blocks, sequence.digests, strict=False):
                 if self._blocks.digest(block) not in (None, digest):
                     raise AccountingError("a running sequence holds a block that is known for other tokens")
@@ -262,7 +322,7 @@ class Scheduler:
     def _preempt(self, victim: Sequence) -> None:
         self._running.remove(victim)
         self._blocks.release(victim.blocks)
-        victim.computed = victim.cached = 0
+        victim.computed = victim.cached = victim.guessed = 0
         victim.preemptions += 1
         self.preempted_total += 1
         insort(self._waiting, victim, key=_BY_ORDER)
@@ -300,6 +360,46 @@ class Scheduler:
     def _found(self, sequence: Sequence) -> list[int]:
         """Blocks that hold the beginning of the sequence; its last token is always computed, for its logits."""
         return self._blocks.cached(sequence.digests[: (len(sequence.tokens) - 1) // self.limits.block_size])
+
+    def _guessed(
+        self, sequences: list[Sequence], guesses: Mapping[str, SequenceOf[int]], budget: int
+    ) -> dict[str, int]:
+        """By id, how many guesses are computed: none beyond the last token that a sequence may generate, since the
+        step gives one more than are right."""
+        taken: dict[str, int] = {}
+        for sequence in sequences:
+            size = min(len(guesses.get(sequence.id, ())), sequence.max_tokens - sequence.generated - 1, budget)
+            if size > 0:
+                taken[sequence.id] = size
+                budget -= size
+        return taken
+
+    def _verification(self, sequence: Sequence, guesses: SequenceOf[int]) -> Chunk:
+        """A decoding sequence's chunk with as many of the guesses as there are blocks for."""
+        known = len(sequence.tokens)
+        size = min(len(guesses), (len(sequence.blocks) + self._blocks.free) * self.limits.block_size - known)
+        self._blocks.extend(sequence.blocks, known + size)
+        sequence.guessed = size
+        return Chunk(
+            sequence=sequence,
+            start=sequence.computed,
+            tokens=(sequence.tokens[-1], *guesses[:size]),
+            blocks=tuple(sequence.blocks),
+            samples=True,
+            guessed=size,
+        )
+
+    def _withdraw(self, sequence: Sequence) -> None:
+        """Give back the blocks that only guesses needed."""
+        sequence.guessed = 0
+        self._blocks.trim(sequence.blocks, len(sequence.tokens))
+
+    def _book(self, sequence: Sequence, computed: int) -> None:
+        """So many of its tokens are computed: their blocks that are full become known."""
+        before, sequence.computed = sequence.computed, computed
+        sequence.digests += chain(sequence.tokens, self.limits.block_size, sequence.digests, sequence.salt)
+        for index in range(before // self.limits.block_size, computed // self.limits.block_size):
+            self._blocks.learn(sequence.blocks[index], sequence.digests[index])
 
     def _chunk(self, sequence: Sequence, size: int) -> Chunk:
         end = sequence.computed + size

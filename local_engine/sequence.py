@@ -82,7 +82,8 @@ class Sequence:
 
     `tokens` is the prompt and what was generated; `blocks` are the KV blocks in order and `digests` name the content
     of the full ones; `cached` tokens of the prompt were, or by the last look would be, found computed. `parent`, if
-    any, has the same prompt: computing it once is enough.
+    any, has the same prompt: computing it once is enough. `guessed` tokens beyond `tokens` are in the step that is
+    being computed, and have their place in `blocks`.
     """
 
     id: str
@@ -100,6 +101,8 @@ class Sequence:
     digests: list[bytes] = field(default_factory=list)
     cached: int = 0
     parent: Sequence | None = None
+    guessed: int = 0
+    guessable: bool = True
 
     @property
     def order(self) -> int:

@@ -30,7 +30,7 @@ from starlette.types import ASGIApp
 from local_engine.answer import Answer, Calling, Events, Identity, Whole
 from local_engine.config import Settings
 from local_engine.edge import Edge, http_error, request_error, unexpected
-from local_engine.engine import Engine, Job, Model, State
+from local_engine.engine import Engine, Job, Model
 from local_engine.errors import (
     BodyTooLarge,
     InvalidRequest,
@@ -50,6 +50,7 @@ from local_engine.protocol import (
     parse_tokenize,
     parse_wishes,
 )
+from local_engine.report import State
 from local_engine.text import Text
 from local_engine.vectors import answer as embedding_answer
 from local_engine.vectors import parse_embeddings
@@ -150,7 +151,9 @@ class _Endpoints:
                 "out_of_memory_total": report.shrunk,
                 "prefix_asked_tokens_total": report.prefix_asked,
                 "prefix_found_tokens_total": report.prefix_found,
-                "acceptance": None,
+                "guessed_tokens_total": report.guessed,
+                "accepted_tokens_total": report.accepted,
+                "acceptance": _rounded(report.acceptance, 3),
             }
         )
 

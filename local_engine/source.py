@@ -10,12 +10,17 @@ from pathlib import Path
 from local_engine.errors import LoadError
 
 DEMO = "demo"
+DEMO_DRAFT = "demo-draft"
 
 
 def model_source(model: str) -> str:
     """The directory or Hugging Face id that `model` names. Raises LoadError where the directory holds no model."""
     if model == DEMO:
         return _checked(Path(__file__).parent / "demo_model", "reinstall hybridgate, its bundled model is incomplete")
+    if model == DEMO_DRAFT:
+        return _checked(
+            Path(__file__).parent / "demo_model" / "draft", "reinstall hybridgate, its bundled draft is incomplete"
+        )
     path = Path(model).expanduser()
     if path.is_dir():
         return _checked(path, "convert the weights to safetensors, or name another model")

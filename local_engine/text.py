@@ -146,6 +146,10 @@ class Text:
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from None
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id."""
+        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
+
     def special_token(self, text: str) -> int | None:
         """The id of the special token that is written so; None where none is."""
         return self._special.get(text)

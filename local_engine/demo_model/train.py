@@ -74,8 +74,10 @@ def openings(answers: Iterable[Sequence[int]]) -> dict[tuple[int, ...], int]:
     }
 
 
-def examples(corpus: Corpus, tokenizer: Any, rng: random.Random) -> Iterator[Example]:
-    """Training examples without end."""
+def examples(
+    corpus: Corpus, tokenizer: Any, rng: random.Random, whole_answers: float = WHOLE_ANSWERS
+) -> Iterator[Example]:
+    """Training examples without end, that share of them with the whole answer."""
     answers = [topic.answer for topic in corpus.topics] + [corpus.private_answer, corpus.off_topic.answer]
     opening = openings(tokenizer(answers, add_special_tokens=False)["input_ids"])
     while True:
@@ -88,7 +90,7 @@ def examples(corpus: Corpus, tokenizer: Any, rng: random.Random) -> Iterator[Exa
         answered = tokenizer([case.answer for case in cases], add_special_tokens=False)["input_ids"]
         for prompt, answer in zip(asked, answered, strict=True):
             whole = [*answer, tokenizer.eos_token_id]
-            kept = whole if rng.random() < WHOLE_ANSWERS else whole[: opening[tuple(answer)]]
+            kept = whole if rng.random() < whole_answers else whole[: opening[tuple(answer)]]
             yield prompt + kept, len(prompt)
 
 

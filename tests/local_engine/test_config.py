@@ -22,6 +22,11 @@ from local_engine.errors import ConfigError
         ({"max_batch_tokens": 32, "max_running": 64}, "--max-batch-tokens must be at least --max-running"),
         ({"max_waiting_tokens": 0}, "--max-waiting-tokens"),
         ({"drain_seconds": -1.0}, "--drain-seconds"),
+        ({"speculation": "fast"}, "--speculation must be one of off, prompt_lookup, draft"),
+        ({"model": "a/b", "speculation": "draft"}, "--speculation draft needs --draft-model"),
+        ({"speculation": "prompt_lookup", "draft_model": "a/b"}, "--draft-model is for --speculation draft"),
+        ({"speculation_tokens": 0}, "--speculation-tokens"),
+        ({"speculation_max_running": 0}, "--speculation-max-running"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_its_flag(changes: dict[str, Any], said: str) -> None:

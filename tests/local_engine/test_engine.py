@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from local_engine.config import Limits
-from local_engine.engine import Engine, Job, Model, Report, State
+from local_engine.engine import Engine, Job, Model
 from local_engine.errors import DeviceLost, EngineError, LoadError, NotReady, OutOfMemory, Overloaded
 from local_engine.output import Delta, Output
+from local_engine.report import Report, State
 from local_engine.scheduler import Batch
 from local_engine.sequence import FinishReason, Likelihood, Pick, SamplingParams
 from local_engine.text import Text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -69,24 +70,41 @@ class Case:
         )
         return ModelRunner(self.paged, cache)
 
-    def paged_all(self, asked: list[list[int]], limits: Limits) -> tuple[list[list[int]], Scheduler]:
-        """All prompts together, one arriving each step, so that batches mix prefill and decode."""
+    def guesses(self, sequence: Sequence, chance: random.Random) -> list[int]:
+        """What `generate` says comes next, up to six tokens, one of which may be wrong."""
+        known = self.generated(sequence.tokens[: sequence.prompt_length])
+        next_ones = known[len(sequence.tokens) : len(sequence.tokens) + chance.randrange(7)]
+        if next_ones and chance.random() < 0.5:
+            next_ones[chance.randrange(len(next_ones))] = chance.randrange(4, VOCABULARY)
+        return next_ones
+
+    def paged_all(
+        self, asked: list[list[int]], limits: Limits, guessing: random.Random | None = None
+    ) -> tuple[list[list[int]], Scheduler]:
+        """All prompts together, one arriving each step, so that batches mix prefill and decode, and with `guessing`
+        the verification of guesses as well."""
         scheduler, runner = Scheduler(limits), self.runner(limits.num_blocks)
         sequences = [Sequence(str(i), len(p), list(p), NEW_TOKENS, frozenset({0})) for i, p in enumerate(asked)]
         arriving = iter(sequences)
         while (new := next(arriving, None)) or scheduler.has_work:
             if new:
                 scheduler.add(new)
-            batch = scheduler.schedule()
+            made = {each.id: self.guesses(each, guessing) for each in scheduler.decoding()} if guessing else {}
+            batch = scheduler.schedule(made)
             logits = runner.forward(batch)
-            sampling = [chunk.sequence for chunk in batch if chunk.samples]
-            tokens = runner.sample(logits, range(len(sampling)), [GREEDY] * len(sampling))
+            tokens = iter(runner.sample(logits, range(len(logits)), [GREEDY] * len(logits)))
             for chunk in batch:
                 scheduler.complete(chunk)
-            for sequence, token in zip(sampling, tokens, strict=True):
-                assert token is not None
-                if end := sequence.append(token):
-                    scheduler.finish(sequence, end)
+                chosen = [next(tokens) for _ in range(chunk.rows)]
+                pairs = zip(chosen, chunk.guesses, strict=False)
+                right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+                for token in chosen[: right + 1]:
+                    assert token is not None
+                    if end := chunk.sequence.append(token):
+                        scheduler.finish(chunk.sequence, end)
+                        break
+                if chunk.guessed:
+                    scheduler.accept(chunk, right)
             scheduler.check()
         return [sequence.tokens for sequence in sequences], scheduler
 
@@ -117,6 +135,28 @@ def test_in_a_mixed_batch_it_equals_generate_token_for_token(case: Case, limits:
     paged, scheduler = case.paged_all(asked, limits)
     assert paged == [case.generated(prompt) for prompt in asked]
     assert (scheduler.preempted_total > 0) == preempts
+
+
+@pytest.mark.parametrize(
+    ("limits", "preempts"),
+    [
+        (Limits(num_blocks=64, window=256), False),
+        (Limits(num_blocks=64, window=256, max_batch_tokens=19, max_running=8), False),
+        (Limits(num_blocks=9, window=256, max_batch_tokens=32, max_running=8), True),
+    ],
+    ids=["mixed", "chunked", "preempted"],
+)
+def test_with_guesses_right_and_wrong_it_equals_generate_token_for_token(
+    case: Case, limits: Limits, preempts: bool
+) -> None:
+    (base,) = prompts(70)
+    asked = [*prompts(5, 40, 1, 90, 17, 16, 33, 2), base, base[:40]]
+    paged, scheduler = case.paged_all(asked, limits, random.Random(3))
+    assert paged == [case.generated(prompt) for prompt in asked]
+    assert (scheduler.preempted_total > 0) == preempts
+    assert 0 < scheduler.accepted_total < scheduler.guessed_total
+    alone, _ = case.paged_all(asked[:1], limits, random.Random(4))
+    assert alone == paged[:1]
 
 
 @pytest.mark.parametrize("budget", [19, 512], ids=["chunked", "whole"])

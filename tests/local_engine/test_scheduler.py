@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from local_engine.config import Limits
 from local_engine.errors import AccountingError, ContextLengthExceeded, FirstTokenTooLate, Overloaded
-from local_engine.scheduler import SMALLEST_BUDGET, STEPS_UNTIL_GROWTH, Batch, Scheduler
+from local_engine.scheduler import SMALLEST_BUDGET, STEPS_UNTIL_GROWTH, Batch, Chunk, Scheduler
 from local_engine.sequence import OVERTAKING, FinishReason, Sequence
 
 
@@ -28,14 +28,33 @@ def small(**changes: int) -> Scheduler:
     return Scheduler(Limits(**sizes))
 
 
-def step(scheduler: Scheduler, token: Callable[[Sequence], int] = lambda _: 1) -> Batch:
-    """Schedule, pretend to compute, book."""
-    batch = scheduler.schedule()
+def step(
+    scheduler: Scheduler,
+    token: Callable[[Sequence], int] = lambda _: 1,
+    guesses: Callable[[Sequence], tuple[int, ...]] = lambda _: (),
+) -> Batch:
+    """Schedule, pretend to compute, book; guesses are right as long as they are what `token` says."""
+    batch = scheduler.schedule({each.id: guesses(each) for each in scheduler.decoding()})
+    scheduler.check()
     for chunk in batch:
-        if scheduler.complete(chunk) and chunk.samples and (end := chunk.sequence.append(token(chunk.sequence))):
-            scheduler.finish(chunk.sequence, end)
+        if scheduler.complete(chunk) and chunk.samples:
+            book(scheduler, chunk, token)
     scheduler.check()
     return batch
+
+
+def book(scheduler: Scheduler, chunk: Chunk, token: Callable[[Sequence], int]) -> None:
+    accepted = 0
+    for guess in (*chunk.guesses, None):
+        chosen = token(chunk.sequence)
+        if end := chunk.sequence.append(chosen):
+            scheduler.finish(chunk.sequence, end)
+            break
+        if chosen != guess:
+            break
+        accepted += 1
+    if chunk.guessed:
+        scheduler.accept(chunk, accepted)
 
 
 def shape(batch: Batch) -> list[tuple[str, int]]:
@@ -315,6 +334,94 @@ def test_a_later_request_overtakes_by_its_priority_but_a_bounded_number_of_them(
     assert overtaken == OVERTAKING  # the last of them came as it started
 
 
+class TestGuesses:
+    """What a decoding sequence may say next is computed along, and booked as far as it was right."""
+
+    def begun(self, scheduler: Scheduler, prompt: int = 10, max_tokens: int = 40, name: str = "a") -> Sequence:
+        new = sequence(name, prompt, max_tokens)
+        scheduler.add(new)
+        step(scheduler)
+        return new
+
+    @pytest.mark.parametrize(
+        ("guesses", "generated", "accepted"),
+        [((), 2, 0), ((1, 1, 1), 5, 3), ((1, 2, 1), 3, 1), ((2, 1, 1), 2, 0)],
+    )
+    def test_as_many_as_are_right_are_booked_and_one_more(
+        self, guesses: tuple[int, ...], generated: int, accepted: int
+    ) -> None:
+        scheduler = small()
+        only = self.begun(scheduler)
+        batch = step(scheduler, guesses=lambda _: guesses)
+        assert shape(batch) == [("a", 1 + len(guesses))]
+        assert (only.generated, only.pending) == (generated, 1)
+        assert (scheduler.guessed_total, scheduler.accepted_total) == (len(guesses), accepted)
+
+    def test_what_wrong_ones_took_is_given_back(self) -> None:
+        scheduler = small()
+        only = self.begun(scheduler)
+        batch = scheduler.schedule({"a": [2] * 20})
+        assert (len(only.blocks), scheduler.load().free_blocks) == (2, 6)
+        book(scheduler, batch.verify[0], lambda _: 1)
+        assert (len(only.blocks), scheduler.load().free_blocks) == (1, 7)
+
+    def test_right_ones_that_fill_a_block_are_found_by_others(self) -> None:
+        scheduler = small()
+        only = self.begun(scheduler)
+        step(scheduler, guesses=lambda _: (1,) * 9)
+        scheduler.finish(only, FinishReason.ABORT)
+        later = Sequence("b", 30, [*only.tokens, *range(7)][:30], 4)
+        scheduler.add(later)
+        step(scheduler)
+        assert later.cached == 16
+
+    def test_none_is_computed_beyond_the_last_token_that_may_come(self) -> None:
+        scheduler = small()
+        only = self.begun(scheduler, max_tokens=4)
+        assert shape(step(scheduler, guesses=lambda _: (1,) * 9)) == [("a", 3)]
+        assert (only.generated, only.finish) == (4, FinishReason.LENGTH)
+
+    def test_they_preempt_nobody_and_take_no_block_that_another_needs_to_decode(self) -> None:
+        scheduler = small(num_blocks=3, window=48, max_batch_tokens=96)
+        first, second = self.begun(scheduler, 15, 20), self.begun(scheduler, 15, 20, "b")
+        batch = scheduler.schedule({"a": (1,) * 18, "b": (1,) * 18})
+        assert shape(batch) == [("b", 1), ("a", 16)]
+        assert (len(first.blocks), len(second.blocks), scheduler.preempted_total) == (2, 1, 0)
+
+    @pytest.mark.parametrize(
+        ("budget", "blocks", "expected"),
+        [(21, 8, [("a", 11), ("b", 10)]), (96, 4, [("a", 22), ("b", 20)])],
+        ids=["budget", "blocks"],
+    )
+    def test_half_of_the_budget_stays_for_prompts_and_one_that_starts_has_its_blocks_first(
+        self, budget: int, blocks: int, expected: list[tuple[str, int]]
+    ) -> None:
+        scheduler = small(num_blocks=blocks, max_batch_tokens=budget)
+        self.begun(scheduler)
+        scheduler.add(sequence("b", 20))
+        assert shape(scheduler.schedule({"a": (1,) * 30})) == expected
+
+    def test_where_memory_does_not_suffice_nothing_is_guessed_for_a_while(self) -> None:
+        scheduler = small()
+        only = self.begun(scheduler)
+        assert scheduler.shrink(scheduler.schedule({"a": (1,) * 20}))
+        scheduler.check()
+        assert (scheduler.decoding(), len(only.blocks)) == ([], 1)
+        for _ in range(STEPS_UNTIL_GROWTH):
+            scheduler.stepped()
+        assert scheduler.decoding() == [only]
+
+    def test_a_sequence_that_is_not_to_be_trusted_is_computed_again_and_nobody_finds_it(self) -> None:
+        scheduler = small()
+        only = self.begun(scheduler, 40)
+        batch = step(scheduler)
+        scheduler.recompute(only)
+        scheduler.check()
+        assert (only.blocks, only.computed) == ([], 0)
+        batch = step(scheduler)
+        assert (only.cached, batch.prefill[0].start) == (0, 0)
+
+
 class AnyOrderOfEvents(RuleBasedStateMachine):
     """Arrivals, steps, ends and aborts in any order: accounts stay exact, and everything that was accepted ends."""
 
@@ -349,15 +456,36 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         else:
             self.open.append(new)
 
-    @rule(ends=st.lists(st.booleans(), min_size=4, max_size=4))
-    def step(self, ends: list[bool]) -> None:
-        batch = step(self.scheduler, lambda s: 0 if ends[int(s.id) % 4] else 1)
+    @rule(
+        ends=st.lists(st.booleans(), min_size=4, max_size=4),
+        guesses=st.lists(st.lists(st.integers(0, 2), max_size=20), min_size=3, max_size=3),
+    )
+    def step(self, ends: list[bool], guesses: list[list[int]]) -> None:
+        batch = step(self.scheduler, lambda s: 0 if ends[int(s.id) % 4] else 1, lambda s: tuple(guesses[int(s.id) % 3]))
         names = [chunk.sequence.id for chunk in batch]
         assert len(names) == len(set(names)) <= 4
         assert sum(len(chunk.tokens) for chunk in batch) <= 32
         assert bool(batch) or not self.scheduler.has_work
         for chunk in batch:
             assert len(chunk.blocks) * 16 >= chunk.start + len(chunk.tokens)
+        self.open = [each for each in self.open if each.finish is None]
+
+    @rule(guesses=st.lists(st.integers(0, 2), max_size=20), recomputed=st.booleans(), ended=st.integers(0, 3))
+    def fail(self, guesses: list[int], recomputed: bool, ended: int) -> None:
+        """A step that comes to nothing: memory does not suffice, or what it computed is not to be trusted; and one of
+        its sequences has ended meanwhile."""
+        batch = self.scheduler.schedule({each.id: guesses for each in self.scheduler.decoding()})
+        for chunk in list(batch)[ended : ended + 1]:
+            assert self.scheduler.finish(chunk.sequence, FinishReason.ABORT)
+        if recomputed:
+            for chunk in batch:
+                if self.scheduler.complete(chunk):
+                    self.scheduler.recompute(chunk.sequence)
+        else:
+            self.scheduler.shrink(batch)
+            for chunk in batch:
+                if chunk.sequence.finish is None and self.scheduler.load().running == 1:
+                    self.scheduler.finish(chunk.sequence, FinishReason.ERROR)
         self.open = [each for each in self.open if each.finish is None]
 
     @rule(data=st.data(), reason=st.sampled_from([FinishReason.ABORT, FinishReason.ERROR]))
@@ -408,7 +536,14 @@ def test_a_hundred_thousand_steps_of_anything_leak_nothing_and_starve_nobody() -
         if opened and chance.random() < 0.05:
             ended, _ = opened[chance.choice(list(opened))]
             scheduler.finish(ended, chance.choice([FinishReason.ABORT, FinishReason.ERROR]))
-        step(scheduler, lambda s: 0 if chance.random() < 0.05 else chance.randint(1, 3))
+        step(
+            scheduler,
+            lambda s: 0 if chance.random() < 0.05 else chance.randint(1, 3),
+            lambda s: tuple(chance.choices((1, 2, 3), k=chance.randrange(20))) if chance.random() < 0.5 else (),
+        )
+        scheduler.stepped()
+        if chance.random() < 0.001:
+            scheduler.shrink(scheduler.schedule({each.id: (1,) for each in scheduler.decoding()}))
         for name in [name for name, (each, _) in opened.items() if each.finish]:
             longest = max(longest, moment - opened.pop(name)[1])
     assert longest < 5_000
@@ -416,6 +551,7 @@ def test_a_hundred_thousand_steps_of_anything_leak_nothing_and_starve_nobody() -
         step(scheduler)
     assert scheduler.load().free_blocks == 12
     assert scheduler.preempted_total > 100 and scheduler.prefix_found_total > 100_000
+    assert scheduler.guessed_total > scheduler.accepted_total > 10_000 and scheduler.shrunk_total > 50
 
 
 def test_where_memory_does_not_suffice_chunks_get_smaller_and_then_fewer_sequences_run() -> None:

@@ -19,10 +19,12 @@ import uvicorn
 from tokenizers import Tokenizer
 
 from local_engine.calls import HERMES, LLAMA, MISTRAL, Family
+from local_engine.choosing import Runner
 from local_engine.config import Limits, Settings, limits
-from local_engine.engine import Engine, Model, Runner, State
+from local_engine.engine import Engine, Model
 from local_engine.errors import LoadError
 from local_engine.loading import load
+from local_engine.report import State
 from local_engine.scheduler import Batch
 from local_engine.sequence import Likelihood, Pick
 from local_engine.server import MAX_BODY_BYTES, create_app
@@ -454,6 +456,8 @@ def test_load_counts_and_measures(talk: Callable[[Talk], Any]) -> None:
         "out_of_memory_total": 0,
         "prefix_asked_tokens_total": 0,
         "prefix_found_tokens_total": 0,
+        "guessed_tokens_total": 0,
+        "accepted_tokens_total": 0,
         "acceptance": None,
     }
     assert (after["steps_total"], after["finished_total"], after["free_blocks"]) == (6, 1, 256)
