@@ -345,7 +345,15 @@ class Gateway:
     def _engine_of(self, deployment: Deployment, live: list[_Generation]) -> Engine:
         name = deployment.name
         uds = str(self._folder / f"{next(self._sockets)}.sock")
-        spec = EngineSpec(name, deployment.model, uds, self._settings.engine_start_seconds, deployment.quantization)
+        spec = EngineSpec(
+            name,
+            deployment.model,
+            uds,
+            self._settings.engine_start_seconds,
+            deployment.quantization,
+            deployment.speculation,
+            deployment.draft_model,
+        )
         for generation in reversed(live):
             engine = generation.engines.get(name)
             if engine is not None and engine.serves(spec):
@@ -489,4 +497,16 @@ def _moved(before: Deployment | None, after: Deployment) -> bool:
 
 
 def _target(d: Deployment) -> tuple[object, ...]:
-    return (d.backend, d.model, d.quantization, d.zone, d.urls, d.api_key, d.api_base, d.ca_file, d.unavailable)
+    return (
+        d.backend,
+        d.model,
+        d.quantization,
+        d.speculation,
+        d.draft_model,
+        d.zone,
+        d.urls,
+        d.api_key,
+        d.api_base,
+        d.ca_file,
+        d.unavailable,
+    )

@@ -49,11 +49,17 @@ class EngineSpec:
     uds: str
     start_seconds: float = 600.0
     quantization: str = "none"
+    speculation: str = "off"
+    draft_model: str | None = None
     program: tuple[str, ...] = (sys.executable, "-m", "local_engine")
 
     def command(self) -> Sequence[str]:
         """The child's command line."""
-        named = ("--model", self.model, "--quantization", self.quantization)
+        named = ["--model", self.model, "--quantization", self.quantization]
+        if self.speculation != "off":
+            named += ["--speculation", self.speculation]
+        if self.draft_model is not None:
+            named += ["--draft-model", self.draft_model]
         return [*self.program, "serve", *named, "--uds", self.uds, "--exit-with-parent"]
 
 

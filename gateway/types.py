@@ -184,7 +184,8 @@ class Deployment:
     bound is known. `load` is the way in which an engine of another backend than `local` says how busy it is; None where
     it has none. `ca_file` is a PEM file of the authorities to trust for an https address. `networks` in CIDR notation
     are where its addresses must lie; anywhere where there are none. `quantization` is how an engine of ours stores its
-    weights. `served_locally` is true for an engine that the gateway starts itself.
+    weights, `speculation` how it guesses tokens ahead, with `draft_model` where that is a model's work.
+    `served_locally` is true for an engine that the gateway starts itself.
     """
 
     name: str
@@ -207,6 +208,8 @@ class Deployment:
     ca_file: str | None = None
     networks: tuple[str, ...] = ()
     quantization: str = "none"
+    speculation: str = "off"
+    draft_model: str | None = None
     unavailable: str | None = None
 
     @property

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, linear, rms_norm, scaled_dot_product_attention, silu
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from local_engine.checkpoint import check_loaded
 from local_engine.errors import LoadError
 from local_engine.speculation import Ask
 
@@ -279,9 +280,16 @@ def load_draft(
         own = vocabulary
     if own != vocabulary or config.vocab_size <= max(vocabulary.values()):
         raise LoadError(f"{name} has other tokens than the model that it should guess for: name one of its family")
-    model = AutoModelForCausalLM.from_pretrained(
-        source, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="eager"
+    model, told = AutoModelForCausalLM.from_pretrained(
+        source,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        attn_implementation="eager",
+        output_loading_info=True,
     )
+    check_loaded(told, name)
     model = model.to(device).eval()
     decoder = Decoder(model, rows)
     difference = compare(model, decoder)

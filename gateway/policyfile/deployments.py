@@ -23,6 +23,7 @@ from gateway.policyfile.shapes import DeploymentShape, DeploymentsShape, Timeout
 from gateway.policyfile.tree import Node
 from gateway.types import ON_PREMISES, Capability, Deployment, Timeouts
 
+BUNDLED = "demo"
 LOCAL_MODEL_VARIABLE = "HYBRIDGATE_LOCAL_MODEL"
 LOCAL = "local"
 RESERVED = (AUTO, DEFAULT_RULE)
@@ -183,6 +184,8 @@ class _Reading:
             ca_file=shape.ca_file,
             networks=networks,
             quantization=shape.quantization or "none",
+            speculation=shape.speculation or "off",
+            draft_model=shape.draft,
             unavailable=_not_set(list(dict.fromkeys(self.unset))),
         )
         return replace(deployment, default_max_tokens=shape.default_max_tokens or deployment.default_max_tokens)
@@ -216,6 +219,20 @@ class _Reading:
                 '"networks" has no use here: it says where the addresses of `url` may lie', "networks", key=True
             )
         self._check_quantization()
+        self._check_speculation()
+
+    def _check_speculation(self) -> None:
+        shape = self.shape
+        for name, value in (("speculation", shape.speculation), ("draft", shape.draft)):
+            if value is not None and (shape.backend not in (LOCAL, None) or shape.url):
+                self._wrong(f'"{name}" is for an engine that the gateway starts itself', name, key=True)
+        if shape.draft is not None and shape.speculation != "draft":
+            self._wrong('"draft" needs `speculation: draft`', "draft", key=True)
+        if shape.speculation == "draft" and shape.draft is None and shape.model not in (BUNDLED, None):
+            self._wrong(
+                '"speculation" is draft, which needs a "draft" with the same tokenizer; only `demo` brings one',
+                "speculation",
+            )
 
     def _check_quantization(self) -> None:
         quantization = self.shape.quantization

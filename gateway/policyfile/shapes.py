@@ -171,7 +171,7 @@ class TimeoutsShape(Shape):
 
 
 class DeploymentShape(Shape):
-    not_built = frozenset({"draft", "mask", "weight"})
+    not_built = frozenset({"mask", "weight"})
     hints: ClassVar[Mapping[str, str]] = {"api_base": "the address is called `url` for every backend"}
     required = ("backend", "model", "zone")
 
@@ -189,6 +189,8 @@ class DeploymentShape(Shape):
         "default_max_tokens": "Tokens kept free for an answer whose length the caller does not limit.",
         "capabilities": "What it can do besides text.",
         "quantization": "How the engine holds its weights.",
+        "speculation": "How an engine that the gateway starts guesses tokens ahead; answers stay the same.",
+        "draft": "For `speculation: draft`: a small model with the same tokenizer; the bundled model brings one.",
         "tokenizer": "What counts its tokens; bytes is safe and overestimates.",
         "load": "How the engine behind `backend: openai` says how busy it is.",
         "cost": "What its tokens cost: by the token, or hardware.",
@@ -209,6 +211,8 @@ class DeploymentShape(Shape):
     default_max_tokens: Tokens | None = None
     capabilities: list[Capability] | None = None
     quantization: Literal["none", "fp16", "bf16", "int8", "int4"] | None = None
+    speculation: Literal["off", "prompt_lookup", "draft"] | None = None
+    draft: Text | None = None
     tokenizer: Literal["o200k_base", "cl100k_base", "bytes"] | None = None
     load: LoadKind | None = None
     cost: CostShape | None = None

@@ -63,4 +63,5 @@ def test_it_serves_what_asks_for_the_same_wherever_that_listens(tmp_path: Path) 
     spec = one.supervisor.spec
     assert one.serves(EngineSpec("local", "a", "/elsewhere.sock", program=SILENT))
     assert not one.serves(EngineSpec("local", "a", spec.uds, quantization="int8", program=SILENT))
+    assert not one.serves(EngineSpec("local", "a", spec.uds, speculation="prompt_lookup", program=SILENT))
     assert not one.serves(EngineSpec("local", "b", spec.uds, program=SILENT))

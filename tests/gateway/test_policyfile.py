@@ -211,6 +211,20 @@ def test_tokens_are_thousands_or_powers_of_two_as_written(text: str, tokens: int
             ),
         ),
         (
+            "{backend: local, model: a/b, zone: z, speculation: draft, draft: a/c}",
+            {},
+            Deployment(
+                "x",
+                "local",
+                "a/b",
+                "z",
+                capabilities=frozenset({"schema", "tools"}),
+                tokenizer="deployment:x",
+                speculation="draft",
+                draft_model="a/c",
+            ),
+        ),
+        (
             "{backend: local, model: a/b, zone: z, capabilities: [schema]}",
             {},
             Deployment("x", "local", "a/b", "z", capabilities=frozenset({"schema"}), tokenizer="deployment:x"),
