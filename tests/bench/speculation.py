@@ -70,27 +70,27 @@ async def ready(mode: str) -> Engine:
     return engine
 
 
-def questions(engine: Engine) -> Iterator[tuple[int, ...]]:
-    """Prompts of the blind questions without end, in an order that mixes topics."""
+def questions(engine: Engine, *, again: bool) -> Iterator[tuple[int, ...]]:
+    """Prompts of the blind questions without end, in an order that mixes topics; or each asked a second time, after its
+    right answer."""
     blind = corpora.load(FOLDER).blind
-    cases = [*blind.unseen, *blind.documented]
-    prompts = [
-        tuple(
-            engine.model.text.encode_chat(Conversation(tuple(Message(m["role"], m["content"]) for m in case.messages)))
-        )
-        for case in cases
-    ]
+    prompts = []
+    for case in (*blind.unseen, *blind.documented):
+        messages = [Message(turn["role"], turn["content"]) for turn in case.messages]
+        if again:
+            messages += [Message("assistant", case.answer), *messages[-1:]]
+        prompts.append(tuple(engine.model.text.encode_chat(Conversation(tuple(messages)))))
     return cycle(prompts[start] for step in range(7) for start in range(step, len(prompts), 7))
 
 
-async def run(streams: Sequence[int], rounds: int, each: int, temperature: float) -> None:
+async def run(streams: Sequence[int], rounds: int, each: int, temperature: float, again: bool) -> None:
     engines = {mode: await ready(mode) for mode in SPECULATIONS}
-    source = questions(engines[PLAIN])
+    source = questions(engines[PLAIN], again=again)
     print(f"{'streams':>8} " + " ".join(f"{mode:>24}" for mode in SPECULATIONS))
     for count in streams:
         made: dict[str, list[Round]] = {mode: [] for mode in SPECULATIONS}
         for number in range(rounds + 1):  # the first warms up and is not counted
-            asked = list(islice(source, max(each, 3 * count)))
+            asked = list(islice(source, max(each, 2 * count)))
             order = SPECULATIONS[number % 3 :] + SPECULATIONS[: number % 3]
             found = {mode: await played(engines[mode], asked, count, temperature) for mode in order}
             for mode in SPECULATIONS:
@@ -112,11 +112,12 @@ async def run(streams: Sequence[int], rounds: int, each: int, temperature: float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--questions", type=int, default=16, help="a round; at least three for each stream")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--questions", type=int, default=16, help="a round; at least two for each stream")
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--again", action="store_true", help="each question a second time, after its answer")
     options = parser.parse_args()
-    asyncio.run(run(options.streams, options.rounds, options.questions, options.temperature))
+    asyncio.run(run(options.streams, options.rounds, options.questions, options.temperature, options.again))
 
 
 if __name__ == "__main__":
