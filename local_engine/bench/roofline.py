@@ -15,8 +15,9 @@ from statistics import median
 import torch
 
 from local_engine.calibrate import Load, batch_of
+from local_engine.choosing import Runner
 from local_engine.config import Limits
-from local_engine.engine import Model, Runner
+from local_engine.engine import Model
 from local_engine.memory import Inspection, Need
 from local_engine.sequence import Pick, SamplingParams
 
