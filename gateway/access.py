@@ -36,11 +36,12 @@ class Access:
     def __init__(self, path: str, keys: Keys, asked: ChatPath, log: Log, tell: Callable[[str], None]) -> None:
         self.path = path
         self._keys = keys
+        self._revoked: frozenset[bytes] = frozenset()
         self._asked = asked
         self._log = log
         self._tell = tell
         self.state = KeysState(datetime.now(UTC))
-        asked.keyring = keys.callers
+        self._admit(keys)
 
     def known(self) -> Known:
         """What keys may name: the policy in use says so."""
@@ -48,29 +49,40 @@ class Access:
 
     def authenticate_operator(self, headers: Mapping[str, str]) -> None:
         """Raises `Unauthenticated` unless an operator's key is presented."""
-        self._keys.operators.caller_of(headers, self._asked.wall())
+        self._admitted.operators.caller_of(headers, self._asked.wall())
 
     def standings(self) -> Mapping[Standing, int]:
         """How many callers' keys are valid, expired and revoked now."""
         now = self._asked.wall()
-        counted = Counter(key.standing(now) for key in self._keys.callers)
+        counted = Counter(key.standing(now) for key in self._admitted.callers)
         return {"valid": counted["valid"], "expired": counted["expired"], "revoked": counted["revoked"]}
 
     def adopt(self, keys: Keys) -> None:
         """Let in by these from now on; what was let in before goes on to its end."""
-        self._keys = keys
-        self._asked.keyring = keys.callers
+        self._admit(keys)
         state = self.state
         self.state = KeysState(datetime.now(UTC), loads=state.loads + 1, refusals=state.refusals)
         self._log.info("keys", state="loaded", path=self.path, keys=len(keys.callers), admin_keys=len(keys.operators))
         self._tell(f"{self.path} is loaded: {len(keys.callers)} keys")
 
+    def revoke(self, digests: frozenset[bytes]) -> None:
+        """Turn away the keys with these digests, whatever the file says, which may reach this machine later."""
+        if digests != self._revoked:
+            self._revoked = digests
+            self._admit(self._keys)
+            self._log.info("keys", state="revoked elsewhere", keys=len(digests))
+
+    def _admit(self, keys: Keys) -> None:
+        """`_keys` is what the file says, so that what is no longer revoked elsewhere holds again."""
+        self._keys = keys
+        self._admitted = keys.without(self._revoked)
+        self._asked.keyring = self._admitted.callers
+
     def refuse(self, problems: tuple[Problem, ...], unresolved: Keys | None) -> None:
         """Go on as before: the file as it stands now cannot be used, for these reasons. Where nothing but a name is
         wrong (the policy has changed), what the file takes out, revokes or lets expire still counts."""
         if unresolved is not None:
-            self._keys = self._keys.tightened_by(unresolved)
-            self._asked.keyring = self._keys.callers
+            self._admit(self._keys.tightened_by(unresolved))
         self.state = replace(self.state, problems=problems, refusals=self.state.refusals + 1)
         for p in problems:
             place = {"file": p.file, "line": p.line, "column": p.column}

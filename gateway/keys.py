@@ -9,7 +9,7 @@ digests, which nobody can choose without the secret, and never how much of a sec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Literal
@@ -63,6 +63,12 @@ class Keyring:
                 kept.append(replace(key, expires=expires, revoked=key.revoked or found.revoked))
         return Keyring(kept)
 
+    def without(self, digests: Collection[bytes]) -> Keyring:
+        """These keys, those with such a digest revoked."""
+        if not digests:
+            return self
+        return Keyring(replace(key, revoked=True) if key.digest in digests else key for key in self)
+
     def find(self, secret: str) -> Key | None:
         """The key whose secret this is, whether it holds or not."""
         return self._by_digest.get(digest_of(secret))
@@ -90,6 +96,10 @@ class Keys:
     def tightened_by(self, other: Keys) -> Keys:
         """These keys without what the other file takes out, revokes or lets expire."""
         return Keys(self.callers.tightened_by(other.callers), self.operators.tightened_by(other.operators))
+
+    def without(self, digests: Collection[bytes]) -> Keys:
+        """These keys, those with such a digest revoked."""
+        return Keys(self.callers.without(digests), self.operators.without(digests))
 
 
 def digest_of(secret: str) -> bytes:

@@ -45,6 +45,7 @@ from gateway.metrics import DeploymentFigures, KeyFigures, Metrics, PolicyFigure
 from gateway.policy import Policy
 from gateway.policyfile import Problem
 from gateway.replicas import Replicas, Resolve, Watched
+from gateway.revocations import Revocations
 from gateway.settings import PREFIX, Settings, SettingsError
 from gateway.store import Store, StoreState
 from gateway.supervisor import EngineSpec, Supervisor
@@ -251,6 +252,8 @@ class Gateway:
         _spawn(self._background, self.limiter.renew())
         if self.store is not None:
             self.store.start()
+            if self.access is not None:
+                _spawn(self._background, Revocations(self.store).watch(self.access.revoke))
         if self.journal is not None:
             self.journal.start()
         for engine in self._generation.engines.values():

@@ -6,6 +6,7 @@ other users of the machine and the shell's history would see it.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import re
@@ -98,8 +99,10 @@ def list_keys(
 
 @commands.command()
 def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key.")], file: KeyFile = "") -> None:
-    """Mark a key as revoked. Gateways that follow the file turn it away within a second."""
+    """Mark a key as revoked. Gateways that follow the file turn it away within a second; with HYBRIDGATE_REDIS_URL
+    those that share it do at once, wherever their file is."""
     path = _path(file)
+    keys, _ = loaded_keys(path, None)
 
     def edit(text: str | None) -> str:
         assert text is not None
@@ -109,7 +112,32 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key.")]
             fail(f"{path} has no key called {key_id}: hybridgate key list shows those that it has")
 
     _change(path, edit)
-    Console(stderr=True, highlight=False).print(f"the key {key_id} is revoked in {path}", markup=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False)
+    console.print(f"the key {key_id} is revoked in {path}", markup=False, soft_wrap=True)
+    url = os.environ.get(f"{PREFIX}REDIS_URL", "")
+    if url:
+        digest = next(key.digest for key, _ in _all(keys) if key.caller.key_id == key_id)
+        console.print(_announced(url, digest), markup=False, soft_wrap=True)
+
+
+def _announced(url: str, digest: bytes) -> str:
+    """Revokes it through Redis, and says how that went. Exit status 1 where it did not."""
+    from gateway.revocations import Revocations  # noqa: PLC0415 - redis, which the other commands need not
+    from gateway.store import Store, StoreUnavailable  # noqa: PLC0415
+
+    async def announce() -> None:
+        async with Store(url, timeout=2.0) as store:
+            await Revocations(store).announce(digest, time.time())
+
+    try:
+        asyncio.run(announce())
+    except ValueError as error:
+        fail(f"{PREFIX}REDIS_URL {error}")
+    except StoreUnavailable as error:
+        fail(
+            f"the file is changed, but Redis was not told ({error}): gateways turn the key away when the file is there"
+        )
+    return "gateways that share this Redis turn it away now"
 
 
 @commands.command()
