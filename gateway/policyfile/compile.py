@@ -5,12 +5,13 @@ Owns the order of the steps and the policy's hash. Refuses to read files itself:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import PurePath
 from types import MappingProxyType
 from typing import Any
+
+import orjson
 
 from gateway.policy import AUTO, DEFAULT_RULE, Policy
 from gateway.policyfile import checks
@@ -159,4 +160,4 @@ def _asked(existing: Declared, root: Node) -> frozenset[str]:
 def _hash(content: list[Any]) -> str:
     """12 hexadecimal digits over what both files say, in any order of keys and without comments. Variables count by
     name, not by value."""
-    return sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
+    return sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]

@@ -68,8 +68,10 @@ def _place(file: str, mark: Mark) -> Place:
     return Place(file, mark.line + 1, mark.column + 1)
 
 
-@dataclass(slots=True)
-class Node:
+_NEW = tuple.__new__  # of named tuples, past the function that takes their fields one by one
+
+
+class Node(NamedTuple):
     """A value and its place, as the parser's mark: it becomes a `Place` only where somebody asks, since a file without
     an error has thousands.
 
@@ -84,8 +86,8 @@ class Node:
     value: Scalar | list[Node] | dict[str, Node]
     plain: Any
     keys: Mapping[str, Mark]
-    sound: bool = True
-    size: int = 1
+    sound: bool
+    size: int
 
     @property
     def place(self) -> Place:
@@ -93,11 +95,12 @@ class Node:
 
     def child(self, part: str | int) -> Node | None:
         """The value under a key or at an index; None where there is none."""
+        found: Node | None = None
         if isinstance(self.value, dict) and isinstance(part, str):
-            return self.value.get(part)
-        if isinstance(self.value, list) and isinstance(part, int) and 0 <= part < len(self.value):
-            return self.value[part]
-        return None
+            found = self.value.get(part)
+        elif isinstance(self.value, list) and isinstance(part, int) and 0 <= part < len(self.value):
+            found = self.value[part]
+        return found
 
     def children(self, key: str) -> dict[str, Node]:
         """The entries of the mapping under `key`; empty where there is none."""
@@ -259,7 +262,7 @@ class _Builder:
             items.append(item)
             sound = sound and item.sound
             size += item.size
-        return Node(self.file, mark, items, [item.plain for item in items], _NO_KEYS, sound, size)
+        return _NEW(Node, (self.file, mark, items, [item.plain for item in items], _NO_KEYS, sound, size))
 
     def _mapping(self, mark: Mark, depth: int) -> Node:
         entries: dict[str, Node] = {}
@@ -279,7 +282,8 @@ class _Builder:
             if value is not None:
                 entries[key] = value
                 size += value.size
-        return Node(self.file, mark, entries, {key: entry.plain for key, entry in entries.items()}, keys, sound, size)
+        plain = {key: entry.plain for key, entry in entries.items()}
+        return _NEW(Node, (self.file, mark, entries, plain, keys, sound, size))
 
     def _key(self, event: Any) -> str | None:
         if event.__class__ is not yaml.ScalarEvent:
@@ -313,25 +317,25 @@ class _Builder:
         value: str = event.value
         kind = "str" if value[:1] not in _RESOLVERS else self._kind(event)
         if kind == "str":
-            return Node(self.file, mark, value, value, _NO_KEYS)
+            return _NEW(Node, (self.file, mark, value, value, _NO_KEYS, True, 1))
         if kind == "null":
             return self._wrong(mark, "there is no value here; write one, or leave the key out")
         if kind == "bool":
             if value.lower() in ("true", "false"):
                 truth = value.lower() == "true"
-                return Node(self.file, mark, truth, truth, _NO_KEYS)
+                return _NEW(Node, (self.file, mark, truth, truth, _NO_KEYS, True, 1))
             return self._wrong(mark, f'YAML reads {value} as a boolean; write "{value}" in quotes, or true or false')
         if kind in ("int", "float") and ":" in value:
             return self._wrong(mark, "YAML reads digits with colons as a number in base 60; put the text in quotes")
         if kind == "int":
             if _INTEGER.fullmatch(value) and len(value) <= 18:
-                return Node(self.file, mark, int(value), int(value), _NO_KEYS)
+                return _NEW(Node, (self.file, mark, int(value), int(value), _NO_KEYS, True, 1))
             return self._wrong(mark, "write a whole number in plain decimal digits, or put the text in quotes")
         if kind == "float":
             if _DECIMAL.fullmatch(value):
-                return Node(self.file, mark, float(value), float(value), _NO_KEYS)
+                return _NEW(Node, (self.file, mark, float(value), float(value), _NO_KEYS, True, 1))
             return self._wrong(mark, "write a number in plain decimal digits, such as 0.25, or put the text in quotes")
-        return Node(self.file, mark, value, value, _NO_KEYS)
+        return _NEW(Node, (self.file, mark, value, value, _NO_KEYS, True, 1))
 
     def _wrong(self, mark: Mark, message: str) -> Node | None:
         self._note(mark, message)
@@ -342,10 +346,8 @@ def _copy(node: Node) -> Node:
     """What an alias stands for is copied, so that a wrong value is taken out at one of its places only."""
     if isinstance(node.value, dict):
         entries = {key: _copy(child) for key, child in node.value.items()}
-        plain = {key: child.plain for key, child in entries.items()}
-        return Node(node.file, node.mark, entries, plain, node.keys, node.sound, node.size)
+        return node._replace(value=entries, plain={key: child.plain for key, child in entries.items()})
     if isinstance(node.value, list):
         items = [_copy(child) for child in node.value]
-        plain_items = [item.plain for item in items]
-        return Node(node.file, node.mark, items, plain_items, _NO_KEYS, node.sound, node.size)
-    return Node(node.file, node.mark, node.value, node.plain, _NO_KEYS)
+        return node._replace(value=items, plain=[item.plain for item in items])
+    return node
