@@ -64,9 +64,10 @@ $(VENV)/.engine: $(VENV)/.gateway requirements/engine.txt
 	$(PIP) install --quiet -r requirements/engine.txt
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.engine requirements/dev.txt requirements/prometheus.sh
+$(VENV)/.dev: $(VENV)/.engine requirements/dev.txt requirements/prometheus.sh requirements/network.sh
 	$(PIP) install --quiet --require-hashes -r requirements/dev.txt
 	requirements/prometheus.sh $(CURDIR)/$(VENV)/prometheus
+	requirements/network.sh $(CURDIR)/$(VENV)/network
 	@touch $@
 
 # Beside the environment and in front of it: of transformers alone, because torch and the rest are the same.
