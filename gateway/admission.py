@@ -325,6 +325,11 @@ class Asking:
         terms = self._limiter.terms(self._caller, NOWHERE.name, None).by_one
         return None if terms is None else await self._held(NOWHERE, terms)
 
+    @property
+    def waited_ms(self) -> float:
+        """Milliseconds that the request has waited so far, for the ledger or as it was told."""
+        return (PATIENCE - self._patience) * 1000
+
     def waited(self, seconds: float) -> None:
         """So much of the time that the request may wait has gone elsewhere."""
         self._patience -= seconds

@@ -187,7 +187,7 @@ class ChatPath:
         while True:
             attempt = _next(decision, record.failed, asked.asking)
             deployment = policy.deployments[attempt.deployment]
-            held = NOT_HELD if asked.asking is None else await asked.asking.hold(deployment)
+            held = NOT_HELD if asked.asking is None else await _held(asked.asking, deployment, record)
             if held is None:  # a limit keeps the request from it, as the next decision sees
                 decision = self._decided_anew(asked, now)
                 continue
@@ -483,6 +483,14 @@ class ChatPath:
         facts, _ = await self.facts_of(serving, chat, len(body), self.authenticate(headers), headers)
         snapshot = self.fleet.snapshot(self.clock(), draw_for(self.new_id()), self.wall())
         return serving, facts, snapshot, decide(serving.policy, facts, snapshot)
+
+
+async def _held(asking: Asking, deployment: Deployment, record: Record) -> Holding | None:
+    """What an attempt sets aside, and in the record how long its request has waited for that."""
+    try:
+        return await asking.hold(deployment)
+    finally:
+        record.limits_ms = asking.waited_ms
 
 
 async def _admitted(asking: Asking | None) -> Held | None:

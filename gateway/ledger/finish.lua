@@ -9,9 +9,9 @@ if not now then
   now = time[1] * 1000 + math.floor(time[2] / 1000)
 end
 local open_until = redis.call('GET', KEYS[1])
-if not open_until then return 0 end
+if not open_until or open_until == 'cancelled' then return 0 end
 redis.call('DEL', KEYS[1])
-if tonumber(open_until) <= now then return 0 end -- its lease is over: what was reserved stays booked
+if tonumber(string.match(open_until, '^%d+')) <= now then return 0 end -- its lease is over: what was reserved stays booked
 
 for i = 2, #KEYS do
   local at = 3 + (i - 2) * 3

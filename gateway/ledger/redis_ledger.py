@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from gateway.ledger.base import (
 )
 from gateway.store import Script, ScriptCall, Store, StoreUnavailable, reply_of
 
+KEPT_FROM = 90.0  # seconds; a server that was stopped meanwhile does what it was asked before
 _HERE = Path(__file__).parent
 
 
@@ -37,6 +39,7 @@ class RedisLedger:
         self._given = time == "given"
         self._reserve = Script((_HERE / "reserve.lua").read_text())
         self._finish = Script((_HERE / "finish.lua").read_text())
+        self._cancel = Script((_HERE / "cancel.lua").read_text())
         self._renew = Script((_HERE / "renew.lua").read_text())
         self._ending: set[asyncio.Task[bool]] = set()
 
@@ -47,7 +50,9 @@ class RedisLedger:
         call = self.reserving(id, holds, lease_s, now)
 
         def abandoned(replies: list[Any]) -> None:
-            made = self.reserved(id, holds, replies[0])
+            made = None
+            with suppress(ValueError, StoreUnavailable):  # it was cancelled, or never made
+                made = self.reserved(id, holds, replies[0])
             if isinstance(made, Reservation):
                 task = asyncio.create_task(self._given_back(made, now))
                 self._ending.add(task)
@@ -78,6 +83,14 @@ class RedisLedger:
             return Refused(holds[position - 1], None if wait == NEVER_MS else wait, tuple(used))
         until_ms, *placed = told
         return Reservation(id, tuple(holds), tuple(placed[::2]), tuple(placed[1::2]), until_ms)
+
+    async def cancel(self, id: str, holds: Sequence[Hold]) -> bool:
+        """Undo a reservation of which nobody knows whether it was made, and keep it from being made later, for
+        `KEPT_FROM` seconds. False where it had not been made. Raises `LedgerUnavailable`."""
+        arguments: list[str | int] = [id, int(KEPT_FROM * 1000)]
+        for hold in holds:
+            arguments += [hold.limit.kind, hold.amount]
+        return await self._ended(self._cancel.call(self._keys(id, holds), arguments))
 
     async def renew(self, reservation: Reservation, lease_s: float, now: float) -> bool:
         """See `Ledger`."""

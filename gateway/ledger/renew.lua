@@ -10,10 +10,11 @@ if not now then
   now = time[1] * 1000 + math.floor(time[2] / 1000)
 end
 local lease = tonumber(ARGV[3])
-local open_until = tonumber(redis.call('GET', KEYS[1]) or '0')
+local record = redis.call('GET', KEYS[1]) or '0'
+local open_until = tonumber(string.match(record, '^%d+') or '0')
 if open_until <= now then return 0 end
 local ends = math.max(open_until, now + lease)
-redis.call('SET', KEYS[1], whole(ends), 'PX', whole(ends - now + 60000))
+redis.call('SET', KEYS[1], whole(ends) .. string.match(record, '^%d+(.*)'), 'PX', whole(ends - now + 60000))
 for i = 2, #KEYS do
   redis.call('ZADD', KEYS[i], 'XX', whole(ends), ARGV[2])
   local kept = ends - now + 60000

@@ -3,7 +3,7 @@
 -- ARGV: milliseconds since 1970 (empty: the server's own time), id, lease in milliseconds, then for each hold its kind,
 --       amount, limit, and the window in seconds or the starts of periods, separated by commas.
 -- Returns {1, lease's end, used, place, used, place, ...}, {0, position of the hold, wait in ms or -1, used, used, ...},
--- or {-1} where a reservation of that id is open.
+-- or {-1} where a reservation of that id is open, or was cancelled before it was made.
 local function whole(number) return string.format('%d', number) end -- Lua would write 1.7e15
 
 local now = tonumber(ARGV[1])
@@ -13,8 +13,8 @@ if not now then
 end
 local second = math.floor(now / 1000)
 local id, lease = ARGV[2], tonumber(ARGV[3])
-local open_until = tonumber(redis.call('GET', KEYS[1]) or '0')
-if open_until > now then return {-1} end
+local record = redis.call('GET', KEYS[1]) or '0'
+if record == 'cancelled' or tonumber(string.match(record, '^%d+')) > now then return {-1} end
 
 local function amounts_between(key, first, last)
   local seconds = {}
@@ -134,10 +134,12 @@ if worst then
   return reply
 end
 local reply = {1, now + lease}
+record = whole(now + lease) -- and the places, for who knows of no reply: see cancel.lua
 for _, hold in ipairs(holds) do
   hold.kind.add(hold)
   reply[#reply + 1] = hold.used + hold.amount
   reply[#reply + 1] = hold.place
+  record = record .. ' ' .. whole(hold.place)
 end
-redis.call('SET', KEYS[1], whole(now + lease), 'PX', whole(lease + 60000))
+redis.call('SET', KEYS[1], record, 'PX', whole(lease + 60000))
 return reply

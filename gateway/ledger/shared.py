@@ -1,15 +1,16 @@
 """The ledger of one of several replicas: the shared one while the store answers, and what its limits say while it does
 not.
 
-Owns what happens in between: that an end which could not be told is told later, for as long as its lease lasts; and
-that each replica alone counts against its share (`local_share`), refuses (`closed`) or counts nothing (`open`). Refuses
-to merge: what was counted alone is not added to the shared sums afterwards.
+Owns what happens in between: that an end which could not be told is told later, for as long as its lease lasts; that a
+reservation of which nobody knows whether it was made is undone, so that nothing is booked of a request that was never
+let in; and that each replica alone counts against its share (`local_share`), refuses (`closed`) or counts nothing
+(`open`). Refuses to merge: what was counted alone is not added to the shared sums afterwards.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from gateway.ledger.base import Hold, LedgerUnavailable, Limit, Refused, Reservation, Spent
@@ -41,7 +42,10 @@ class SharedLedger:
             try:
                 return await self._shared.reserve(id, holds, lease_s, now, within)
             except LedgerUnavailable:
-                pass
+                self._spawn(self._told(lambda _: self._shared.cancel(id, holds)))
+            except asyncio.CancelledError:
+                self._spawn(self._told(lambda _: self._shared.cancel(id, holds)))
+                raise
         return await self._alone(id, holds, lease_s, now)
 
     async def _alone(self, id: str, holds: Sequence[Hold], lease_s: float, now: float) -> Reservation | Refused:
@@ -102,7 +106,7 @@ class SharedLedger:
         if self._own.holds(reservation):
             self._own.end(reservation, spent, now)
         else:
-            self._spawn(self._told(reservation, spent, now))
+            self._spawn(self._told(lambda passed: self._shared.end(reservation, spent, now + passed)))
 
     async def _end(self, reservation: Reservation, spent: Spent | None, now: float) -> bool:
         if self._own.holds(reservation):
@@ -110,16 +114,16 @@ class SharedLedger:
         try:
             return await self._shared.end(reservation, spent, now)
         except LedgerUnavailable:
-            self._spawn(self._told(reservation, spent, now, RETRY_EVERY))
+            self._spawn(self._told(lambda passed: self._shared.end(reservation, spent, now + passed), RETRY_EVERY))
             return False
 
-    async def _told(self, reservation: Reservation, spent: Spent | None, now: float, after: float = 0.0) -> bool:
-        """An end may be told twice: the second time it has ended before."""
+    async def _told(self, tell: Callable[[float], Awaitable[bool]], after: float = 0.0) -> bool:
+        """An end may be told twice: the second time it has ended before. So may that there is to be none."""
         passed = after
         await asyncio.sleep(after)
         while True:
             try:
-                return await self._shared.end(reservation, spent, now + passed)
+                return await tell(passed)
             except LedgerUnavailable:
                 passed += RETRY_EVERY
                 if passed > RETRY_FOR:

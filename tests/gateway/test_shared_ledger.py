@@ -127,6 +127,42 @@ def test_what_ends_while_redis_is_gone_is_told_when_it_is_back(url: str) -> None
     replicas(url, check)
 
 
+def test_a_reservation_whose_reply_never_came_is_undone(url: str) -> None:
+    async def check(first: Replica, second: Replica) -> None:
+        first.proxy.silent = True
+        assert isinstance(await first.reserve(Hold(SLOTS, 1), Hold(REQUESTS, 1)), Refused), "a share of one is none"
+        first.proxy.hang_up()
+        first.proxy.silent = first.proxy.refuses = False
+        async with asyncio.timeout(10):
+            while isinstance(await second.reserve(Hold(SLOTS, 1)), Refused):  # noqa: ASYNC110 - without an event
+                await asyncio.sleep(0.05)
+        assert await second.admitted(REQUESTS, 20) == 10, "nothing is booked of what was never let in"
+
+    replicas(url, check)
+
+
+def test_what_was_cancelled_is_undone_once_and_cannot_be_made_any_more(url: str) -> None:
+    async def run() -> None:
+        async with Store(url, prefix="cancelled", timeout=5.0) as store:
+            ledger, now = RedisLedger(store), time.time()
+            money = Limit("key:a usd/day", "period", "nusd", 100, starts=(0, int(now) + 9_000))
+            holds = [Hold(SLOTS, 1), Hold(REQUESTS, 4), Hold(money, 50)]
+            kept = await ledger.reserve("kept", [Hold(REQUESTS, 2)], 30.0, now)
+            made = await ledger.reserve("made", holds, 30.0, now)
+            assert isinstance(kept, Reservation) and isinstance(made, Reservation)
+            assert await ledger.renew(made, 60.0, now), "which keeps what was noted of it"
+            assert [await ledger.cancel("made", holds) for _ in range(2)] == [True, False]
+            assert not await ledger.settle(made, Spent(1, 1), now) and not await ledger.renew(made, 60.0, now)
+            assert not await ledger.cancel("late", holds)
+            for id in ("made", "late"):
+                with pytest.raises(ValueError, match="is open"):
+                    await ledger.reserve(id, holds, 30.0, now)
+            again = await ledger.reserve("again", holds, 30.0, now)
+            assert isinstance(again, Reservation) and again.used == (1, 6, 50)
+
+    asyncio.run(run())
+
+
 def test_a_reservation_ends_where_it_was_made(url: str) -> None:
     async def check(first: Replica, second: Replica) -> None:
         two = replace(SLOTS, most=2)

@@ -1,0 +1,152 @@
+"""Many clients against one key's limits, over several gateways that share them; and the same while gateways are killed.
+
+Owns the limits and what is asked of them. Refuses to believe a gateway: `judge.py` says what held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.limits import judge
+from tests.bench.limits.clients import Crowd
+from tests.bench.limits.judge import Seen, Verdict
+from tests.bench.limits.stage import Stage, stage
+
+LEASE = 30.0  # seconds for which a killed gateway's slots may be held at most
+CLOSED = "on_redis_down: closed"  # so that a Redis that is late on a busy machine never counts as none
+KEY = "crm"
+LEAST_USED = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Most:
+    """The limits of one scenario; None where there is none. Money in US dollars."""
+
+    rpm: int | None = None
+    tpm: int | None = None
+    slots: int | None = None
+    usd: float | None = None
+
+    def stated(self) -> str:
+        """In the key file's language."""
+        parts = [
+            f"{name}: {value}"
+            for name, value in (
+                ("requests_per_minute", self.rpm),
+                ("tokens_per_minute", self.tpm),
+                ("concurrent_requests", self.slots),
+                ("usd_per_day", self.usd),
+            )
+            if value is not None
+        ]
+        if self.tpm is not None or self.usd is not None:
+            parts.append("budget: strict")
+        return ", ".join([*parts, CLOSED])
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """`delay`: seconds that an answer takes."""
+
+    title: str
+    most: Most
+    delay: float = 0.2
+
+
+LIMITS = Most(rpm=100, tpm=10_000, slots=5, usd=1.0)
+SCENARIOS: Mapping[str, Scenario] = {
+    "rpm": Scenario("100 requests a minute", Most(rpm=LIMITS.rpm)),
+    "tpm": Scenario("10,000 tokens a minute", Most(tpm=LIMITS.tpm)),
+    "slots": Scenario("5 at once", Most(slots=LIMITS.slots), delay=3.0),
+    "usd": Scenario("1 USD a day, strict", Most(usd=LIMITS.usd)),
+    "all": Scenario("all four", LIMITS),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """How many clients, for how many seconds, how long one waits that was refused, and every how many seconds a gateway
+    is killed (0: never)."""
+
+    clients: int = 2_000
+    seconds: float = 75.0
+    pause: tuple[float, float] = (5.0, 15.0)
+    gateways: int = 4
+    kill_every: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one scenario showed."""
+
+    title: str
+    verdicts: Sequence[Verdict]
+    statuses: Counter[int]
+    most_open: int
+    kills: int
+
+    @property
+    def used(self) -> float:
+        """The largest share of what was permitted: of several limits one is the tightest."""
+        return max(verdict.share for verdict in self.verdicts)
+
+    @property
+    def holds(self) -> bool:
+        """Whether no limit was exceeded, and enough of the tightest was used."""
+        return all(verdict.kept for verdict in self.verdicts) and self.used >= LEAST_USED
+
+
+def verdicts(most: Most, calls: Sequence[Seen], began: float, seconds: float, killed: Sequence[float]) -> list[Verdict]:
+    """Of each limit of a scenario."""
+    found = []
+    if most.rpm is not None:
+        found.append(judge.a_minute("requests/min", calls, most.rpm, began + seconds))
+    if most.tpm is not None:
+        found.append(judge.a_minute("tokens/min", calls, most.tpm, began + seconds, lambda call: call.tokens))
+    if most.slots is not None:
+        first, end = min((call.at for call in calls), default=began), began + seconds
+        gone = [call.until for call in calls if call.how == "gone" and killed and call.until < end]
+        held = sum(min(until + LEASE, end) - until for until in gone)
+        found.append(judge.at_once(calls, most.slots, first, end, held))
+    if most.usd is not None:
+        found.append(judge.money(calls, round(most.usd * 1e9)))
+    return found
+
+
+async def played(scenario: Scenario, pressure: Pressure, folder: Path, say: Callable[[str], None]) -> Result:
+    """One scenario from an empty Redis to its verdicts."""
+    draw = random.Random(pressure.seed)
+    limits = {KEY: scenario.most.stated()}
+    async with stage(folder, limits, pressure.gateways, scenario.delay) as there:
+        crowd = Crowd(there, draw)
+        began = time.time()
+        kills = asyncio.create_task(killing(there, draw, pressure.kill_every)) if pressure.kill_every else None
+        await crowd.press([KEY], pressure.clients, pressure.seconds, pressure.pause)
+        if kills is not None:
+            kills.cancel()
+            with suppress(asyncio.CancelledError):
+                await kills
+        await asyncio.sleep(scenario.delay)
+        calls = await there.seen()
+        found = verdicts(scenario.most, calls, began, pressure.seconds, there.killed_at)
+        statuses = crowd.statuses()
+        say(f"{scenario.title}: {len(calls)} calls; answers {dict(sorted(statuses.items()))}")
+        return Result(scenario.title, found, statuses, crowd.most_open, len(there.killed_at))
+
+
+async def killing(there: Stage, draw: random.Random, every: float) -> None:
+    """Kill one at random, start it again, and wait until it answers; for ever. One at least answers all the time."""
+    while True:
+        await asyncio.sleep(draw.uniform(0.5, 1.5) * every)
+        index = draw.randrange(len(there.ports))
+        there.kill(index)
+        there.start(index)
+        await there.ready(index)
