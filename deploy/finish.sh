@@ -12,6 +12,8 @@ find "$venv/bin" -type f ! -name 'hybridgate*' -delete   # other packages' comma
 [ "${KEEP_SETUPTOOLS:-}" ] || rm -rf "$site"/setuptools "$site"/setuptools-* "$site"/pkg_resources
 find "$site" -name direct_url.json -delete
 find "$site" -type d \( -name tests -o -name test \) -path '*/site-packages/*/*' -not -path '*/torch/*' -prune -exec rm -rf {} +
+# What was compiled while building has times in it.
+find "$site" -type d -name __pycache__ -prune -exec rm -rf {} +
 # Hashes instead of times, so that the same source gives the same bytes; unchecked, since nothing changes in an image. Of torch one file
 # is for a later Python.
 "$venv/bin/python" -m compileall -q -j 0 --invalidation-mode unchecked-hash -x /py312_ "$site" >/dev/null
