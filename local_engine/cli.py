@@ -262,6 +262,9 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Over all servers.", min=1, max=100)] = 3,
     tokens: Annotated[int, typer.Option(help="New tokens of a request.", min=2, max=512)] = 64,
     work: Annotated[Path, typer.Option(help="Where peers are installed, models and logs lie.")] = Path(".bench"),
+    shared: Annotated[
+        bool, typer.Option("--shared", help="Take `transformers` from this environment: no package index is needed.")
+    ] = False,
     prepare: Annotated[bool, typer.Option("--prepare", help="Only install the peers.")] = False,
     out: Annotated[Path | None, typer.Option("--json", help="File for all that was measured.")] = None,
 ) -> None:
@@ -272,7 +275,7 @@ def bench(
     \b
       hybridgate-engine bench --prepare
       hybridgate-engine bench
-      hybridgate-engine bench --device cuda --shape llama-2-7b --precisions bf16 --peers transformers
+      hybridgate-engine bench --device cuda --shape llama-2-7b --precisions bf16 --peers transformers --shared
     """
     from local_engine.bench import command  # noqa: PLC0415 - torch and transformers take seconds to import
     from local_engine.bench.program import BenchError  # noqa: PLC0415 - as above
@@ -280,7 +283,7 @@ def bench(
 
     try:
         plan = Plan(streams=tuple(map(int, streams.split(","))), rounds=rounds, new_tokens=tokens)
-        wanted = command.wanted_of(shape, precisions, peers, plan, work.resolve(), device)
+        wanted = command.wanted_of(shape, precisions, peers, plan, work.resolve(), device, shared=shared)
         if prepare:
             raise typer.Exit(1 if command.prepared(wanted, _say)[1] else 0)
         if device != "cpu":

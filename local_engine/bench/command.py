@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -30,7 +31,8 @@ QUANTIZATIONS = ("bf16", "int8", "int4")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to measure. `work` holds the peers' environments, models and logs."""
+    """What to measure. `work` holds the peers' environments, models and logs; with `shared`, `transformers` is the one
+    of the environment that runs this, for machines that reach no package index."""
 
     shape: Shape
     precisions: tuple[str, ...]
@@ -38,6 +40,7 @@ class Wanted:
     plan: Plan
     work: Path
     device: str = "cpu"
+    shared: bool = False
 
 
 @dataclass(slots=True)
@@ -58,6 +61,9 @@ def prepared(wanted: Wanted, say: Say) -> tuple[dict[str, Path], dict[str, str]]
     missing: dict[str, str] = {}
     installs = {"transformers": peers.install_transformers, "llama.cpp": peers.install_llama}
     for name in wanted.peers:
+        if wanted.shared and name == "transformers":
+            programs[name] = Path(sys.executable).parent / "transformers"
+            continue
         try:
             programs[name] = installs[name](wanted.work, say)
         except (BenchError, OSError) as error:
@@ -84,9 +90,8 @@ def compared(wanted: Wanted, say: Say) -> Found:
             os.sched_setaffinity(0, set(cores))
     say("measuring the engine's own part of a step")
     most = max(wanted.plan.streams)
-    settings = Settings(
-        model=str(source), dtype="float32", max_running=max(most, 1), kv_cache_tokens=peers.CACHE_TOKENS
-    )
+    dtype = "float32" if wanted.precisions[0] == "fp32" else "bfloat16"
+    settings = Settings(model=str(source), dtype=dtype, max_running=most, kv_cache_tokens=peers.CACHE_TOKENS)
     found.overhead = steps.overhead(
         lambda: load(settings), most, prompt_tokens=wanted.plan.prompt_tokens, new_tokens=wanted.plan.new_tokens
     )
@@ -193,7 +198,9 @@ def rooflines(wanted: Wanted, say: Say) -> str:
     return table(wanted.shape.name, bandwidth, found)
 
 
-def wanted_of(shape: str, precisions: str, names: str, plan: Plan, work: Path, device: str) -> Wanted:
+def wanted_of(
+    shape: str, precisions: str, names: str, plan: Plan, work: Path, device: str, *, shared: bool = False
+) -> Wanted:
     """From the flags' words. Raises BenchError naming what is not known."""
     chosen = tuple(name for name in names.split(",") if name and name != "none")
     kinds = tuple(precisions.split(","))
@@ -202,4 +209,4 @@ def wanted_of(shape: str, precisions: str, names: str, plan: Plan, work: Path, d
             raise BenchError(f"{flag}: unknown {', '.join(unknown)}; known: {', '.join(known)}")
     if unknown := [name for name in chosen if name not in PEERS]:
         raise BenchError(f"--peers: unknown {', '.join(unknown)}; known: {', '.join(PEERS)}, none")
-    return Wanted(SHAPES[shape], kinds, chosen, plan, work, device)
+    return Wanted(SHAPES[shape], kinds, chosen, plan, work, device, shared)

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from local_engine.bench import gguf, report, roofline, rounds, steps
-from local_engine.bench.command import Found, Wanted, compared, markdown, rooflines, wanted_of
+from local_engine.bench.command import Found, Wanted, compared, markdown, prepared, rooflines, wanted_of
 from local_engine.bench.load import ask, ask_all
 from local_engine.bench.program import BenchError, Launch, Program, free_port, running
 from local_engine.bench.rounds import Plan, Prefix, Run
@@ -292,6 +292,13 @@ def test_this_engine_alone_is_measured_over_http(tmp_path: Path) -> None:
     assert all(len(text) > 3 and END not in text for one in found.runs for text in one.texts)
     assert found.overhead is not None
     assert "Shape tiny" in markdown(found)
+
+
+def test_a_shared_environment_installs_nothing(tmp_path: Path) -> None:
+    shared = replace(wanted(tmp_path, "transformers"), shared=True)
+    programs, missing = prepared(shared, lambda line: None)
+    assert (programs, missing) == ({"transformers": Path(sys.executable).parent / "transformers"}, {})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
