@@ -93,8 +93,13 @@ def test_the_engines_image_holds_what_the_engine_imports() -> None:
     wanted = {PACKAGES.get(name, name) for name in found - sys.stdlib_module_names - {"local_engine"}}
     lines = (ROOT / "requirements" / "engine-image.in").read_text().splitlines()
     named = {line for line in lines if line and not line.startswith("#")}
-    # Loaded by name: uvicorn's HTTP parser, transformers' loading and quantization.
-    assert named - {"httptools", "accelerate", "bitsandbytes"} == wanted
+    assert wanted <= named
+    by_name = {
+        "httptools",
+        "accelerate",
+        "bitsandbytes",
+    }  # uvicorn's HTTP parser, transformers' loading and quantization
+    assert named - wanted <= by_name
 
 
 @pytest.mark.parametrize("build", ["cpu", "cuda"])
