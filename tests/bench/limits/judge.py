@@ -61,14 +61,15 @@ def open_seconds(calls: Iterable[Seen], since: float, until: float) -> float:
 
 
 def whole_minutes(calls: Iterable[Seen], until: float) -> tuple[int, list[Seen]]:
-    """How many whole minutes there were from the first call on, one at least, and the calls in them. A minute is a
-    second longer here, because a ledger that keeps amounts by the second counts the oldest one whole."""
+    """How many whole minutes there were from the first call on, one at least, and the calls in them. Between two lies a
+    second that does not count, because a ledger that keeps amounts by the second counts the oldest one whole."""
     ordered = sorted(calls, key=lambda call: call.at)
     if not ordered:
         return 1, []
     first = ordered[0].at
     minutes = max(1, int((until - first) // (MINUTE + 1)))
-    return minutes, [call for call in ordered if call.at < first + minutes * (MINUTE + 1)]
+    counted = [call for call in ordered if (call.at - first) % (MINUTE + 1) < MINUTE]
+    return minutes, [call for call in counted if call.at < first + minutes * (MINUTE + 1)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ def of_records(results: Sequence[Reconciled]) -> str:
 def of_failures(rows: Sequence[Row]) -> str:
     """A row for each failure and each `on_redis_down`."""
     lines = [
-        f"| Redis is | `on_redis_down` | answered | added p50, p95 | longest wait for Redis "
+        f"| Redis is | `on_redis_down` | answered | added p50, p95 | longest wait for Redis (machine late by) "
         f"| of {TIGHT} a minute: before, meanwhile | counted again after | holds |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -56,7 +56,7 @@ def of_failures(rows: Sequence[Row]) -> str:
         back = f"{row.back_s:.1f} s" if row.failure.down else ""
         lines.append(
             f"| {row.failure.title} | `{row.on_down}` | {row.answered:.1%} "
-            f"| {row.added_p50_ms:+.1f}, {row.added_p95_ms:+.1f} ms | {row.longest_wait_ms:.0f} ms "
+            f"| {row.added_p50_ms:+.1f}, {row.added_p95_ms:+.1f} ms | {row.longest_wait_ms:.0f} ms ({row.late_ms:.0f}) "
             f"| {row.before}, {row.during} | {back} | {'yes' if row.holds else 'NO'} |"
         )
     return "\n".join(lines)
