@@ -8,6 +8,7 @@ else: a key that only Redis calls revoked is so until it is forgotten here.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -15,6 +16,7 @@ from gateway.store import Store, StoreUnavailable, reply_of
 
 EVERY = 0.25  # seconds
 PATIENCE = 2.0  # seconds that an operator waits
+_DIGEST = re.compile(rb"(?:[0-9a-f]{2})+")
 KEPT = 400 * 86_400  # seconds; by then the file says so everywhere, or the key has expired
 
 
@@ -33,9 +35,9 @@ class Revocations:
             reply_of(reply)
 
     async def known(self) -> frozenset[bytes]:
-        """All of them. Raises StoreUnavailable."""
+        """All of them; what is no digest counts as nothing. Raises StoreUnavailable."""
         (reply,) = await self._store.run(("ZRANGE", self._key, 0, -1))
-        return frozenset(bytes.fromhex(text.decode()) for text in reply_of(reply))
+        return frozenset(bytes.fromhex(text.decode()) for text in reply_of(reply) if _DIGEST.fullmatch(text))
 
     async def watch(self, tell: Callable[[frozenset[bytes]], None]) -> None:
         """Tell what is known, again and again, until cancelled; while the store does not answer, what was known

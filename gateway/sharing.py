@@ -193,13 +193,17 @@ class Sharing:
     def _replayed(self, seeker: Seeker, entry: Entry, held: Held | None) -> Reply:
         """The stored answer, in the form that this request asked for."""
         chat, record = seeker.chat, seeker.record
-        answer = entry.answer
-        age = entry.age(self._answers.wall())
-        headers = self._headers(seeker, entry.deployment, entry.zone, age, held, entry.dropped)
+        try:
+            answer = as_stream(entry.answer, usage=chat.include_usage) if chat.stream else entry.answer
+            age = entry.age(self._answers.wall())
+            headers = self._headers(seeker, entry.deployment, entry.zone, age, held, entry.dropped)
+        except BaseException:  # a defect, after which nothing must stay open
+            if held is not None:
+                held.free(answered=False)
+            raise
         record.usage = entry.usage
         if chat.stream:
             record.first_token_ms = seeker.elapsed_ms()
-            answer = as_stream(answer, usage=chat.include_usage)
         if held is not None:
             held.free(answered=True)
         seeker.book(200, "ok")

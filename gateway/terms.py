@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import Literal, NamedTuple
 
 from gateway.estimate import most_cost
-from gateway.ledger.base import Hold, Kind, Limit, Spent, Unit, days, months
+from gateway.ledger.base import MOST, Hold, Kind, Limit, Spent, Unit, days, months
 from gateway.limits import Allowance, CallerLimits, Counted, DeploymentLimits, Limits
 from gateway.types import Deployment, RequestFacts, Usage, usd
 
@@ -170,7 +170,8 @@ class Terms:
         if self.bounded:
             most_tokens = facts.prompt.at_most(deployment.tokenizer) + facts.n * most_output
             most_nusd = most_cost(deployment, facts) or 0
-        return Amounts(tokens, most_tokens, nusd, most_nusd)
+        # Where no window is known any number may be asked for; what is counted ends at MOST, above every limit.
+        return Amounts(min(tokens, MOST), min(most_tokens, MOST), min(nusd, MOST), min(most_nusd, MOST))
 
 
 def spent_on(deployment: Deployment, usage: Usage) -> Spent:

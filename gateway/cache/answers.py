@@ -159,7 +159,9 @@ def as_stream(answer: bytes, *, usage: bool) -> bytes:
         index = choice.get("index", 0)
         message = {name: value for name, value in choice["message"].items() if value is not None or name == "content"}
         if isinstance(calls := message.get("tool_calls"), list):
-            message["tool_calls"] = [{"index": at, **call} for at, call in enumerate(calls)]
+            message["tool_calls"] = [
+                {"index": at, **call} if isinstance(call, dict) else call for at, call in enumerate(calls)
+            ]
         rest = {
             name: value
             for name, value in choice.items()

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
 from gateway.types import Deployment, Usage
+
+T = TypeVar("T")
 
 _VERSION = 1
 _COMPRESS_ABOVE = 512  # bytes; below, compressing gains little
@@ -75,7 +77,7 @@ class Entry:
         """What does not, but for the body: as JSON. Parameters that were dropped are the caller's words."""
         usage = self.usage
         counts = [usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens]
-        return orjson.dumps({"usage": counts, "dropped": self.dropped})
+        return orjson.dumps({"usage": counts, "dropped": self.dropped, "crc": zlib.crc32(self.body)})
 
 
 _OVERHEAD = 600  # of an entry and its key in memory, measured with tracemalloc
@@ -104,25 +106,34 @@ def unframed(value: bytes) -> tuple[bytes, bytes]:
 
 
 def entry_of(head: bytes, rest: bytes, body: bytes) -> Entry:
-    """The entry that was written. Raises ValueError where it cannot be read, or was by another version."""
+    """The entry that was written. Raises ValueError where it cannot be read, is not whole, or was by another
+    version."""
     told, more = orjson.loads(head), orjson.loads(rest)
     try:
         if told["v"] != _VERSION:
             raise ValueError("another version's")
+        if more["crc"] != zlib.crc32(body):
+            raise ValueError("the body is another one")
         return Entry(
-            tenant=told["tenant"],
-            model=told["model"],
-            deployment=told["deployment"],
-            zone=told["zone"],
-            target=told["target"],
-            stored_at=told["at"],
-            usage=Usage(*more["usage"]),
+            tenant=_of(str, told["tenant"]),
+            model=_of(str, told["model"]),
+            deployment=_of(str, told["deployment"]),
+            zone=_of(str, told["zone"]),
+            target=_of(str, told["target"]),
+            stored_at=_of(float, told["at"]),
+            usage=Usage(*(_of(int, count) for count in more["usage"])),
             body=body,
-            deflated=told["deflated"],
-            dropped=tuple(more["dropped"]),
+            deflated=_of(bool, told["deflated"]),
+            dropped=tuple(_of(str, name) for name in more["dropped"]),
         )
     except (KeyError, TypeError) as error:
         raise ValueError("no entry") from error
+
+
+def _of(kind: type[T], value: object) -> T:
+    if not isinstance(value, kind):
+        raise ValueError("no entry")
+    return value
 
 
 def target_of(deployment: Deployment) -> str:

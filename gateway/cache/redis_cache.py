@@ -165,4 +165,4 @@ class RedisCache:
         return f"{self._prefix}{{{key.hex()}}}:flight"
 
 
-_NOTHING = b'{"usage":[0,0,0],"dropped":[]}'
+_NOTHING = b'{"usage":[0,0,0],"dropped":[],"crc":0}'

@@ -194,6 +194,14 @@ def test_what_can_never_fit_is_refused_for_good(caller: CallerLimits, says: str)
     assert b"retry-after" not in headers
 
 
+@pytest.mark.parametrize("caller", [key(True, day=CENT), key(tpm=130), key(day=CENT), key(True, tpm=130)])
+@pytest.mark.parametrize("asked", [2**53, 2**63 - 1])
+def test_a_number_beyond_all_counting_never_fits(caller: CallerLimits, asked: int) -> None:
+    world = World(caller, None, (deployment("near", price=PRICE, window=None),))
+    status, _, data = world.ask(max_tokens=asked, n=4)
+    assert (status, error_of(data)["code"]) == (400, "exceeds_limit") and not world.called()
+
+
 def test_headers_say_what_is_left_of_the_tightest_limits() -> None:
     world = World(CallerLimits(key=limits(rpm=3, tpm=1000), tenant=limits(rpm=2, tpm=2000)))
     world.wall.now += 0.25

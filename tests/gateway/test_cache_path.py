@@ -559,6 +559,36 @@ def test_a_stored_answer_counts_as_a_request_and_takes_no_tokens() -> None:
         run(check)
 
 
+def test_nothing_stays_open_where_a_stored_answer_is_odd() -> None:
+    odd = orjson.loads(completion("x"))
+    odd["choices"][0] |= {"finish_reason": "tool_calls", "message": {"role": "assistant", "tool_calls": ["x", None]}}
+    script = [Chunk(orjson.dumps(odd), usage=Usage(5, 7), last=True)]
+    world = World(keys=[limited("concurrent_requests", 1)], home=FakeBackend([script]))
+
+    async def check() -> None:
+        await world.ask(key="a")
+        for _ in range(2):
+            headers, _ = await world.ask(key="a", stream=True)
+            assert headers[b"x-hybridgate-cache"] == b"hit"
+        assert not world.limiter.open
+
+    run(check)
+
+
+def test_nothing_stays_open_where_a_stored_answer_cannot_be_read() -> None:
+    world = World(keys=[limited("concurrent_requests", 1)])
+
+    async def check() -> None:
+        await world.ask(key="a")
+        ((key, (entry, until)),) = world.answers.memory._kept.items()
+        world.answers.memory._kept[key] = replace(entry, body=b"{"), until
+        with pytest.raises(ValueError):
+            await world.ask(key="a", stream=True)
+        assert not world.limiter.open
+
+    run(check)
+
+
 @pytest.mark.parametrize("streams", [False, True])
 def test_who_waits_for_an_answer_has_a_request_open(streams: bool) -> None:
     script: Any = stream("hel", "lo", wait=0.05) if streams else [0.1, *answer()]

@@ -269,6 +269,37 @@ def test_what_is_no_entry_counts_as_none(url: str, value: bytes) -> None:
     shared(url, check)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"stored_at": "x"},
+        {"deployment": ["home"]},
+        {"zone": None},
+        {"usage": Usage("3", 4, 1)},  # type: ignore[arg-type]
+        {"dropped": (1,)},
+        {"deflated": "yes"},
+    ],
+)
+def test_an_entry_of_wrong_types_counts_as_none(url: str, changed: dict[str, Any]) -> None:
+    async def check(store: Store) -> None:
+        cache = RedisCache(store, MOST * 3, wait=PATIENT)
+        await cache.put(KEY, entry(**changed), 60.0, NOW)
+        assert await cache.get(KEY, NOW) is None
+
+    shared(url, check)
+
+
+def test_an_entry_whose_end_is_missing_counts_as_none(url: str) -> None:
+    async def check(store: Store) -> None:
+        cache = RedisCache(store, MOST * 3, wait=PATIENT)
+        await cache.put(KEY, entry(), 60.0, NOW)
+        ((name, value),) = (await _stored(store)).items()
+        await store.run(("SET", name, value[:-3]), within=PATIENT)
+        assert await cache.get(KEY, NOW) is None, "half an answer is none"
+
+    shared(url, check)
+
+
 def test_a_store_that_is_down_is_unavailable() -> None:
     async def check() -> None:
         async with Store("redis://127.0.0.1:1") as store:
