@@ -214,3 +214,24 @@ def test_a_redis_that_was_restarted_empty_counts_from_nothing(tmp_path: Path) ->
                 assert isinstance(await ledger.reserve("2", [Hold(SLOTS, 1)], 30.0, time.time()), Reservation)
 
     asyncio.run(run())
+
+
+def test_a_refusal_that_comes_too_late_leaves_the_others_of_its_exchange_their_answers(url: str) -> None:
+    async def check(store: Store) -> None:
+        ledger = RedisLedger(store)
+        await store.run(("SET", "hybridgate:{ledger}:key:odd concurrent", "of another kind"))
+        odd = asyncio.create_task(
+            ledger.reserve("r1", [Hold(Limit("key:odd concurrent", "slots", "slots", 1), 1)], 30.0, 0.0, 5.0)
+        )
+        other = asyncio.create_task(ledger.reserve("r2", [Hold(SLOTS, 1)], 30.0, 0.0, 5.0))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # both are on their way, together
+        odd.cancel()
+        assert isinstance(await other, Reservation)
+
+    async def run() -> None:
+        async with asyncio.timeout(30), Store(url, timeout=30.0) as store:
+            await store.run(("FLUSHALL",))
+            await check(store)
+
+    asyncio.run(run())
