@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from heapq import heappop, heappush
-from math import exp2, inf
+from math import ceil, exp2, inf
 
-from gateway.estimate import FIRST_MARGIN, forecast_ms, size_of_forecast
+from gateway.estimate import FIRST_MARGIN, forecast_ms, size_of_forecast, until_room_s
 from gateway.measures import HALF_LIFE, DecayingHistogram, DecayingLine
 from gateway.types import FORECAST_SIZES_MS, Backlog, EngineLoad
 
@@ -18,17 +18,17 @@ GOOD_FOR = 1.0  # seconds: four readings; what an engine had to do a second ago 
 FULL_QUEUE_S = 1.0  # of prompts to compute: an engine with so much of it is as busy as it can be
 DEFAULT_STEP_TOKENS = 2048  # where an engine does not say
 LIKELY_HOLD_TOKENS = 256  # an answer's length while none has ended
-LEAST_SHARE = 0.1  # of a step shared out, that one more sequence adds to it at least
 
 _ENOUGH = 5.0  # comparisons before a margin is believed
-_WIDEST = 10.0
+_WIDEST = 100.0  # one that goes last may wait for hundreds that come after it
 _NARROWEST = 0.5
 _LOOKED_UP_EVERY = 0.25
 
 
 class EngineBacklog:
-    """Of one engine. Invariant: `waiting` counts, by priority, the prompt tokens of our own requests whose first token
-    has not come, as far as anybody can tell."""
+    """Of one engine. Invariant: `_queue` has, by priority and in the order in which they were sent, the prompt tokens
+    of our own requests whose first token has not come, as far as anybody can tell, and `_waiting` their sums. `number`
+    is that of the request that was sent last."""
 
     def __init__(self) -> None:
         self._load: EngineLoad | None = None
@@ -38,22 +38,26 @@ class EngineBacklog:
         self._good_until = -inf
         self._sent: deque[tuple[float, int]] = deque()  # since the last reading was asked for: when, prompt tokens
         self._waiting: dict[int, float] = {}
+        self._queue: dict[int, dict[int, int]] = {}
+        self.number = 0
         self._unseen: list[
             tuple[float, int, int]
-        ] = []  # whole answers: when their first token is due, priority, tokens
-        self._errors = [DecayingHistogram() for _ in range(len(FORECAST_SIZES_MS) + 1)]
-        self._margins = (FIRST_MARGIN,) * (len(FORECAST_SIZES_MS) + 1)
+        ] = []  # whole answers: when their first token is due, priority, number
+        self._errors: dict[int, list[DecayingHistogram]] = {}
+        self._margins: dict[int, tuple[float, ...]] = {}
         self._margins_at = -inf
         self._hold_weight = self._hold_sum = 0.0
         self._held_at = 0.0
         self._steps = DecayingLine()
+        self._step_line: tuple[float, float] | None = None
 
     def loaded(self, load: EngineLoad, asked_at: float, now: float) -> None:
         """A reading, which counts what was sent before it was asked for."""
         while self._sent and self._sent[0][0] <= asked_at:
             self._sent.popleft()
         if load.step_s is not None and load.running:
-            self._steps.add(load.running, load.step_s, now)
+            self._steps.add((load.total_blocks - load.free_blocks) * load.block_size, load.step_s, now)
+            self._step_line = self._steps.fit()
         self._load = load
         self._at, self._good_until = now, asked_at + GOOD_FOR
         self._tokens = float(load.queued_prefill_tokens + sum(tokens for _, tokens in self._sent))
@@ -75,27 +79,59 @@ class EngineBacklog:
         self._sent.append((now, prompt_tokens))
         self._tokens += prompt_tokens
         self._sequences += 1
+        self.number += 1
         if stream or forecast is not None:
+            self._queue.setdefault(priority, {})[self.number] = prompt_tokens
             self._waiting[priority] = self._waiting.get(priority, 0.0) + prompt_tokens
         if not stream and forecast is not None:
-            heappush(self._unseen, (now + forecast / 1000, priority, prompt_tokens))
+            heappush(self._unseen, (now + forecast / 1000, priority, self.number))
         return forecast
 
-    def started(self, prompt_tokens: int, priority: int) -> None:
+    def told(self, now: float) -> bool:
+        """Whether it said of late how much it has to do."""
+        return self._load is not None and now <= self._good_until
+
+    def needs_s(self, number: int, priority: int, now: float) -> float | None:
+        """Seconds that our own requests up to this one, whose first tokens have not come, need for them, by computing
+        and by waiting for blocks and places; None where nobody knows."""
+        backlog = self.backlog(now)
+        if backlog is None:
+            return None
+        tokens, sequences = 0, 0
+        for known, queue in self._queue.items():
+            if known < priority:
+                tokens += sum(queue.values())
+                sequences += len(queue)
+        for sent, size in self._queue.get(priority, {}).items():
+            tokens += size
+            sequences += 1
+            if sent == number:
+                break
+        steps = ceil(tokens / backlog.step_tokens)
+        computing_s = tokens / backlog.prefill_tokens_per_s + steps * backlog.step_s
+        return max(computing_s, until_room_s(backlog, tokens, sequences))
+
+    def started(self, number: int, priority: int) -> None:
         """The first token of a stream came, or the request was given up before it."""
+        prompt_tokens = self._queue.get(priority, {}).pop(number, 0)
         left = self._waiting.get(priority, 0.0) - prompt_tokens
         if left > 0:
             self._waiting[priority] = left
         else:
             self._waiting.pop(priority, None)
 
-    def compared(self, forecast: float, milliseconds: float, now: float) -> None:
-        """What was forecast, and what came."""
+    def compared(self, forecast: float, milliseconds: float, priority: int, now: float) -> None:
+        """What was forecast for a request of this priority, and what came."""
         error = min(max(milliseconds / max(forecast, 0.1), _NARROWEST), _WIDEST)
-        self._errors[size_of_forecast(forecast)].add(error, now)
+        errors = self._errors.get(priority)
+        if errors is None:
+            errors = self._errors[priority] = [DecayingHistogram() for _ in range(len(FORECAST_SIZES_MS) + 1)]
+        errors[size_of_forecast(forecast)].add(error, now)
         if now - self._margins_at > _LOOKED_UP_EVERY:
             self._margins_at = now
-            self._margins = tuple(_margin(errors, now) for errors in self._errors)
+            self._margins = {
+                known: tuple([_margin(each, now) for each in by_size]) for known, by_size in self._errors.items()
+            }
 
     def held(self, seconds: float, now: float) -> None:
         """An answer kept its place and blocks for so long."""
@@ -106,12 +142,14 @@ class EngineBacklog:
 
     def forget(self) -> None:
         """The engine is another one, or has been repaired: how it did before says nothing."""
-        self._errors = [DecayingHistogram() for _ in self._errors]
-        self._margins = (FIRST_MARGIN,) * len(self._errors)
+        self._errors = {}
+        self._margins = {}
         self._hold_weight = self._hold_sum = 0.0
         self._steps.clear()
+        self._step_line = None
         self._waiting.clear()
         self._unseen.clear()
+        self._queue.clear()
 
     def backlog(self, now: float) -> Backlog | None:
         """What a forecast is made from; None where the last reading is missing, too old, or names no rates."""
@@ -119,8 +157,8 @@ class EngineBacklog:
         if load is None or now > self._good_until or not load.prefill_tokens_per_s or load.step_s is None:
             return None
         while self._unseen and self._unseen[0][0] <= now:
-            _, priority, tokens = heappop(self._unseen)
-            self.started(tokens, priority)
+            _, priority, number = heappop(self._unseen)
+            self.started(number, priority)
         return Backlog(
             at=self._at,
             good_until=self._good_until,
@@ -135,8 +173,9 @@ class EngineBacklog:
             block_size=load.block_size,
             free_places=inf if load.max_running is None else load.max_running - self._running,
             ahead=_shares(self._waiting),
-            margins=self._margins,
-            token_s=self._token_s(load),
+            margins_by_priority=self._margins,
+            token_s=load.step_s / max(1, load.running) if self._step_line is None else 0.0,
+            cached_token_s=0.0 if self._step_line is None else self._step_line[1],
             step_tokens=load.max_batch_tokens or DEFAULT_STEP_TOKENS,
         )
 
@@ -149,15 +188,6 @@ class EngineBacklog:
         rate = load.prefill_tokens_per_s
         tokens = self._tokens if rate is None else max(0.0, self._tokens - (now - self._at) * rate)
         return tokens, self._sequences + self._running, rate
-
-    def _token_s(self, load: EngineLoad) -> float | None:
-        """What one more sequence adds to a step, by the line through the steps' times over the sequences that ran; a
-        share of the step where there is no such line."""
-        if load.step_s is None:
-            return None
-        shared = load.step_s / max(1, load.running)
-        line = self._steps.fit()
-        return shared if line is None else min(max(line[1], LEAST_SHARE * shared), shared)
 
     def busy(self, now: float) -> float | None:
         """The share of the engine in use, 0 to 1: of its blocks, its places, or of a queue of `FULL_QUEUE_S`, whichever
@@ -197,6 +227,8 @@ def _margin(errors: DecayingHistogram, now: float) -> float:
 def _shares(waiting: dict[int, float]) -> tuple[tuple[int, float], ...]:
     """The share of what waits that goes before a request of each priority, its own included."""
     total = sum(waiting.values())
+    if total <= 0:
+        return ()
     shares, reached = [], 0.0
     for priority in sorted(waiting):
         reached += waiting[priority]

@@ -26,6 +26,7 @@ from gateway.errors import (
     Retryable,
     Unauthenticated,
     UpstreamFailed,
+    UpstreamLate,
     UpstreamTimeout,
     body_of,
     status_of,
@@ -37,8 +38,9 @@ from gateway.keys import Keyring
 from gateway.labels import Scanner
 from gateway.masking import Masked, Masker
 from gateway.policy import Policy
+from gateway.queueing import Queueing
 from gateway.reply import EVENT_STREAM, Reply, header_bytes
-from gateway.routing import decide, next_attempt
+from gateway.routing import decide, next_attempt, patience
 from gateway.sharing import Seeker, Sharing
 from gateway.store import TIMEOUT
 from gateway.telemetry import Moved, Record
@@ -346,6 +348,7 @@ class ChatPath:
             first_token_by_ms=max(1.0, by - passed_ms) if by is not None and others else None,
             masked=masked,
             timeouts=deployment.timeouts.replaced(decision.timeouts),
+            patience=patience(decision, record.failed, passed_ms) if chat.stream else None,
         )
 
     async def open(
@@ -395,12 +398,20 @@ class ChatPath:
         """The answer and its first chunk, which must come until the event loop's time `by`."""
         fleet = self.fleet
         answer: Answer | None = None
+        queue: Queueing | None = None
         try:
-            async with asyncio.timeout_at(by):
-                answer = await backends.open(deployment, permit, call)
-                first = await anext(answer)
+            async with asyncio.timeout_at(by) as limit:
+                if call.patience is not None:
+                    queue = Queueing(fleet, self.clock, flight, call.patience, limit)
+                try:
+                    answer = await backends.open(deployment, permit, call)
+                    first = await anext(answer)
+                finally:
+                    if queue is not None:
+                        queue.over()
         except BaseException as error:
-            failure = _failure(error)
+            left = queue is not None and queue.left and isinstance(error, TimeoutError)
+            failure = UpstreamLate() if left else _failure(error)
             if failure is None:
                 fleet.abandoned(flight)
             else:

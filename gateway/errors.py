@@ -22,7 +22,7 @@
         ├── UpstreamCut                 the answer broke off after its first token: not retryable; an error event
         └── Retryable                   another replica or deployment may be tried
             ├── ConnectFailed               └── ConnectionLost: the server may have died of the request
-            ├── UpstreamTimeout      504
+            ├── UpstreamTimeout      504    └── UpstreamLate: we left its queue
             ├── UpstreamOverloaded          429 or 503, with retry_after
             ├── UpstreamUnauthorized        our credentials are wrong there
             └── UpstreamFailed              reset, or an answer that cannot be read
@@ -202,6 +202,13 @@ class UpstreamTimeout(Retryable):
     status = 504
     code = "upstream_timeout"
     type = "timeout_error"
+
+
+class UpstreamLate(UpstreamTimeout):
+    """Its queue was left, which says nothing of its health."""
+
+    def __init__(self) -> None:
+        super().__init__("its queue was left for another deployment that can still be in time")
 
 
 class UpstreamOverloaded(Retryable):

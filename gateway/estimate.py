@@ -29,7 +29,9 @@ from gateway.types import (
 FIRST_MARGIN = 1.5
 
 LAST = 1 << 30  # a priority after all others
-RISING = 2.0
+ROOM = 0.5  # the share of the time to a first token that a queue may take; the rest is for those who overtake it
+MEMORY = 0.5  # the share of the cache that may be given away; the rest is for running sequences to grow and for bursts
+RISING = 2.0  # twice as full is four times as dear: little below the room, prohibitive above
 STEEPEST = 10.0
 
 
@@ -70,7 +72,8 @@ def first_token_ms(
     backlog = status.backlog
     if backlog is not None and now <= backlog.good_until:
         forecast = forecast_ms(backlog, prompt_tokens, priority, now)
-        return forecast * (backlog.margins[size_of_forecast(forecast)] if backlog.margins else FIRST_MARGIN)
+        margins = backlog.margins_by_priority.get(priority) or backlog.margins
+        return forecast * (margins[size_of_forecast(forecast)] if margins else FIRST_MARGIN)
     if status.first_token_p95_ms_by_size:
         return status.first_token_p95_ms_by_size[size_of_prompt(prompt_tokens)]
     if status.first_token_p95_ms is not None:
@@ -111,16 +114,22 @@ def forecast_ms(backlog: Backlog, prompt_tokens: int, priority: int, now: float)
     seconds = full * (step + size / rate) + step + last / rate
     if waiting or backlog.running:
         seconds += (step + under_way / rate) / 2
-    free_in = 0.0
-    missing = (backlog.tokens * share + prompt_tokens) / backlog.block_size - backlog.free_blocks
-    if missing > 0:
-        free_in = _until_free(missing, backlog.used_blocks, backlog.hold_s)
-    missing = backlog.sequences * share + 1 - backlog.free_places
-    if missing > 0:
-        free_in = max(free_in, _until_free(missing, backlog.running, backlog.hold_s))
+    free_in = until_room_s(backlog, backlog.tokens * share + prompt_tokens, backlog.sequences * share + 1)
     if free_in > 0:
         seconds = max(seconds, free_in - passed + prompt_tokens / rate + step)
     return 1000 * seconds
+
+
+def until_room_s(backlog: Backlog, tokens: float, sequences: float) -> float:
+    """Seconds until an engine has blocks and places for prompts of so many tokens and sequences."""
+    free_in = 0.0
+    missing = tokens / backlog.block_size - backlog.free_blocks
+    if missing > 0:
+        free_in = _until_free(missing, backlog.used_blocks, backlog.hold_s)
+    missing = sequences - backlog.free_places
+    if missing > 0:
+        free_in = max(free_in, _until_free(missing, backlog.running, backlog.hold_s))
+    return free_in
 
 
 def _until_free(missing: float, used: float, hold_s: float) -> float:
@@ -140,23 +149,45 @@ def size_of_forecast(milliseconds: float) -> int:
 
 def engine_seconds(backlog: Backlog, prompt_tokens: int, output_tokens: int) -> float:
     """Seconds of the whole engine that a request takes: its prompt at the prefill rate, and for each output token what
-    one more sequence adds to a step."""
-    return prompt_tokens / backlog.prefill_tokens_per_s + output_tokens * (backlog.token_s or 0.0)
+    one more sequence adds to a step, with the tokens that it looks back at: at half of the output, those of the prompt
+    and of the first half."""
+    token_s = (backlog.token_s or 0.0) + backlog.cached_token_s * (prompt_tokens + output_tokens / 2)
+    return prompt_tokens / backlog.prefill_tokens_per_s + output_tokens * token_s
 
 
-def congestion_nusd(status: DeploymentStatus, backlog: Backlog, prompt_tokens: int, engine_s: float, now: float) -> int:
-    """What the queue that a request adds at an engine costs the others, in nano-dollars.
+def congestion_nusd(
+    status: DeploymentStatus, backlog: Backlog, priority: int, prompt_tokens: int, engine_s: float, now: float
+) -> int:
+    """What the room that a request takes at an engine costs the others, in nano-dollars.
 
     Its engine-seconds at the price of one, which is what the work that finds no room because of it would have saved
-    (see demand.py), times how near the queue comes to what those can bear who have no other place:
-    (the wait of one who goes last, this request before it / their room) ^ RISING. In an idle engine that is next to
-    nothing; where the room is used up, the price is several times what is saved, and nobody goes there by choice.
+    (see demand.py), times how full the engine is: (fullness) ^ RISING, the fullness being the most of
+
+    - for each priority that it delays, its own and those after it: the wait for a first token, without this request, as
+      a share of what such requests can wait, over ROOM;
+    - the share of the cache that would be in use with it, over MEMORY: long prompts that must stay need blocks at once,
+      and a full cache slows each step.
+
+    In an idle engine that is next to nothing; where the room is used up it is the whole saving, and who saves less in a
+    second than the others do goes elsewhere. It is nothing where the price is no number.
     """
-    if not status.engine_second_nusd:
+    price = status.engine_second_nusd
+    if not 0.0 < price < inf:
         return 0
-    wait = forecast_ms(backlog, prompt_tokens, LAST, now) / 1000
-    nearness: float = min(wait / status.room_s, STEEPEST) ** RISING
-    return round(status.engine_second_nusd * engine_s * nearness)
+    wait_s = forecast_ms(backlog, 0, LAST, now) / 1000
+    ahead, passed = backlog.ahead, 0
+    share, most = 0.0 if ahead else 1.0, 0.0
+    for other, limit_s in status.rooms:  # both are sorted by priority: one pass, for this is done in each decision
+        while passed < len(ahead) and ahead[passed][0] <= other:
+            share, passed = ahead[passed][1], passed + 1
+        if other >= priority and share > most * limit_s:
+            most = share / limit_s
+    full = wait_s * most / ROOM
+    used = backlog.used_blocks + (backlog.tokens + prompt_tokens) / backlog.block_size
+    if backlog.free_blocks < inf:
+        full = max(full, used / (MEMORY * (backlog.used_blocks + backlog.free_blocks)))
+    dearer: float = min(full, STEEPEST) ** RISING
+    return round(price * engine_s * dearer)
 
 
 def saved_per_engine_second(candidate: Candidate, candidates: Sequence[Candidate]) -> float | None:

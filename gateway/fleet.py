@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from math import ceil, inf
+from math import ceil
 from types import MappingProxyType
 
 from gateway.backlogs import EngineBacklog
 from gateway.balance import Affinity, choose, key_of
 from gateway.demand import Demand
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, UpstreamLate
 from gateway.estimate import saved_per_engine_second
 from gateway.latencies import Latencies
 from gateway.measures import OutputLengths
@@ -25,13 +25,14 @@ NONE_FULL: Mapping[str, Rejection] = MappingProxyType({})
 LIKELY_OUTPUT = 0.6  # the quantile of a caller's answers that stands for the next one: about the mean of a lognormal
 
 REFRESHED_EVERY = 1.0
+SOON = 2.5  # a first token that is forecast to take so much less than there is time for is waited for
 
 
 @dataclass(slots=True, eq=False)
 class Flight:
     """One attempt on one deployment, from `Fleet.started` until it has ended. `forecast_ms` is what the engine's
-    backlog let expect of its first token, None without one; `waits` while it counts there. `member` is the one of
-    several replicas that it is on."""
+    backlog let expect of its first token, None without one; `waits` while it counts there, under the number `queued`.
+    `member` is the one of several replicas that it is on."""
 
     deployment: str
     at: float
@@ -44,6 +45,7 @@ class Flight:
     life: int
     waits: bool = False
     forecast_ms: float | None = None
+    queued: int = 0
     first_token_at: float | None = None
     member: Member | None = None
 
@@ -250,7 +252,9 @@ class Fleet:
             if candidate.engine_s is not None and candidate.cost_nusd is not None:
                 saved = saved_per_engine_second(candidate, decision.candidates)
                 if saved is not None:
-                    self._known[candidate.deployment].demand.offered(candidate.engine_s, saved, by_ms, now)
+                    self._known[candidate.deployment].demand.offered(
+                        candidate.engine_s, saved, by_ms, decision.priority, now
+                    )
 
     def started(
         self,
@@ -282,7 +286,7 @@ class Fleet:
         flight = Flight(name, now, prompt_tokens, priority, stream, asker, answers, born, life, member=member)
         if known.engine is not None:
             flight.forecast_ms = known.engine.sent(prompt_tokens, priority, stream, now)
-            flight.waits = stream
+            flight.queued, flight.waits = known.engine.number, stream
         return flight
 
     def first_token(self, flight: Flight, now: float) -> None:
@@ -291,14 +295,24 @@ class Fleet:
         flight.first_token_at = now
         if flight.life != known.life:
             return
+        known.answered_at = now
         milliseconds = (now - flight.at) * 1000
         self._known[flight.deployment].latencies.first_token(milliseconds, flight.prompt_tokens, now)
         if known.engine is not None and flight.waits:
             flight.waits = False
-            known.engine.started(flight.prompt_tokens, flight.priority)
+            known.engine.started(flight.queued, flight.priority)
             if flight.forecast_ms is not None:
-                known.engine.compared(flight.forecast_ms, milliseconds, now)
+                known.engine.compared(flight.forecast_ms, milliseconds, flight.priority, now)
         self._changed.add(flight.deployment)
+
+    def comes_soon(self, flight: Flight, left_s: float, now: float) -> bool:
+        """Whether a first token that has not come is so near that it will come within so many seconds: what goes before
+        it at its engine has all but been computed."""
+        known = flight.member or self._known[flight.deployment]
+        if known.engine is None or not flight.waits or flight.life != known.life:
+            return False
+        needs_s = known.engine.needs_s(flight.queued, flight.priority, now)
+        return needs_s is not None and SOON * needs_s <= left_s
 
     def abandoned(self, flight: Flight) -> None:
         """The attempt was given up by us before its first token, which says nothing of the deployment: neither that it
@@ -314,11 +328,13 @@ class Fleet:
         known = self._landed(flight)
         if flight.born == known.born:
             known.trial = False
-            known.judge(error, now)
+            known.judge(error, now, flight.at)
             if flight.member is None and known.open_until is not None:
                 self._circuits_open.add(flight.deployment)
             elif flight.member is None:
                 self._circuits_open.discard(flight.deployment)
+        if isinstance(error, UpstreamLate):
+            self._waited(known, flight, now)
         if error is None and usage is not None:
             self._learn(known, flight, usage, now)
         self._gone(known, flight)
@@ -336,9 +352,18 @@ class Fleet:
         flight.member.in_flight -= 1
         return flight.member
 
+    def _waited(self, known: Target, flight: Flight, now: float) -> None:
+        """A queue was left: the first token would have taken longer than that."""
+        waited_ms = (now - flight.at) * 1000
+        forecast_ms = flight.forecast_ms
+        if known.engine is None or flight.life != known.life or forecast_ms is None:
+            return
+        if waited_ms > forecast_ms:
+            known.engine.compared(forecast_ms, waited_ms, flight.priority, now)
+
     def _gone(self, known: Target, flight: Flight) -> None:
         if known.engine is not None and flight.waits and flight.life == known.life:
-            known.engine.started(flight.prompt_tokens, flight.priority)
+            known.engine.started(flight.queued, flight.priority)
         self._changed.add(flight.deployment)
 
     def _learn(self, known: Target, flight: Flight, usage: Usage, now: float) -> None:
@@ -386,7 +411,7 @@ class Fleet:
             latencies.per_token_p95_ms,
             None if engine is None else engine.backlog(now),
             0.0 if engine is None else known.demand.price_nusd,
-            inf if engine is None else known.demand.room_s,
+            () if engine is None else known.demand.rooms,
         )
 
     def _circuit(self, target: Target, now: float) -> tuple[str | None, float, CircuitState]:
@@ -415,5 +440,5 @@ class Fleet:
             latencies.per_token_p95_ms,
             None if engine is None else engine.backlog(now),
             0.0 if engine is None else known.demand.price_nusd,
-            inf if engine is None else known.demand.room_s,
+            () if engine is None else known.demand.rooms,
         )

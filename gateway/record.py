@@ -29,7 +29,7 @@ _FLAGS = ("stream", "tools", "images", "schema")
 _SETS = ("key_tags", "tags", "labels", "masked_labels", "deployments")
 _PLAIN = ("tenant", "key_id", "max_tokens", "n", "slo", "max_cost_nusd", "likely_output")
 
-_LATENCIES = ("first_token_p95_ms", "per_token_p95_ms", "busy", "engine_second_nusd", "room_s")
+_LATENCIES = ("first_token_p95_ms", "per_token_p95_ms", "busy", "engine_second_nusd")
 _BACKLOG = (
     "tokens",
     "prefill_tokens_per_s",
@@ -45,6 +45,7 @@ _BACKLOG = (
     "step_tokens",
     "ahead",
     "margins",
+    "cached_token_s",
 )
 _of_backlog = attrgetter(*_BACKLOG)
 
@@ -159,7 +160,8 @@ def facts_from_record(written: Mapping[str, Any]) -> RequestFacts:
 
 def status_to_record(status: DeploymentStatus, now: float) -> dict[str, Any]:
     """What is known of a deployment as a JSON object; empty where nothing is and it is up. `backlog` is a list: seconds
-    since it was brought up to date, then its fields in the order of `_BACKLOG`."""
+    since it was brought up to date, then its fields in the order of `_BACKLOG`; `margins` and `rooms` are lists of
+    lists that begin with a priority."""
     written: dict[str, Any] = {}
     if status.down is not None:
         written["down"] = status.down
@@ -175,6 +177,11 @@ def status_to_record(status: DeploymentStatus, now: float) -> dict[str, Any]:
     if backlog is not None and now <= backlog.good_until:
         told = [None if value == inf else value for value in _of_backlog(backlog)]
         written["backlog"] = [round(now - backlog.at, 4), *told]
+        margins = backlog.margins_by_priority
+        if margins:
+            written["margins"] = [[known, *[round(each, 3) for each in margins[known]]] for known in sorted(margins)]
+    if status.rooms:
+        written["rooms"] = status.rooms
     return written
 
 
@@ -194,14 +201,16 @@ def _status(told: Mapping[str, Any]) -> DeploymentStatus:
         down=told.get("down"),
         circuit=circuit,
         first_token_p95_ms_by_size=tuple(told.get("first_token_p95_ms_by_size", ())),
-        backlog=None if backlog is None else _backlog(backlog),
+        backlog=None if backlog is None else _backlog(backlog, told.get("margins", ())),
+        rooms=tuple((priority, seconds) for priority, seconds in told.get("rooms", ())),
         **values,
     )
 
 
-def _backlog(told: Sequence[Any]) -> Backlog:
+def _backlog(told: Sequence[Any], margins: Sequence[Any]) -> Backlog:
     age, *values = told
     known = {name: value for name, value in zip(_BACKLOG, values, strict=True) if value is not None}
     known["ahead"] = tuple((priority, share) for priority, share in known["ahead"])
     known["margins"] = tuple(known["margins"])
+    known["margins_by_priority"] = {priority: tuple(by_size) for priority, *by_size in margins}
     return Backlog(at=-age, good_until=inf, **known)

@@ -19,6 +19,7 @@ from gateway.estimate import (
     congestion_nusd,
     engine_seconds,
     first_token_ms,
+    forecast_ms,
     likely_output,
     per_token_ms,
 )
@@ -34,11 +35,16 @@ from gateway.types import (
     DeploymentStatus,
     Miss,
     Outcome,
+    Patience,
     Permit,
     Rejection,
     RequestFacts,
     Snapshot,
 )
+
+HURRY = 1.5
+"""So many times its 95th percentile is left for the next one when an engine's queue is left for it: 99 of 100 are in
+time, where latencies vary as those of clouds do."""
 
 
 def decide(policy: Policy, facts: RequestFacts, snapshot: Snapshot) -> Decision:
@@ -108,12 +114,20 @@ class _Question:
         backlog = status.backlog
         if backlog is not None and now <= backlog.good_until:
             engine_s = engine_seconds(backlog, prompt, output)
-            congestion = congestion_nusd(status, backlog, prompt, engine_s, now)
+            congestion = congestion_nusd(status, backlog, self.priority, prompt, engine_s, now)
         misses = () if self.require is None else self._misses(self.require, cost, (first, total, each))
         # Past the function that takes the fields one by one, which costs as much again.
         return _NEW(
             Candidate, (deployment.name, cost, first, not misses, misses, congestion, total, each, engine_s, False)
         )
+
+    def in_time(self, candidate: Candidate, by_ms: float) -> Candidate:
+        """The candidate, judged as if its first token came when it is wanted."""
+        assert self.require is not None
+        first, total = candidate.first_token_ms, candidate.total_ms
+        later = None if first is None or total is None else total - first + by_ms
+        misses = self._misses(self.require, candidate.cost_nusd, (by_ms, later, candidate.per_token_ms))
+        return candidate._replace(meets=not misses, misses=misses)
 
     def _misses(self, require: Require, cost: int | None, times: Sequence[float | None]) -> tuple[Miss, ...]:
         """What of the rule's requirement is predicted not to be met."""
@@ -149,6 +163,9 @@ def _weigh(policy: Policy, rule: Rule, facts: RequestFacts, permit: Permit, snap
             candidates.append(candidate if permit.allows(deployment.zone) else candidate._replace(masked=True))
         else:
             rejections.append(rejection)
+    by_ms = _first_token_by_ms(require, slo)
+    if require is not None and by_ms is not None and facts.stream and len(candidates) > 1:
+        _let_queue(candidates, policy, question, snapshot, by_ms)
     if rule.match is not None and rule.match.does_not_fit:
         # Why a rule for long prompts matched belongs to why nothing else may answer.
         for name in sorted(rule.match.does_not_fit.difference(rule.candidates)):
@@ -167,9 +184,31 @@ def _weigh(policy: Policy, rule: Rule, facts: RequestFacts, permit: Permit, snap
         slo.name if slo is not None else None,
         rule.timeouts,
         priority,
-        _first_token_by_ms(require, slo),
+        by_ms,
         rule.cache,
     )
+
+
+def _let_queue(
+    candidates: list[Candidate], policy: Policy, question: _Question, snapshot: Snapshot, by_ms: float
+) -> None:
+    """An engine whose first token may come too late meets the requirement all the same where it will probably come in
+    time, and there is another candidate to leave its queue for (`patience`) where it does not."""
+    late = [index for index, c in enumerate(candidates) if c.engine_s is not None and not c.meets]
+    if not late:
+        return
+    ways_out = [c.first_token_ms for c in candidates if c.meets and c.engine_s is None and c.first_token_ms is not None]
+    after_ms = by_ms - HURRY * min(ways_out, default=inf)
+    if after_ms <= 0:
+        return
+    for index in late:
+        candidate = candidates[index]
+        backlog = snapshot.deployments[candidate.deployment].backlog
+        if backlog is None:
+            continue
+        prompt = question.facts.prompt.about(policy.deployments[candidate.deployment].tokenizer)
+        if forecast_ms(backlog, prompt, question.priority, snapshot.now) <= after_ms:
+            candidates[index] = question.in_time(candidate, by_ms)
 
 
 def _first_token_by_ms(require: Require | None, slo: Slo | None) -> float | None:
@@ -243,6 +282,21 @@ def _drawn(rule: Rule, facts: RequestFacts, draw: float) -> str | None:
             drawn = name
         point -= weight
     return drawn
+
+
+def patience(decision: Decision, outcomes: Sequence[Outcome], passed_ms: float) -> Patience | None:
+    """How long the next attempt may wait for its first token, `passed_ms` after the request came; None where no limit
+    is stated, where it is no engine that orders its work, or where no other candidate would be in time."""
+    by_ms = decision.first_token_by_ms
+    if by_ms is None or len(decision.candidates) < 2:
+        return None
+    tried = {outcome.attempt.deployment for outcome in outcomes}
+    left = [candidate for candidate in decision.candidates if candidate.deployment not in tried]
+    if len(left) < 2 or left[0].engine_s is None or left[1].first_token_ms is None:
+        return None
+    needed_ms = HURRY * left[1].first_token_ms
+    after_ms = by_ms - passed_ms - needed_ms
+    return Patience(after_ms / 1000, needed_ms / 1000) if after_ms > 0 else None
 
 
 def next_attempt(decision: Decision, outcomes: Sequence[Outcome]) -> Attempt:

@@ -7,10 +7,19 @@ names and to choose.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from gateway.backlogs import EngineBacklog
 from gateway.balance import Reading
-from gateway.errors import GatewayError, Retryable, UpstreamCut, UpstreamOverloaded, UpstreamUnauthorized
+from gateway.errors import (
+    GatewayError,
+    Retryable,
+    UpstreamCut,
+    UpstreamLate,
+    UpstreamOverloaded,
+    UpstreamTimeout,
+    UpstreamUnauthorized,
+)
 from gateway.types import CircuitState, Replica
 
 FAILURES_TO_OPEN = 3
@@ -23,7 +32,8 @@ SILENT_AFTER = 4  # readings that did not come: a replica is avoided until one c
 @dataclass(slots=True, eq=False)
 class Target:
     """The mutable record. `born` counts how often it has come to be something else, and `life` how often what was
-    measured has been forgotten. `missed` counts readings that did not come since the last that did."""
+    measured has been forgotten. `missed` counts readings that did not come since the last that did. `answered_at` is
+    when it last gave somebody a first token or an answer."""
 
     in_flight: int = 0
     failures: int = 0
@@ -34,6 +44,7 @@ class Target:
     born: int = 0
     life: int = 0
     engine: EngineBacklog | None = None
+    answered_at: float = -inf
     missed: int = 0
 
     @property
@@ -61,8 +72,12 @@ class Target:
             return "closed"
         return "open" if now < self.open_until else "half_open"
 
-    def judge(self, error: GatewayError | None, now: float) -> None:
-        """What an attempt's end says of its health."""
+    def judge(self, error: GatewayError | None, now: float, began: float) -> None:
+        """What the end of an attempt that began then says of its health."""
+        if error is None:
+            self.answered_at = now
+        if isinstance(error, UpstreamLate) or self._queues(error, now, began):
+            return
         if isinstance(error, Retryable | UpstreamCut):
             self._failed(error, now)
         elif self.open_until is None or error is not None:
@@ -70,6 +85,16 @@ class Target:
         else:
             self.failures, self.open_until, self.cool_off = 0, None, FIRST_COOL_OFF
             self.forget()
+
+    def _queues(self, error: GatewayError | None, now: float, began: float) -> bool:
+        """Whether it is an engine with more to do than it can, which is no fault and no reason to keep others away,
+        who may go before those that wait: it says how much, and it did not take this request, or gave others their
+        first token while this one waited."""
+        if self.engine is None or not self.engine.told(now):
+            return False
+        if isinstance(error, UpstreamTimeout):
+            return self.answered_at > began
+        return isinstance(error, UpstreamOverloaded)
 
     def _failed(self, error: GatewayError, now: float) -> None:
         cool_off: float | None = None

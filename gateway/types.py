@@ -276,7 +276,7 @@ PROMPT_SIZES = (256, 1024, 4096, 16384)
 
 # Upper ends, in milliseconds, of the sizes by which an engine's forecasts are compared with what came; one more has no
 # end.
-FORECAST_SIZES_MS = (50.0, 250.0, 1000.0)
+FORECAST_SIZES_MS = (50.0, 250.0, 1000.0, 4000.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,9 +286,10 @@ class Backlog:
     At the time `at`, prompts of `tokens` tokens wait, `sequences` of them, and drain at `prefill_tokens_per_s`; `ahead`
     are the shares of them that go before a request of a priority, sorted by it. A step computes at most `step_tokens`
     and takes `step_s` besides. `running` sequences hold their blocks and places for `hold_s` seconds in the mean; a
-    token of one of them takes `token_s` of the engine, None where nobody knows. `margins` (one a size, see
-    `FORECAST_SIZES_MS`) are the factors that 95 of 100 first tokens did not exceed their forecast by. After
-    `good_until` nobody knows.
+    token of one of them takes `token_s` of the engine, None where nobody knows, and `cached_token_s` for each token
+    before it. `margins` (one a size, see `FORECAST_SIZES_MS`) are the factors that 95 of 100 first tokens did not
+    exceed their forecast by, `margins_by_priority` those of a priority: who goes last is overtaken by who comes later.
+    After `good_until` nobody knows.
     """
 
     at: float
@@ -305,7 +306,9 @@ class Backlog:
     free_places: float = inf
     ahead: tuple[tuple[int, float], ...] = ()
     margins: tuple[float, ...] = ()
+    margins_by_priority: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     token_s: float | None = None
+    cached_token_s: float = 0.0
     step_tokens: int = 2048
 
     def share_ahead(self, priority: int) -> float:
@@ -329,8 +332,8 @@ class DeploymentStatus:
     Latencies are 95th percentiles as measured of late, None until they are: of all prompts, by the prompt's size
     (`PROMPT_SIZES`; empty where nothing is known by size), and of each token after the first. `backlog` is there while
     the engine says what waits, and is believed before them. `engine_second_nusd` is what a second of the engine is
-    worth to others: what their work would save there if it found room; `room_s` are the seconds that those may have to
-    wait there who have no other place.
+    worth to others: what their work would save there if it found room; `rooms` are the priorities that ask for it, the
+    lowest first, each with the seconds that it has until its first token.
     """
 
     down: str | None = None
@@ -343,7 +346,7 @@ class DeploymentStatus:
     per_token_p95_ms: float | None = None
     backlog: Backlog | None = None
     engine_second_nusd: float = 0.0
-    room_s: float = inf
+    rooms: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -477,6 +480,15 @@ class Outcome:
     timed_out: bool = False
     tokens: int = 0
     nusd: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait in an engine's queue while another candidate could still answer in time: after `after_s` seconds
+    the queue is left, unless the first token is about to come; `left_s` are then left until it is wanted."""
+
+    after_s: float
+    left_s: float
 
 
 Passage = Literal["as_is", "masked"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.masking import Masked
-from gateway.types import ChatRequest, Replica, Timeouts, Usage
+from gateway.types import ChatRequest, Patience, Replica, Timeouts, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,8 @@ class Call:
     caller's latency class still leaves, None where it has none. `imposed_max_tokens` bounds an answer that the caller
     left unbounded, where a cost cap needs it. `masked` is the request's masked form, where it has one: what a zone gets
     that may not have the request as it is. `timeouts` replace the deployment's, but for `connect`; None where they
-    count. `replica` is where it goes, None where the deployment has one address.
+    count. `patience` is how long the request path waits in an engine's queue, None for as long as the timeouts say.
+    `replica` is where it goes, None where the deployment has one address.
     """
 
     chat: ChatRequest
@@ -32,6 +33,7 @@ class Call:
     first_token_by_ms: float | None = None
     masked: Masked | None = None
     timeouts: Timeouts | None = None
+    patience: Patience | None = None
     replica: Replica | None = None
 
 

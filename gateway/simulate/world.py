@@ -16,6 +16,7 @@ from gateway.errors import (
     GatewayError,
     Retryable,
     UpstreamFailed,
+    UpstreamLate,
     UpstreamOverloaded,
     UpstreamTimeout,
     UpstreamWindowExceeded,
@@ -23,14 +24,14 @@ from gateway.errors import (
 )
 from gateway.fleet import Fleet, Flight
 from gateway.policy import Policy
-from gateway.routing import next_attempt
+from gateway.routing import next_attempt, patience
 from gateway.simulate.cloud import CloudModel, RateLimit, Weather
 from gateway.simulate.engine import Engine
 from gateway.simulate.engine import Sequence as InEngine
 from gateway.simulate.fleetfile import FleetModel
 from gateway.simulate.mix import Request
 from gateway.simulate.routers import Router
-from gateway.types import Attempt, Decision, Outcome, Timeouts, Usage
+from gateway.types import Attempt, Decision, Outcome, Patience, Timeouts, Usage
 
 READ_EVERY = 0.25  # seconds between two readings of an engine's load, as the server asks
 SAMPLED_EVERY = 1.0
@@ -98,7 +99,7 @@ def simulate(world: World, router: Router) -> Run:
     return _Simulation(world, router).run()
 
 
-_Kind = Literal["arrives", "steps", "reads", "samples", "first", "ends", "fails", "late"]
+_Kind = Literal["arrives", "steps", "reads", "samples", "first", "ends", "fails", "late", "leaves"]
 
 
 @dataclass(slots=True, eq=False)
@@ -114,6 +115,7 @@ class _Trip:
     decided: bool = False
     started: bool = False
     done: bool = False
+    patience: Patience | None = None
 
 
 class _Simulation:
@@ -181,6 +183,11 @@ class _Simulation:
                 self._answered(trip, now)
             case "fails":
                 self._attempt_failed(trip, UpstreamFailed("the deployment answered with an error"), now)
+            case "leaves" if not trip.started:
+                assert trip.in_engine is not None and trip.flight is not None and trip.patience is not None
+                if not self._fleet.comes_soon(trip.flight, trip.patience.left_s, now):
+                    self._engines[trip.flight.deployment].abort(trip.in_engine)
+                    self._attempt_failed(trip, UpstreamLate(), now)
             case "late" if not trip.started:
                 if trip.in_engine is not None and trip.flight is not None:
                     self._engines[trip.flight.deployment].abort(trip.in_engine)
@@ -242,6 +249,10 @@ class _Simulation:
         if isinstance(taken, str):
             return UpstreamOverloaded("the deployment is full")
         trip.in_engine = taken
+        if request.facts.stream and not self._router.queues:
+            trip.patience = patience(decision, trip.outcomes, (now - request.arrival_s) * 1000)
+            if trip.patience is not None:
+                self._at(now + trip.patience.after_s, "leaves", trip, trip.attempt)
         if not self._router.queues:
             self._at(
                 now + (timeouts.first_token if request.facts.stream else timeouts.total), "late", trip, trip.attempt

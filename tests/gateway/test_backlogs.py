@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from gateway.backlogs import GOOD_FOR, EngineBacklog
-from gateway.estimate import FIRST_MARGIN, first_token_ms, forecast_ms
+from gateway.estimate import FIRST_MARGIN, engine_seconds, first_token_ms, forecast_ms
 from gateway.fleet import Fleet
 from gateway.types import Backlog, DeploymentStatus, EngineLoad, Speed
 from tests.fakes import deployment
@@ -89,7 +90,7 @@ def test_a_request_of_a_lower_number_waits_for_those_that_go_before_it_only() ->
     assert backlog is not None
     assert [backlog.share_ahead(priority) for priority in (0, 1, 3, 5, 9)] == [0.0, 0.25, 0.25, 1.0, 1.0]
     assert forecast(engine, 50, priority=0) < forecast(engine, 50, priority=1) < forecast(engine, 50, priority=5)
-    engine.started(200, 1)
+    engine.started(engine.number, 1)
     assert engine.backlog(0.0).share_ahead(1) == 0.0  # type: ignore[union-attr]
 
 
@@ -143,18 +144,67 @@ def test_an_engine_is_as_busy_as_what_is_fullest(reading: EngineLoad, share: flo
     assert read(reading).busy(0.0) == pytest.approx(share)
 
 
-def test_forecasts_get_the_margin_that_they_turned_out_to_need_each_size_its_own() -> None:
+def test_forecasts_get_the_margin_that_they_turned_out_to_need_each_size_and_priority_its_own() -> None:
     engine = read(IDLE)
-    assert engine.backlog(0.0).margins == (FIRST_MARGIN,) * 4  # type: ignore[union-attr]
+    assert engine.backlog(0.0).margins_by_priority == {}  # type: ignore[union-attr]
     for sample in range(100):
-        engine.compared(20.0, 60.0, sample * 0.01)
-        engine.compared(2000.0, 2200.0, sample * 0.01)
+        engine.compared(20.0, 60.0, 0, sample * 0.01)
+        engine.compared(2000.0, 2200.0, 0, sample * 0.01)
+        engine.compared(20.0, 1000.0, 5, sample * 0.01)
     engine.loaded(IDLE, 1.0, 1.0)
-    margins = engine.backlog(1.0).margins  # type: ignore[union-attr]
-    assert margins[0] == pytest.approx(3.0, rel=0.05) and margins[3] == pytest.approx(1.1, rel=0.05)
-    assert margins[1] == margins[2] == FIRST_MARGIN
+    margins = engine.backlog(1.0).margins_by_priority  # type: ignore[union-attr]
+    assert margins[0][0] == pytest.approx(3.0, rel=0.05) and margins[0][3] == pytest.approx(1.1, rel=0.05)
+    assert margins[0][1] == margins[0][2] == FIRST_MARGIN
+    assert margins[5][0] == pytest.approx(50.0, rel=0.05), "who goes last is overtaken; who goes first need not know"
     engine.forget()
-    assert engine.backlog(1.0).margins == (FIRST_MARGIN,) * 4  # type: ignore[union-attr]
+    assert engine.backlog(1.0).margins_by_priority == {}  # type: ignore[union-attr]
+
+
+def test_a_margin_is_that_of_the_priority_else_that_of_all_else_the_first() -> None:
+    backlog = Backlog(at=0.0, good_until=1.0, tokens=0.0, prefill_tokens_per_s=1000.0, step_s=0.0)
+    known = replace(backlog, margins=(2.0,) * 5, margins_by_priority={3: (7.0,) * 5})
+    of = {p: first_token_ms(HOME, DeploymentStatus(backlog=known), 100, p, 0.0) for p in (0, 3)}
+    assert of == {0: pytest.approx(200.0), 3: pytest.approx(700.0)}
+    assert first_token_ms(HOME, DeploymentStatus(backlog=backlog), 100, 3, 0.0) == pytest.approx(100 * FIRST_MARGIN)
+
+
+def test_an_output_token_takes_longer_the_more_it_looks_back_at() -> None:
+    """Steps of 10 ms, and 1 ms for every 100 tokens in the cache."""
+    engine = EngineBacklog()
+    for second in range(60):
+        used = 10 * (second % 30)
+        reading = load(running=2, free_blocks=1000 - used, step_s=0.01 + used * 16 * 1e-5)
+        engine.loaded(reading, second * 1.0, second * 1.0)
+    backlog = engine.backlog(59.0)
+    assert backlog is not None and backlog.cached_token_s == pytest.approx(1e-5, rel=0.01)
+    short, long = (engine_seconds(backlog, prompt, 100) for prompt in (100, 1000))
+    assert short == pytest.approx(100 / 1000 + 100 * 150 * 1e-5, rel=0.01)
+    assert long == pytest.approx(1000 / 1000 + 100 * 1050 * 1e-5, rel=0.01)
+
+
+def test_an_output_token_has_its_share_of_a_step_while_nothing_else_is_known() -> None:
+    backlog = read(load(running=4, step_s=0.02)).backlog(0.0)
+    assert backlog is not None and engine_seconds(backlog, 0, 10) == pytest.approx(10 * 0.005)
+
+
+def test_a_request_needs_the_time_of_those_before_it_and_its_own() -> None:
+    engine = read(IDLE)
+    numbers = []
+    for priority, prompt in ((2, 300), (5, 1000), (2, 100), (0, 50)):
+        engine.sent(prompt, priority, True, 0.0)
+        numbers.append(engine.number)
+    step = 0.01
+    assert engine.needs_s(numbers[2], 2, 0.0) == pytest.approx(0.45 + 5 * step)
+    engine.started(numbers[0], 2)
+    assert engine.needs_s(numbers[2], 2, 0.0) == pytest.approx(0.15 + 2 * step)
+    assert engine.needs_s(numbers[1], 5, 0.0) == pytest.approx(1.15 + 12 * step)
+
+
+def test_where_all_places_are_taken_a_request_needs_until_one_is_free() -> None:
+    engine = read(load(running=8))
+    engine.held(4.0, 0.0)
+    engine.sent(10, 0, True, 0.0)
+    assert engine.needs_s(engine.number, 0, 0.0) == pytest.approx(4.0 / 8)
 
 
 # What is believed of a deployment, first to last.
@@ -178,7 +228,7 @@ def test_measurements_are_believed_before_the_catalog(status: DeploymentStatus, 
 
 def test_an_engine_is_believed_before_measurements_while_its_reading_is_good() -> None:
     backlog = Backlog(
-        at=0.0, good_until=1.0, tokens=500.0, prefill_tokens_per_s=1000.0, step_s=0.01, margins=(1.1,) * 4
+        at=0.0, good_until=1.0, tokens=500.0, prefill_tokens_per_s=1000.0, step_s=0.01, margins=(1.1,) * 5
     )
     status = DeploymentStatus(first_token_p95_ms=80.0, backlog=backlog)
     assert first_token_ms(HOME, status, 100, 0, 0.0) == pytest.approx((510 / 2 + 110) * 1.1)

@@ -38,12 +38,12 @@ from gateway.fleet import Fleet
 from gateway.keys import Key, Keyring, digest_of
 from gateway.labels import Scanner
 from gateway.ledger import MemoryLedger
-from gateway.policy import Invariant, Match, Policy, Rule
+from gateway.policy import Invariant, Match, Policy, Rule, Slo
 from gateway.record import recorded
 from gateway.reply import Reply
 from gateway.routing import decide
 from gateway.tokens import TiktokenCounter
-from gateway.types import Caller, Permit, Price, Replica, Timeouts, usd
+from gateway.types import Caller, EngineLoad, Permit, Price, Replica, Timeouts, usd
 from tests.fakes import (
     CARD,
     CLOUD,
@@ -154,6 +154,73 @@ def test_before_the_first_token_another_deployment_answers(error: UpstreamError,
     assert world.called() == ["home", "cloud"] and world.in_flight() == 0
     assert world.log.lines[0]["failed"] == {"home": "x"}
     assert all(answer.closed for answer in world.backends["home"].answers)
+
+
+FREE = EngineLoad(
+    waiting=0,
+    running=0,
+    queued_prefill_tokens=0,
+    free_blocks=100,
+    total_blocks=100,
+    block_size=16,
+    prefill_tokens_per_s=1e5,
+    decode_tokens_per_s=100.0,
+    step_s=0.001,
+)
+
+
+def queueing(first_token_s: float, by_ms: float) -> World:
+    """The engine at home makes its first token after so long; a class wants it within `by_ms`, and the cloud has always
+    had it after 100 ms. (The fleet's clock stands still, so home forecasts as if it had just been sent.)"""
+    of = replace(policy([HOME, CLOUD], order_by="listed"), slo={"slow": Slo("slow", by_ms)})
+    world = World(of, home=FakeBackend([[first_token_s, *STREAM]]))
+    world.fleet.loaded("home", FREE, 1000.0, 1000.0)
+    for _ in range(20):
+        flight = world.fleet.started("cloud", 999.9)
+        world.fleet.first_token(flight, 1000.0)
+        world.fleet.ended(flight, None, 1000.0)
+    return world
+
+
+def test_an_engines_queue_is_left_while_another_deployment_can_still_be_in_time() -> None:
+    world = queueing(first_token_s=30.0, by_ms=152.0)  # all but 150 ms of which the cloud may need
+    for number in range(40):  # others who wait there too
+        world.fleet.started("home", 1000.0, 1000, priority=number % 2)
+    reply, _ = world.ask(headers={"x-hybridgate-slo": "slow"}, stream=True)
+    assert world.called() == ["home", "cloud"] and dict(reply.headers)[b"x-hybridgate-deployment"] == b"cloud"
+    assert "its queue was left" in world.log.lines[0]["failed"]["home"]
+    assert world.backends["home"].answers[0].closed
+    assert world.fleet.snapshot(1000.0, 0.0).deployments["home"].circuit == "closed"
+
+
+def test_it_is_not_left_where_the_first_token_is_about_to_come() -> None:
+    world = queueing(first_token_s=0.05, by_ms=152.0)
+    reply, _ = world.ask(headers={"x-hybridgate-slo": "slow"}, stream=True)
+    assert world.called() == ["home"] and dict(reply.headers)[b"x-hybridgate-attempts"] == b"1"
+
+
+@pytest.mark.parametrize("text", ["hi", CARD])
+def test_a_request_without_a_limit_or_without_another_place_waits(text: str) -> None:
+    world = queueing(first_token_s=0.05, by_ms=152.0)
+    for number in range(40):
+        world.fleet.started("home", 1000.0, 1000, priority=number % 2)
+    world.ask(text, headers={} if text == "hi" else {"x-hybridgate-slo": "slow"}, stream=True)
+    assert world.called() == ["home"]
+
+
+def test_who_goes_away_while_a_queue_is_left_is_gone() -> None:
+    """The cancellation is not taken for the end of the patience."""
+    world = queueing(first_token_s=30.0, by_ms=152.0)
+
+    async def run() -> None:
+        asking = asyncio.create_task(world.reply(headers={"x-hybridgate-slo": "slow"}, stream=True))
+        await asyncio.sleep(0.001)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(run())
+    assert world.called() == ["home"] and world.in_flight() == 0
 
 
 def test_after_the_first_token_a_failure_ends_in_an_error_event_and_is_not_hidden() -> None:

@@ -1,14 +1,15 @@
-"""What a second of an engine is worth: nothing while all that is offered fits, then what the work beyond would save."""
+"""What a second of an engine is worth: what the work that does not fit would save; the fuller it is, the more."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from math import inf
+from math import inf, nan
+from typing import Any
 
 import pytest
 
-from gateway.demand import FILLED, LONGEST_S, ROOM, Demand
-from gateway.estimate import congestion_nusd, saved_per_engine_second
+from gateway.demand import FILLED, LONGEST_S, REMEMBERED_S, Demand
+from gateway.estimate import MEMORY, ROOM, STEEPEST, congestion_nusd, saved_per_engine_second
 from gateway.types import Backlog, Candidate, DeploymentStatus
 
 
@@ -16,7 +17,7 @@ def offered(rate: float, saved: float, by_ms: float | None = None) -> Demand:
     """Offers of `rate` engine-seconds a second, for two minutes."""
     demand = Demand()
     for tenth in range(1200):
-        demand.offered(0.1 * rate, saved, by_ms, tenth / 10)
+        demand.offered(0.1 * rate, saved, by_ms, 0, tenth / 10)
     return demand
 
 
@@ -32,23 +33,19 @@ def test_the_price_is_where_the_best_offers_fill_the_engine() -> None:
     demand = Demand()
     for second in range(300):
         for saved in (100.0, 1000.0, 10_000.0):
-            demand.offered(0.8, saved, None, float(second))
+            demand.offered(0.8, saved, None, 0, float(second))
     assert demand.price_nusd == pytest.approx(1000.0, rel=0.05), "the best fit, the next do not"
 
 
-def test_where_all_fits_a_second_is_worth_what_a_typical_one_saves() -> None:
-    demand = Demand()
-    for second in range(300):
-        for saved in (10.0, 1000.0, 1000.0):
-            demand.offered(0.1, saved, None, float(second))
-    assert demand.price_nusd == pytest.approx(1000.0, rel=0.05)
+def test_where_all_fits_a_second_is_worth_nothing() -> None:
+    assert offered(0.3, 1000.0).price_nusd == 0.0
 
 
 def test_work_without_another_place_comes_first_and_all_else_pays_for_it() -> None:
     demand = Demand()
     for second in range(300):
-        demand.offered(1.0, inf, 100.0, float(second))
-        demand.offered(0.5, 5000.0, 100.0, float(second))
+        demand.offered(1.0, inf, 100.0, 0, float(second))
+        demand.offered(0.5, 5000.0, 100.0, 1, float(second))
     assert demand.price_nusd == pytest.approx(5000.0, rel=0.05)
 
 
@@ -56,43 +53,66 @@ def test_what_saves_nothing_asks_for_nothing() -> None:
     assert offered(5.0, -10.0).price_nusd == 0.0
 
 
-def test_the_room_is_what_the_strictest_leave_that_have_no_other_place() -> None:
-    assert offered(0.1, 1000.0, 50.0).room_s == pytest.approx(ROOM * LONGEST_S), "they have another"
-    assert offered(0.1, inf, 200.0).room_s == pytest.approx(ROOM * 0.2, rel=0.05)
-    assert offered(0.1, inf, None).room_s == pytest.approx(ROOM * LONGEST_S, rel=0.05)
+def test_each_priority_has_the_time_that_its_requests_have() -> None:
+    demand = Demand()
+    for second, (priority, by_ms) in enumerate([(4, None), (0, 200.0), (2, 60_000.0), (2, 1000.0)]):
+        demand.offered(0.1, 1000.0, by_ms, priority, float(second))
+    assert demand.rooms == ((0, 0.2), (2, 1.0), (4, LONGEST_S))
 
 
-def test_the_room_is_theirs_as_long_as_they_come() -> None:
-    demand = offered(0.1, inf, 200.0)
-    for second in range(200, 800):
-        demand.offered(0.1, inf, 4000.0, float(second))
-    assert demand.room_s == pytest.approx(ROOM * 4.0, rel=0.05)
+def test_a_priority_that_asks_no_more_has_no_room_to_keep() -> None:
+    demand = Demand()
+    demand.offered(0.1, inf, 200.0, 0, 0.0)
+    demand.offered(0.1, 1000.0, None, 3, REMEMBERED_S + 1)
+    assert demand.rooms == ((3, LONGEST_S),)
 
 
-def waits(tokens: float, room_s: float = 1.0) -> DeploymentStatus:
-    backlog = Backlog(0.0, 1.0, tokens, prefill_tokens_per_s=1000.0, step_s=0.01, step_tokens=100)
-    return DeploymentStatus(backlog=backlog, engine_second_nusd=1e6, room_s=room_s)
+def waits(tokens: float, **changed: Any) -> DeploymentStatus:
+    """An engine that computes 1,000 prompt tokens a second, of which so many wait; a second of it is worth 1e6."""
+    backlog = Backlog(0.0, 1.0, tokens, prefill_tokens_per_s=1000.0, step_s=0.0, step_tokens=100)
+    values: dict[str, Any] = {"backlog": backlog, "engine_second_nusd": 1e6, "rooms": ((0, 1.0), (3, 10.0))}
+    return DeploymentStatus(**(values | changed))
 
 
-def congestion(status: DeploymentStatus, prompt: int = 100, engine_s: float = 0.1) -> int:
+WHOLE = 1e6 * 0.1  # what a tenth of a second saves others
+
+
+def congestion(status: DeploymentStatus, priority: int = 3, prompt: int = 100) -> float:
+    """As a share of what the engine-seconds of the request save others."""
     assert status.backlog is not None
-    return congestion_nusd(status, status.backlog, prompt, engine_s, 0.0)
+    return congestion_nusd(status, status.backlog, priority, prompt, 0.1, 0.0) / WHOLE
 
 
-def test_congestion_rises_with_the_queue_and_is_next_to_nothing_without_one() -> None:
-    whole = 1e6 * 0.1
-    prices = [congestion(waits(tokens)) for tokens in (0, 300, 600, 1200)]
-    assert prices == sorted(prices) and prices[0] < 0.03 * whole and prices[-1] > whole
+def test_congestion_rises_with_the_queue_to_all_that_others_save_and_beyond() -> None:
+    prices = [congestion(waits(1000 * seconds)) for seconds in (0.0, 1.0, ROOM * 10, 8.0, 200.0)]
+    assert prices == sorted(prices)
+    assert prices[0] == 0.0 and prices[1] < 0.1
+    assert prices[2] == pytest.approx(1.0, rel=0.1) and prices[-1] == pytest.approx(STEEPEST**2, rel=0.01)
 
 
-def test_congestion_is_more_where_others_can_wait_less() -> None:
-    assert congestion(waits(300, room_s=0.2)) > 4 * congestion(waits(300, room_s=1.0))
+def test_a_prompts_own_time_is_no_queue() -> None:
+    assert congestion(waits(0.0), prompt=50_000) == 0.0
 
 
-def test_nobody_pays_for_a_second_that_is_worth_nothing() -> None:
-    assert congestion(replace(waits(5000), engine_second_nusd=0.0)) == 0
+def test_who_goes_last_delays_those_who_can_wait_and_who_goes_first_all_others() -> None:
+    behind = waits(1000.0, backlog=replace(waits(1000.0).backlog or BACKLOG, ahead=((0, 0.3), (3, 1.0))))
+    assert congestion(behind, priority=3) < 0.1
+    assert congestion(behind, priority=0) == pytest.approx((0.3 / ROOM) ** 2, rel=0.1)
 
 
+def test_a_full_cache_is_dear_whoever_asks() -> None:
+    backlog = replace(BACKLOG, used_blocks=600.0, free_blocks=400.0, block_size=10)
+    memory = waits(0.0, backlog=backlog)
+    assert congestion(memory, prompt=1000) == pytest.approx((0.7 / MEMORY) ** 2, rel=0.01)
+    assert congestion(memory, prompt=10) < congestion(memory, prompt=1000)
+
+
+@pytest.mark.parametrize("price", [0.0, -1.0, inf, nan])
+def test_nobody_pays_for_a_second_that_is_worth_nothing_or_nobody_knows_what(price: float) -> None:
+    assert congestion(replace(waits(50_000), engine_second_nusd=price)) == 0
+
+
+BACKLOG = Backlog(0.0, 1.0, 0.0, prefill_tokens_per_s=1000.0, step_s=0.0, step_tokens=100)
 HOME = Candidate("home", 100, 50.0, True, engine_s=0.5)
 CLOUD = Candidate("cloud", 1100, 300.0, True)
 

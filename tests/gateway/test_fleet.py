@@ -14,12 +14,14 @@ from gateway.errors import (
     GatewayError,
     UpstreamCut,
     UpstreamFailed,
+    UpstreamLate,
     UpstreamOverloaded,
     UpstreamRejected,
+    UpstreamTimeout,
     UpstreamUnauthorized,
 )
 from gateway.estimate import forecast_ms
-from gateway.fleet import Fleet, Flight
+from gateway.fleet import SOON, Fleet, Flight
 from gateway.targets import FAILURES_TO_OPEN, FIRST_COOL_OFF, LONGEST_COOL_OFF, SILENT_AFTER
 from gateway.types import DeploymentStatus, EngineLoad, Replica, Usage
 
@@ -314,3 +316,81 @@ def test_no_order_of_events_makes_the_counts_of_replicas_drift(events: list[tupl
         members = {id(f.member): f.member for f in running if f.member is not None}
         assert status(fleet, now).in_flight == len(running)
         assert sum(member.in_flight for member in members.values()) == len(running)
+
+
+# An engine with more to do than it can is not broken.
+
+BUSY = EngineLoad(
+    waiting=9,
+    running=8,
+    queued_prefill_tokens=5000,
+    free_blocks=0,
+    total_blocks=100,
+    block_size=16,
+    prefill_tokens_per_s=1000.0,
+    decode_tokens_per_s=100.0,
+    step_s=0.01,
+    max_running=8,
+    max_batch_tokens=100,
+)
+
+
+def busy_engine() -> Fleet:
+    fleet = Fleet(["d"])
+    fleet.loaded("d", BUSY, 0.0, 0.0)
+    return fleet
+
+
+def test_first_tokens_that_do_not_come_in_time_leave_the_circuit_of_an_engine_closed_that_serves_others() -> None:
+    fleet = busy_engine()
+    late = [fleet.started("d", 0.0) for _ in range(5)]
+    fleet.first_token(fleet.started("d", 0.1), 0.5)
+    for flight in late:
+        fleet.ended(flight, UpstreamTimeout("no first token in time"), 0.9)
+    assert status(fleet, 0.9).circuit == "closed"
+
+
+@pytest.mark.parametrize("fleet", [busy_engine(), Fleet(["d"])], ids=["nobody was served", "it does not say its load"])
+def test_first_tokens_that_do_not_come_in_time_open_it_otherwise(fleet: Fleet) -> None:
+    late = [fleet.started("d", 0.0) for _ in range(FAILURES_TO_OPEN)]
+    for flight in late:
+        fleet.ended(flight, UpstreamTimeout("no first token in time"), 0.9)
+    assert status(fleet, 0.9).circuit == "open"
+
+
+def test_an_engine_that_stopped_saying_its_load_may_be_broken() -> None:
+    fleet = busy_engine()
+    late = [fleet.started("d", 0.0) for _ in range(FAILURES_TO_OPEN)]
+    fleet.first_token(fleet.started("d", 0.1), 0.5)
+    for flight in late:
+        fleet.ended(flight, UpstreamTimeout("no first token in time"), 60.0)
+    assert status(fleet, 60.0).circuit == "open"
+
+
+def test_an_engine_that_refuses_one_request_on_arrival_is_there_for_the_others() -> None:
+    fleet = busy_engine()
+    for _ in range(10):
+        attempt(fleet, UpstreamOverloaded("cannot start in time", retry_after=7.0), 0.1)
+    assert status(fleet, 0.1).circuit == "closed" and status(fleet, 0.1).down is None
+
+
+def test_a_queue_that_was_left_says_nothing_of_who_keeps_it() -> None:
+    fleet = Fleet(["d"])
+    for _ in range(10):
+        attempt(fleet, UpstreamLate(), 0.0)
+    assert status(fleet, 0.0).circuit == "closed"
+    fleet = opened()
+    later = FIRST_COOL_OFF + 0.1
+    attempt(fleet, UpstreamLate(), later)
+    assert status(fleet, later).circuit == "half_open" and status(fleet, later).down is None
+
+
+def test_a_first_token_comes_soon_where_nearly_all_before_it_is_computed() -> None:
+    fleet = Fleet(["d"])
+    fleet.loaded("d", replace(BUSY, waiting=0, running=0, queued_prefill_tokens=0, free_blocks=100), 0.0, 0.0)
+    first, last = fleet.started("d", 0.0, 100), fleet.started("d", 0.0, 900)
+    assert fleet.comes_soon(first, SOON * 0.12, 0.1) and not fleet.comes_soon(last, SOON * 0.12, 0.1)
+    assert fleet.comes_soon(last, SOON * 1.2, 0.1)
+    assert not fleet.comes_soon(first, 100.0, 5.0), "nobody knows any more"
+    fleet.first_token(first, 5.0)
+    assert not fleet.comes_soon(first, 100.0, 0.1), "it has come"

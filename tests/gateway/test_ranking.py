@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from math import inf, nan
 from typing import Any
 
 import pytest
 
 from gateway.policy import Slo
-from gateway.routing import decide
-from gateway.types import DeploymentStatus, RequestFacts, Snapshot, TokenCount
+from gateway.routing import HURRY, decide, patience
+from gateway.types import (
+    Attempt,
+    Backlog,
+    Decision,
+    DeploymentStatus,
+    Outcome,
+    RequestFacts,
+    Snapshot,
+    TokenCount,
+)
 from tests.fakes import CLOUD, HOME, policy, require
 
 SHARES = {"home": 70.0, "cloud": 30.0, "other": 0.0}
@@ -106,3 +116,65 @@ def test_an_answer_is_likely_as_long_as_the_callers_were_and_never_longer_than_i
 
     assert cost(facts(likely_output=5)) == 10 * 20 + 5 * 80
     assert cost(facts(likely_output=500)) == cost(facts()) == 10 * 20 + 100 * 80
+
+
+# An engine's queue is left while another candidate can still be in time.
+
+QUEUED = Backlog(at=0.0, good_until=1.0, tokens=600.0, prefill_tokens_per_s=1000.0, step_s=0.0, step_tokens=1)
+CLASSES = policy([HOME, CLOUD], order_by="marginal_cost", require=require(slo=True))
+
+
+def queued(tokens: float = 700.0, cloud_ms: float | None = 100.0, **given: Any) -> Decision:
+    """Of a class that wants its first token within a second; the engine's forecasts are wrong by half of them."""
+    known = {
+        "home": DeploymentStatus(backlog=replace(QUEUED, tokens=tokens)),
+        "cloud": DeploymentStatus(first_token_p95_ms=cloud_ms),
+    }
+    return decide(CLASSES, facts(**({"slo": "slow", "stream": True} | given)), Snapshot(0.0, 0.0, known))
+
+
+@pytest.mark.parametrize(
+    ("decision", "first"),
+    [
+        (queued(tokens=300.0), "home"),  # 465 ms with the margin
+        (queued(), "home"),  # 710 ms are a risk, and 850 ms from now the cloud is still in time
+        (queued(tokens=900.0), "cloud"),  # it would be left for sure
+        (queued(stream=False), "cloud"),  # nobody sees the first token of a plain answer
+        (queued(cloud_ms=600.0), "cloud"),  # no time is left for the cloud
+    ],
+)
+def test_an_engine_that_may_be_late_goes_first_where_its_queue_can_be_left_in_time(
+    decision: Decision, first: str
+) -> None:
+    assert decision.candidates[0].deployment == first
+
+
+def test_a_requirement_that_is_not_about_the_first_token_is_not_met_by_leaving() -> None:
+    dear = replace(CLASSES, default=replace(CLASSES.default, require=require(slo=True, cost_nusd=10)))
+    known = {"home": DeploymentStatus(backlog=QUEUED), "cloud": DeploymentStatus(first_token_p95_ms=100.0)}
+    decision = decide(dear, facts(slo="slow", stream=True), Snapshot(0.0, 0.0, known))
+    assert all(not c.meets and c.note.startswith("cost") for c in decision.candidates)
+
+
+def test_patience_ends_when_the_next_one_needs_what_is_left() -> None:
+    for passed_ms in (0.0, 500.0):
+        found = patience(queued(), (), passed_ms)
+        assert found is not None
+        assert found.left_s == pytest.approx(HURRY * 0.1)
+        assert found.after_s == pytest.approx(1.0 - passed_ms / 1000 - found.left_s)
+    tried = Outcome(Attempt("home", 1), "failed")
+    for decision, outcomes, passed_ms in [
+        (queued(), (), 900.0),  # the next one would be late as well
+        (queued(), (tried,), 0.0),  # the last one
+        (queued(tokens=900.0), (), 0.0),  # the first is no engine
+        (queued(slo=None), (), 0.0),  # nobody said when
+        (queued(labels=frozenset({"personal"})), (), 0.0),  # it must stay
+    ]:
+        assert patience(decision, outcomes, passed_ms) is None
+
+
+@pytest.mark.parametrize("price", [inf, -inf, nan])
+def test_a_price_of_an_engine_second_that_is_no_number_is_none(price: float) -> None:
+    known = {"home": DeploymentStatus(backlog=QUEUED, engine_second_nusd=price, rooms=((0, 1.0),))}
+    decision = decide(policy([HOME]), facts(), Snapshot(0.0, 0.0, known))
+    assert decision.candidates[0].congestion_nusd == 0

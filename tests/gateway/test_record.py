@@ -62,8 +62,10 @@ BACKLOG = Backlog(
     block_size=32,
     free_places=4.0,
     ahead=((0, 0.25), (3, 1.0)),
-    margins=(1.5, 1.25, 1.0, 2.0),
+    margins=(1.5, 1.25, 1.0, 2.0, 1.0),
+    margins_by_priority={0: (1.5, 1.25, 1.0, 1.0, 1.0), 3: (4.0, 3.0, 2.5, 2.0, 1.5)},
     token_s=0.003,
+    cached_token_s=1e-07,
     step_tokens=512,
 )
 
@@ -75,7 +77,7 @@ BACKLOG = Backlog(
         DeploymentStatus(
             first_token_p95_ms=80.0, first_token_p95_ms_by_size=(50.0, 60.0), per_token_p95_ms=9.5, busy=0.25
         ),
-        DeploymentStatus(backlog=BACKLOG, engine_second_nusd=1500.0, room_s=0.65),
+        DeploymentStatus(backlog=BACKLOG, engine_second_nusd=1500.0, rooms=((0, 1.0), (3, 10.0))),
         DeploymentStatus(backlog=replace(BACKLOG, free_blocks=float("inf"), free_places=float("inf"))),
     ],
 )

@@ -100,6 +100,19 @@ def test_an_engine_refuses_what_comes_too_late_and_the_cloud_takes_it() -> None:
     assert [record.deployment for record in records] == ["home", "home", "cloud"]
 
 
+def test_a_queue_is_left_in_time_for_the_cloud_unless_the_first_token_is_about_to_come() -> None:
+    """Class slow wants its first token within a second, and a cloud needs 200 ms. What is predicted when it is sent is
+    that it comes in time; then others come who go first."""
+    known = [asked(0.0, slo="slow"), *(asked(1.0, 90, slo="slow") for _ in range(40))]  # how fast both are
+    long = [asked(10.0, 90, slo="slow") for _ in range(5)]
+    first = [asked(10.001 + 0.001 * i, 90, slo="slow", private=True) for i in range(7)]
+    records = by_policy(world([*known, *long, *first])).records[len(known) :]
+    left = [record for record in records if record.failed]
+    assert left and all(record.deployment == "cloud" and record.failed == ("home",) for record in left)
+    assert all(record.first_s is not None and 0.7 <= record.first_s <= 1.0 for record in left)
+    assert len([record for record in records if record.deployment == "home"]) > len(first), "who is nearly there stays"
+
+
 def test_a_first_token_that_does_not_come_in_time_is_given_up() -> None:
     slow = world([asked(0.0)], cloud=replace(STEADY, first_token=Quantiles(100.0, 100.0)))
     record = always(slow, AlwaysCloud).records[0]
