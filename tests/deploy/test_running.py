@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -49,29 +52,48 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def client(cluster: Cluster) -> Bystander:
     place = cluster.bystander("client", "apps", {}, hybridgate__clients="allowed")
-    time.sleep(1.5)  # the gateways' rules learn of it
+    cluster.settle()  # the gateways' rules learn of it
     return place
+
+
+@dataclass(frozen=True)
+class Asking:
+    """The official client at work in the cluster, and what it has told."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @classmethod
+    def at(cls, cluster: Cluster, client: Bystander, log: Path, url: str, *more: str) -> Self:
+        command = ("python", "-m", "tests.deploy.node.asks", url, *more)
+        with log.open("wb") as output:
+            return cls(cluster.execute(client, command, output), log)
+
+    def told(self) -> list[Asked]:
+        lines = [line for line in self.log.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+        return [Asked(**json.loads(line)) for line in lines]
+
+    def begun(self) -> list[Asked]:
+        return [asked for asked in self.told() if not asked.ended]
+
+    def answers(self) -> list[Asked]:
+        return [asked for asked in self.told() if asked.ended]
+
+    def end(self) -> None:
+        """Wait until it has ended."""
+        assert self.process.wait(180) == 0, self.log.read_text()
 
 
 @contextmanager
 def asking(cluster: Cluster, client: Bystander, folder: Path) -> Iterator[Callable[[], list[Asked]]]:
     """The official client asks in the block, through the Service's name; call what is given for its answers so far."""
-    log = folder / "asked"
-    command = ("python", "-m", "tests.deploy.node.asks", "http://gateway.hybridgate/v1")
-
-    def answers() -> list[Asked]:
-        lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-        return [Asked(**json.loads(line)) for line in lines]
-
-    with log.open("wb") as output:
-        process = cluster.execute(client, command, output)
-        try:
-            wait_until(lambda: len(answers()) >= 2, 180, "nothing was answered")
-            yield answers
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(180)
-    assert process.returncode == 0, log.read_text()
+    at_work = Asking.at(cluster, client, folder / "asked", "http://gateway.hybridgate/v1")
+    try:
+        wait_until(lambda: len(at_work.answers()) >= 2, 180, "nothing was answered")
+        yield at_work.answers
+    finally:
+        at_work.process.send_signal(signal.SIGTERM)
+        at_work.end()
 
 
 def reaches(source: str, address: str, port: int) -> bool:
@@ -134,7 +156,7 @@ def test_the_programs_are_restricted_as_the_manifests_say(cluster: Cluster) -> N
 def test_who_reaches_whom_is_what_the_policies_say(cluster: Cluster, client: Bystander) -> None:
     """As the other evaluator of the policies sees it, for every pair; the node's own rules are nftables'."""
     stranger = cluster.bystander("stranger", "default", {})
-    time.sleep(1.5)
+    cluster.settle()
     pods = [cluster.pods_of(name)[0] for name in ("gateway", "engine", "redis")]
     ends: list[Pod | Bystander] = [*pods, client, stranger]
     outside = Peer(address=WORLD)
@@ -231,14 +253,36 @@ def test_a_killed_engine_leaves_the_name_and_no_request_fails_that_had_not_begun
 def test_a_rolling_restart_of_both_gateways_drops_no_stream(
     cluster: Cluster, client: Bystander, tmp_path: Path
 ) -> None:
+    """Those that go through the Service all the time, and long ones that an old gateway is in the middle of when it is
+    told to end."""
     old = cluster.pods_of("gateway")
+    long: dict[Pod, Asking] = {}
+
+    def open_streams(pod: Pod) -> None:
+        url = f"http://{pod.place.address}:8080/v1"
+        long[pod] = Asking.at(cluster, client, tmp_path / pod.place.name, url, "--once", "--slow", "0.025")
+        wait_until(lambda: len(long[pod].begun()) == 2, 180, "no stream begins")
+
     with asking(cluster, client, tmp_path) as answers:
         began = time.time()
-        cluster.restart("gateway")
+        cluster.restart("gateway", before=open_streams)
         ended = time.time()
         wait_until(lambda: any(asked.began > ended for asked in answers()), 120, "the new ones do not answer")
+    for at_work in long.values():
+        at_work.end()
     assert [asked.error for asked in answers() if asked.error] == []
     assert sum(began < asked.began < ended for asked in answers()) >= 5
-    assert -signal.SIGKILL not in {pod.exit_code for pod in old}, "they end within their grace"
+    for pod in old:
+        streams = long[pod].answers()
+        assert [(asked.error, asked.chunks > 400) for asked in streams] == [("", True)] * 2
+        assert {asked.request_id for asked in streams} <= set(finished_after_it_stopped(pod))
+        assert pod.exit_code != -signal.SIGKILL, "it ended within its grace"
     assert {pod.place.name for pod in cluster.pods_of("gateway")}.isdisjoint(pod.place.name for pod in old)
     assert len(cluster.pods_of("gateway")) == 2
+
+
+def finished_after_it_stopped(pod: Pod) -> list[str]:
+    """The requests that a gateway brought to an end after SIGTERM, by its own log."""
+    events = [json.loads(line) for line in pod.log.splitlines() if line.startswith("{")]
+    stopped = next(i for i, event in enumerate(events) if event["event"] == "gateway" and event["state"] == "stopping")
+    return [event["request_id"] for event in events[stopped:] if event["event"] == "request"]

@@ -1,4 +1,4 @@
-"""`python -m tests.deploy.node`: run an overlay on this machine, as root, and keep it running.
+"""`python -m tests.deploy.node`: run deploy/overlays/demo on this machine, as root, and keep it running.
 
 What would be pods are processes of this checkout in network namespaces of their own, started, probed and kept apart as
 the rendered manifests say. Prints what happens, and how to ask it something; ends with Ctrl-C.
@@ -19,7 +19,6 @@ from tests.deploy.node.programs import missing
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.deploy.node", description=__doc__)
-    parser.add_argument("--overlay", default="demo", help="one of deploy/overlays that needs no GPU (default: demo)")
     parser.add_argument(
         "--patience",
         type=float,
@@ -39,7 +38,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="hybridgate-node-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        with Cluster(rendered(arguments.overlay), folder, arguments.patience, say=say) as cluster:
+        with Cluster(rendered("demo"), folder, arguments.patience, say=say) as cluster:
             client = cluster.bystander("client", "apps", {}, hybridgate__clients="allowed")
             cluster.ready("gateway")
             address = cluster.lookup("gateway.hybridgate.svc.cluster.local")

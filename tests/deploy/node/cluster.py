@@ -138,9 +138,9 @@ class Cluster:
         selector = self._workload(workload)["spec"]["selector"]
         return [pod for pod in self.pods if not pod.gone and selects(selector, pod.place.labels)]
 
-    def restart(self, workload: str, patience: float = 600.0) -> None:
+    def restart(self, workload: str, before: Callable[[Pod], None] = lambda pod: None, patience: float = 600.0) -> None:
         """`kubectl rollout restart` of a Deployment: one more, when it is ready one fewer, until all are new and the
-        old ones are gone."""
+        old ones are gone. `before` is called for each of these, before it is taken down."""
         written = self._workload(workload)
         if written["spec"]["strategy"]["rollingUpdate"] != {"maxSurge": 1, "maxUnavailable": 0}:
             raise ValueError("another strategy than one more and never one fewer is not understood here")
@@ -148,6 +148,7 @@ class Cluster:
         for pod in old:
             new = self.start(written)
             wait_until(lambda new=new: new.ready, patience, f"{new.place.name} is not ready")  # type: ignore[misc]
+            before(pod)
             self._say(f"{pod.place.name}: ends")
             pod.delete()
         wait_until(lambda: all(pod.gone for pod in old), patience, "old pods do not end")
@@ -164,7 +165,13 @@ class Cluster:
         except TimeoutError as error:
             logs = "\n".join(f"{pod.place.name}:\n{pod.log[-2000:]}" for pod in self.pods_of(workload))
             raise TimeoutError(f"{error}\n{logs}") from None
-        time.sleep(2 * self._propagation)
+        self.settle()
+
+    def settle(self, patience: float = 60.0) -> None:
+        """Wait until names and rules follow what is now."""
+        wait_until(lambda: not self._changed.is_set(), patience, "the network's rules do not follow")
+        with self._lock:
+            pass  # the last change is written
 
     # Changes
 
@@ -201,8 +208,7 @@ class Cluster:
 
     def execute(self, at: Bystander, command: Sequence[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
         """A program of this checkout at a bystander's place, with the cluster's DNS."""
-        folder = self._folder / at.place.name
-        volumes.empty(folder / "tmp")
+        folder = self._folder / f"{at.place.name}-{len(self._processes)}"
         environment = environment_of_image("hybridgate-gateway") | self._extra
         files = self._files(at.place.name, at.place.address, at.place.namespace)
         process = start(Container(tuple(command), environment, files=files), at.namespace, folder, output.fileno())
@@ -226,8 +232,8 @@ class Cluster:
             self._changed.wait()
             if self._closing.wait(self._propagation):
                 return
-            self._changed.clear()
             with self._lock:
+                self._changed.clear()
                 self._publish()
 
     def _publish(self) -> None:

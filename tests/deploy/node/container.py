@@ -95,9 +95,9 @@ def execute(container: Container, process: int, command: Sequence[str], timeout:
     return done.returncode == 0
 
 
-def _as_user(container: Container) -> list[str]:
+def _as_user(container: Container, *more: str) -> list[str]:
     drop = ["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
-    return ["setpriv", f"--reuid={container.user}", f"--regid={container.group}", "--clear-groups", *drop, "--"]
+    return ["setpriv", f"--reuid={container.user}", f"--regid={container.group}", "--clear-groups", *drop, *more, "--"]
 
 
 def _script(container: Container, folder: Path) -> str:
@@ -124,7 +124,8 @@ def _script(container: Container, folder: Path) -> str:
     if container.read_only:
         lines.append(f"mount -o remount,ro {root}")
     path = f"PATH={container.environment['PATH']}"  # the programs of this script are the system's
-    command = shlex.join([*_as_user(container), "env", path, *container.command])
+    with_us = "--pdeathsig=KILL"  # should the node be killed, it ends as well
+    command = shlex.join([*_as_user(container, with_us), "env", path, *container.command])
     lines.append(f"exec chroot {root} {command}")
     return "\n".join([*lines, ""])
 
