@@ -86,7 +86,7 @@ def test_a_mistake_is_found(file: str, before: str, after: str, told: str, tmp_p
     assert before in path.read_text()
     path.write_text(path.read_text().replace(before, after, 1))
     problems = [p for o in yaml.safe_load_all(kubectl("kustomize", str(overlay)).stdout) for p in problems_of(o)]
-    assert problems and all(told in problem for problem in problems)
+    assert any(told in problem for problem in problems)
 
 
 def test_the_server_refuses_a_mistake_and_kubectl_says_so(server: tuple[str, Cluster], tmp_path: Path) -> None:
