@@ -95,6 +95,10 @@ class LedgerUnavailable(Exception):
     """The store did not answer in time, or refused. Nothing is known of whether it did what was asked."""
 
 
+class LedgerBusy(LedgerUnavailable):
+    """The store answers others, and the asker's time was over first: too many ask at once."""
+
+
 class Ledger(Protocol):
     """Reserves all holds of a request or none. `now`: seconds since 1970."""
 

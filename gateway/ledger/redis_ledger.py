@@ -16,6 +16,7 @@ from typing import Any, Literal
 from gateway.ledger.base import (
     NEVER_MS,
     Hold,
+    LedgerBusy,
     LedgerUnavailable,
     Refused,
     Reservation,
@@ -23,7 +24,7 @@ from gateway.ledger.base import (
     checked,
     final,
 )
-from gateway.store import Script, ScriptCall, Store, StoreUnavailable, reply_of
+from gateway.store import Script, ScriptCall, Store, StoreBusy, StoreUnavailable, reply_of
 
 KEPT_FROM = 90.0  # seconds; a server that was stopped meanwhile does what it was asked before
 _HERE = Path(__file__).parent
@@ -61,6 +62,8 @@ class RedisLedger:
         try:
             (reply,) = await self._store.run(call, within=within, abandoned=abandoned)
             return self.reserved(id, holds, reply)
+        except StoreBusy as error:
+            raise LedgerBusy(str(error)) from None
         except StoreUnavailable as error:
             raise LedgerUnavailable(str(error)) from None
 

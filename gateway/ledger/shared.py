@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from itertools import count
 
-from gateway.ledger.base import Hold, LedgerUnavailable, Limit, Refused, Reservation, Spent
+from gateway.ledger.base import Hold, LedgerBusy, LedgerUnavailable, Limit, Refused, Reservation, Spent
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.store import Store
@@ -38,15 +39,36 @@ class SharedLedger:
         self, id: str, holds: Sequence[Hold], lease_s: float, now: float, within: float | None = None
     ) -> Reservation | Refused:
         """See `Ledger`."""
-        if self._store.state.up and (within is None or within > 0):
+        clock = asyncio.get_running_loop().time
+        until = None if within is None else clock() + within
+        for again in count():
+            left = None if until is None else until - clock()
+            if not self._store.state.up:
+                break
+            # While it counts for the others, a share of our own would come on top of what they take.
+            if left is not None and left <= 0:
+                return self._unchecked(holds) or await self._alone(id, holds, lease_s, now)
+            asked = f"{id}+{again}" if again else id
             try:
-                return await self._shared.reserve(id, holds, lease_s, now, within)
+                return await self._shared.reserve(asked, holds, lease_s, now, left)
+            except LedgerBusy:
+                until = clock()
+                self._undo(asked, holds)
             except LedgerUnavailable:
-                self._spawn(self._told(lambda _: self._shared.cancel(id, holds)))
+                self._undo(asked, holds)
             except asyncio.CancelledError:
-                self._spawn(self._told(lambda _: self._shared.cancel(id, holds)))
+                self._undo(asked, holds)
                 raise
         return await self._alone(id, holds, lease_s, now)
+
+    def _unchecked(self, holds: Sequence[Hold]) -> Refused | None:
+        """Where nobody knows whether there is room; None where all limits are open then."""
+        strict = next((hold for hold in holds if hold.limit.on_down != "open"), None)
+        return None if strict is None else Refused(strict, DOWN_WAIT_MS, (0,) * len(holds), unchecked=True)
+
+    def _undo(self, id: str, holds: Sequence[Hold]) -> None:
+        """Nobody knows whether that was reserved."""
+        self._spawn(self._told(lambda _: self._shared.cancel(id, holds)))
 
     async def _alone(self, id: str, holds: Sequence[Hold], lease_s: float, now: float) -> Reservation | Refused:
         counted: list[Hold] = []

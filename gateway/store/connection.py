@@ -1,8 +1,8 @@
 """The connection to Redis, or to whatever speaks its protocol, that replicas share: one for each process.
 
-Owns how long anybody waits for it (an exchange `TIMEOUT`, a request `MOST_WAIT` in all), the breaker that makes a slow
-server as harmless as a dead one, how many replicas there are, and the forms of its address. Refuses to know what is
-stored, and to try anything again: nobody knows whether it was done.
+Owns how long anybody waits for it (a request `MOST_WAIT` in all), the breaker that makes a slow server as harmless as a
+dead one (an exchange counts as failed again and again while it takes too long), and how many replicas there are.
+Refuses to know what is stored, and to try anything again: nobody knows whether it was done.
 
 How to use it:
 
@@ -25,7 +25,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha1
@@ -34,26 +34,32 @@ from typing import Any
 from redis.exceptions import NoScriptError, RedisError
 
 from gateway.store.clients import FAILURES, Argument, Command, client_of
+from gateway.store.patience import GRACE, LATE, Overdue, Patience
 
 TIMEOUT = 0.04  # seconds for one exchange, connecting included; redis-py's own defaults wait and try again for 12 s
 MOST_WAIT = 0.1  # seconds that one request waits for all its exchanges together
-LATE = 0.005  # a timer that fires so much later than it should says that this process was busy, and not the server
-GRACE = 0.02  # and then an answer that may have come is read first
-FAILURES_TO_OPEN = 3  # in a row
+FAILURES_TO_OPEN = 3  # in a row; one that goes on counts again and again
+OVERDUE = 0.75  # of TIMEOUT: how often, so that three are over before a request's wait is
+LONGEST = 1.0  # seconds for which a late answer is still read, for what it says was done
 PROBE_EVERY = 0.25  # seconds, while it is down
 HEARTBEAT_EVERY = 1.0  # seconds, while it is up
 GONE_AFTER = 5.0  # seconds without a heartbeat after which a replica no longer counts
-MOST_FLYING = 4  # exchanges at once, each on a connection of its own; what comes meanwhile goes together in the next
-MOST_TOGETHER = 256  # commands of one exchange
+MOST_FLYING = 2  # exchanges at once, each on a connection of its own; what comes meanwhile goes together in the next
+MOST_TOGETHER = 64  # commands of one exchange: so few that a server that is busy answers in time all the same
 DEFAULT_PREFIX = "hybridgate"
 
 # What a server says that will not do what it is asked now, whatever that is. (A wrong type or argument is our defect.)
 _UNABLE = ("OOM", "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MISCONF", "BUSY")
+_IN_TIME = "it did not answer in time"
 _UNABLE_FOR_US = ("NOAUTH", "WRONGPASS", "NOPERM", "INVALID")
 
 
 class StoreUnavailable(Exception):
     """The store did not answer in time, or refused. Nothing is known of whether it did what was asked."""
+
+
+class StoreBusy(StoreUnavailable):
+    """The asker's own time was over first, while the store answers others: too many ask at once here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +151,8 @@ class Store:
         self._clock = clock
         self._replica = os.urandom(8).hex()
         self._waiting: deque[_Asked] = deque()
-        self._flying: set[asyncio.Task[None]] = set()
+        self._flying: dict[asyncio.Task[None], list[_Asked]] = {}
+        self._late: set[asyncio.Task[None]] = set()
         self._due = False
         self._in_a_row = 0
         self._watch: asyncio.Task[None] | None = None
@@ -156,7 +163,7 @@ class Store:
 
     async def close(self) -> None:
         """Leave it."""
-        tasks = [task for task in (self._watch, *self._flying) if task is not None]
+        tasks = [task for task in (self._watch, *self._flying, *self._late) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -226,23 +233,25 @@ class Store:
         if not batch:
             return
         task = asyncio.create_task(self._exchange(batch))
-        self._flying.add(task)
+        self._flying[task] = batch
         task.add_done_callback(self._landed)
 
     def _landed(self, task: asyncio.Task[None]) -> None:
-        self._flying.discard(task)
+        self._flying.pop(task, None)
+        self._late.discard(task)
         self._take_off(asyncio.get_running_loop())
 
     async def _exchange(self, batch: list[_Asked]) -> None:
         commands = [command for asked in batch for command in asked.commands]
+        overdue = Overdue(self._timeout * OVERDUE, lambda: self._failed(_IN_TIME))
         try:
-            replies = await self._sent(commands)
+            replies = await self._sent(commands, max(LONGEST, self._timeout))
         except StoreUnavailable as error:
             self._failed(str(error))
-            for asked in batch:
-                if not asked.replies.done():
-                    asked.replies.set_exception(StoreUnavailable(str(error)))
+            _tell(batch, str(error))
             return
+        finally:
+            overdue.cancel()
         unable = next((r for r in replies if isinstance(r, _Unable)), None)
         if unable is None:
             self._in_a_row = 0
@@ -257,10 +266,11 @@ class Store:
                 asked.abandoned(replies[at:after])
             at = after
 
-    async def _sent(self, commands: Sequence[Command | ScriptCall]) -> list[Any]:
-        """The replies to one exchange; scripts that the server lacks are sent in full. Raises `StoreUnavailable`."""
+    async def _sent(self, commands: Sequence[Command | ScriptCall], seconds: float) -> list[Any]:
+        """The replies to one exchange, within so many seconds; scripts that the server lacks are sent in full. Raises
+        `StoreUnavailable`."""
         try:
-            async with _Patience(self._timeout):
+            async with Patience(seconds):
                 plain = [c.by_hash() if isinstance(c, ScriptCall) else c for c in commands]
                 replies = await self._client.send(plain)
                 missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
@@ -269,7 +279,7 @@ class Store:
                     for i, reply in zip(missing, await self._client.send(again), strict=True):
                         replies[i] = reply
         except TimeoutError:
-            raise StoreUnavailable("it did not answer in time") from None
+            raise StoreUnavailable(_IN_TIME) from None
         except FAILURES as error:
             raise StoreUnavailable(_told(error)) from None
         return [_refused(reply) if isinstance(reply, RedisError) else reply for reply in replies]
@@ -286,11 +296,12 @@ class Store:
     def _turn(self, *, up: bool, reason: str = "") -> None:
         self._in_a_row = 0
         self.state = StoreState(up, reason, self._clock(), self.state.replicas, self.state.failures)
-        if not up:
-            while self._waiting:
-                asked = self._waiting.popleft()
-                if not asked.replies.done():
-                    asked.replies.set_exception(StoreUnavailable(reason))
+        if not up:  # nobody waits any more; what is under way may end, and then those who asked are gone
+            for batch in (*self._flying.values(), self._waiting):
+                _tell(batch, reason)
+            self._waiting.clear()
+            self._late.update(self._flying)
+            self._flying.clear()
         self._changed(self.state)
 
     @property
@@ -302,7 +313,7 @@ class Store:
         beat = _HEARTBEAT.call([self._replicas_key], [self._replica, int(GONE_AFTER * 1000)])
         while True:
             try:
-                replies = await self._sent([beat])
+                replies = await self._sent([beat], self._timeout)
                 replicas = int(reply_of(replies[0]))
             except StoreUnavailable as error:
                 self._failed(str(error))
@@ -354,6 +365,12 @@ _WORDS = {
 }
 
 
+def _tell(batch: Iterable[_Asked], reason: str) -> None:
+    for asked in batch:
+        if not asked.replies.done():
+            asked.replies.set_exception(StoreUnavailable(reason))
+
+
 def _too_late(replies: asyncio.Future[list[Any]], due: float) -> None:
     if replies.done():
         return
@@ -361,35 +378,4 @@ def _too_late(replies: asyncio.Future[list[Any]], due: float) -> None:
     if loop.time() - due > LATE:
         loop.call_later(GRACE, _too_late, replies, loop.time() + GRACE)
     else:
-        replies.set_exception(StoreUnavailable("it did not answer in time"))
-
-
-class _Patience:
-    """Cancels what takes longer than so many seconds, and raises TimeoutError instead. Where the timer itself is late,
-    this process was busy: what has come meanwhile is read before the time is said to be over."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._over = False
-
-    async def __aenter__(self) -> None:
-        self._task = asyncio.current_task()
-        self._loop = asyncio.get_running_loop()
-        due = self._loop.time() + self._seconds
-        self._timer = self._loop.call_at(due, self._check, due)
-
-    def _check(self, due: float) -> None:
-        now = self._loop.time()
-        if now - due > LATE:
-            self._timer = self._loop.call_at(now + GRACE, self._check, now + GRACE)
-        elif self._task is not None:
-            self._over = True
-            self._task.cancel()
-
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._timer.cancel()
-        if not self._over or self._task is None:
-            return
-        self._task.uncancel()
-        if kind is asyncio.CancelledError:
-            raise TimeoutError
+        replies.set_exception(StoreBusy("too much is waiting for it"))

@@ -28,6 +28,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
+BUSY = 0.5  # seconds that the machine of a test may be busy with others
 SUM = Script("return tonumber(ARGV[1]) + tonumber(ARGV[2])")
 
 
@@ -43,8 +44,8 @@ def test_what_is_asked_at_once_goes_in_one_exchange_and_each_gets_its_own(url: s
         async with proxied(url) as proxy, Store(proxy.url, timeout=10.0) as store:
             await store.run(("SET", "k", "v"))
             before = proxy.passed
-            asked = [store.run(("ECHO", str(n)), SUM.call([], [n, 1])) for n in range(40)]
-            assert await asyncio.gather(*asked) == [[b"%d" % n, n + 1] for n in range(40)]
+            asked = [store.run(("ECHO", str(n)), SUM.call([], [n, 1])) for n in range(20)]
+            assert await asyncio.gather(*asked) == [[b"%d" % n, n + 1] for n in range(20)]
             assert proxy.passed - before <= 2, "the second is for the script that the server had to be sent"
 
     asyncio.run(check())
@@ -87,7 +88,7 @@ def test_nobody_waits_for_a_store_that_does_not_answer_and_it_is_found_again(url
                 answered, seconds = await asked(store)
                 assert not answered
                 waited += seconds
-            assert waited < 4 * (TIMEOUT + 0.05), "three find out, the others do not wait"
+            assert waited < 4 * TIMEOUT + BUSY, "three find out, the others do not wait"
             assert [state.up for state in states] == [False] and states[0].reason
             proxy.delay, proxy.silent, proxy.refuses = 0.0, False, False
             await until(lambda: store.state.up)
@@ -126,13 +127,13 @@ def test_an_answer_that_comes_after_its_asker_has_gone_is_handed_on(url: str) ->
         async with proxied(url) as proxy, Store(proxy.url, timeout=5.0) as store:
             assert (await asked(store))[0]
             proxy.delay = 0.05
-            for _ in range(2):
+            for turn in (1, 2):
                 gone = asyncio.create_task(store.run(("ECHO", "a"), abandoned=late.append))
                 await asyncio.sleep(0.01)
                 gone.cancel()
                 with pytest.raises(StoreUnavailable):
                     await store.run(("ECHO", "b"), within=0.01, abandoned=late.append)
-                await asyncio.sleep(0.2)
+                await until(lambda wanted=2 * turn: len(late) == wanted)
             assert late == [[b"a"], [b"b"]] * 2
 
     asyncio.run(check())
@@ -246,6 +247,6 @@ def test_a_request_waits_no_longer_than_it_may(url: str) -> None:
             assert (await asked(store))[0]
             proxy.silent = True
             waits = await asyncio.gather(*(asked(store) for _ in range(400)))
-            assert not any(answered for answered, _ in waits) and max(w for _, w in waits) < MOST_WAIT + 0.1
+            assert not any(answered for answered, _ in waits) and max(w for _, w in waits) < MOST_WAIT + BUSY
 
     asyncio.run(check())
