@@ -316,6 +316,10 @@ class Asking:
         if terms.needs_price and deployment.bill is None:
             self.full[name] = Rejection(name, "limit", "a strict budget is to be kept, and its price is not known")
             return None
+        if terms.bounded and deployment.most_prompt_tokens(self._facts.prompt) is None:
+            reason = "a strict budget is to be kept, and neither its window nor how long this prompt is are known"
+            self.full[name] = Rejection(name, "limit", reason)
+            return None
         return await self._held(deployment, terms)
 
     async def hold_alone(self) -> Held | None:

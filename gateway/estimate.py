@@ -58,10 +58,10 @@ def _likely(deployment: Deployment, facts: RequestFacts) -> tuple[int, int]:
 
 def most_cost(deployment: Deployment, facts: RequestFacts) -> int | None:
     """Nano-dollars that the request's bill cannot exceed there, given that its output is bounded; None where the price
-    is not known."""
-    if deployment.bill is None:
+    is not known, or the prompt has no bound."""
+    prompt = deployment.most_prompt_tokens(facts.prompt)
+    if deployment.bill is None or prompt is None:
         return None
-    prompt = facts.prompt.at_most(deployment.tokenizer)
     return deployment.bill.of(prompt, facts.n * deployment.output_tokens(facts.max_tokens))
 
 

@@ -127,6 +127,8 @@ def facts_to_record(facts: RequestFacts) -> dict[str, Any]:
     written: dict[str, Any] = {"model": facts.model, "prompt": [prompt.bound, prompt.estimate]}
     if prompt.exact:
         written["exact"] = dict(prompt.exact)
+    if prompt.open:
+        written["open"] = True
     flags = [name for name in _FLAGS if getattr(facts, name)]
     if flags:
         written["is"] = flags
@@ -152,7 +154,7 @@ def facts_from_record(written: Mapping[str, Any]) -> RequestFacts:
     values |= {name: written[name] for name in _PLAIN if name in written}
     return RequestFacts(
         model=written["model"],
-        prompt=TokenCount(bound, estimate, written.get("exact", {})),
+        prompt=TokenCount(bound, estimate, written.get("exact", {}), bool(written.get("open"))),
         headers=frozenset((name, value) for name, value in written.get("headers", ())),
         **values,
     )

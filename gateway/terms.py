@@ -168,7 +168,7 @@ class Terms:
             if bill is not None and "nusd" in wants:
                 nusd = bill.of(prompt, output)
         if self.bounded:
-            most_tokens = facts.prompt.at_most(deployment.tokenizer) + facts.n * most_output
+            most_tokens = (deployment.most_prompt_tokens(facts.prompt) or 0) + facts.n * most_output
             most_nusd = most_cost(deployment, facts) or 0
         # Where no window is known any number may be asked for; what is counted ends at MOST, above every limit.
         return Amounts(min(tokens, MOST), min(most_tokens, MOST), min(nusd, MOST), min(most_nusd, MOST))

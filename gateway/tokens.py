@@ -52,6 +52,8 @@ _READ = ("role", "content", "tool_calls", "tool_call_id")
 # Of a call: the templates of Mistral's models take no other, so our engine gives them a digest of what is longer.
 _SHORT_ID = 9
 
+_READ_AS_TEXT = frozenset({"base64"})  # nobody can scan it, but its bytes are counted
+
 _TEXT_PARTS = frozenset({"text", "refusal", "input_text", "output_text"})
 
 # OpenAI's cookbook, "How to count tokens with tiktoken": 3 frame a message, 1 is for a name, 3 prime the answer.
@@ -88,7 +90,8 @@ def count(chat: ChatRequest, allowance: int = ALLOWANCE) -> TokenCount:
     bound = size + allowance + media * TOKENS_PER_MEDIA_PART
     if chat.tools:
         bound += ALLOWANCE_FOR_TOOLS + _indentation(chat.body.get("tools") or chat.body.get("functions") or [])
-    return TokenCount(bound=bound, estimate=ceil(size / BYTES_PER_TOKEN) + media * TOKENS_PER_MEDIA_PART)
+    estimate = ceil(size / BYTES_PER_TOKEN) + media * TOKENS_PER_MEDIA_PART
+    return TokenCount(bound=bound, estimate=estimate, open=bool(chat.parts - _READ_AS_TEXT))
 
 
 def _size_in_nfc(text: str) -> int:

@@ -71,11 +71,13 @@ class ChatRequest:
 @dataclass(frozen=True, slots=True)
 class TokenCount:
     """Prompt tokens. `bound` holds for every tokenizer (see tokens.py), `exact` by tokenizer name only where a gate
-    needed it."""
+    needed it. `open`: the prompt holds what nobody here can count (a picture, a file, an id that a provider holds), for
+    which both have no more than an allowance."""
 
     bound: int
     estimate: int
     exact: Mapping[str, int] = field(default_factory=dict)
+    open: bool = False
 
     def at_most(self, tokenizer: str) -> int:
         """What the prompt cannot exceed: the exact count where it is known, the bound otherwise."""
@@ -232,6 +234,11 @@ class Deployment:
         if max_tokens is not None:
             return max_tokens
         return self.default_max_tokens if self.window is None else min(self.default_max_tokens, self.window // 4)
+
+    def most_prompt_tokens(self, prompt: TokenCount) -> int | None:
+        """What the prompt cannot exceed here, whatever it holds: its window, where it cannot be counted; None where
+        that is not known."""
+        return self.window if prompt.open else prompt.at_most(self.tokenizer)
 
     def fits(self, prompt: TokenCount, max_tokens: int | None) -> bool:
         """Whether prompt and answer fit the window. An unknown window holds everything: the provider will say."""

@@ -288,6 +288,24 @@ def test_a_strict_budget_reserves_the_worst_case_and_bounds_what_is_not_bounded(
     assert unpriced.ask()[1][b"x-hybridgate-deployment"] == b"far", "what has no price cannot keep a strict budget"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://a/b.png"}}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "f"}}]}]},
+        {"previous_response_id": "r"},
+    ],
+)
+def test_a_strict_budget_reserves_the_whole_window_for_what_nobody_can_count(body: dict[str, Any]) -> None:
+    seeing = replace(NEAR, window=64_000, capabilities=NEAR.capabilities | {"images"})
+    world = World(key(True, tpd=10**6, day=100 * CENT), None, (seeing,))
+    world.ask(max_tokens=10, **body)
+    (made,) = world.ledger.made.values()
+    assert [hold.amount for hold in made.holds] == [64_000 + 10, 64_000 * 1000 + 10 * 2000]
+    boundless = World(key(True, day=100 * CENT), None, (replace(seeing, window=None), replace(seeing, name="far")))
+    assert boundless.ask(max_tokens=10, **body)[1][b"x-hybridgate-deployment"] == b"far"
+
+
 def test_what_is_set_aside_is_learned_from_the_callers_answers() -> None:
     world = World(key(tpm=10_000))
     for _ in range(30):
