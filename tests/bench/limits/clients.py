@@ -42,12 +42,14 @@ class Crowd:
     said: list[Said] = field(default_factory=list)
     most_open: int = 0
     _open: int = 0
+    _turns: Counter[str] = field(default_factory=Counter)
     _numbers: count[int] = field(default_factory=count)
 
     async def ask(self, key: str, fault: str = "", *, stream: bool = False, leaves_after: float | None = None) -> Said:
-        """One request at the gateway whose turn it is."""
+        """One request at the gateway whose turn it is for this key."""
         number = next(self._numbers)
-        url = self.stage.urls[number % len(self.stage.urls)] + "/v1/chat/completions"
+        self._turns[key] += 1
+        url = self.stage.urls[self._turns[key] % len(self.stage.urls)] + "/v1/chat/completions"
         messages = [{"role": "user", "content": f"{number:08d} {fault}".ljust(16)}]
         body = {"model": "auto", "max_tokens": MAX_TOKENS, "messages": messages}
         body |= {"stream": True} if stream else {"user": "even"}  # as long as the other, so that as much is reserved

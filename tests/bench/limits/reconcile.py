@@ -176,9 +176,10 @@ def _entries(path: Path) -> Mapping[str, Entry]:
 
 def _of(entries: Mapping[str, Entry], attempt: str) -> Sums:
     """What the record says of an attempt; nothing where the gateway was killed before it wrote one."""
-    id, _, number = attempt.partition(".")
+    id, _, tried = attempt.partition(".")
+    number = tried.partition("+")[0]  # what comes after is how often it was asked for
     entry = entries.get(id)
     if entry is None or len(entry.attempts) < int(number):
         return Sums(0, 0)
-    tried = entry.attempts[int(number) - 1]
-    return Sums(tried.tokens, tried.cost_nusd)
+    booked = entry.attempts[int(number) - 1]
+    return Sums(booked.tokens, booked.cost_nusd)
