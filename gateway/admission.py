@@ -129,10 +129,14 @@ class Limiter:
     async def end_first(self, held: Held, spent: Spent | None) -> None:
         """The same, before anything else is set aside."""
         self._ended(held)
-        if spent is None:
-            await self.ledger.release(held.reservation, self.wall())
-        else:
-            await self.ledger.settle(held.reservation, spent, self.wall())
+        try:
+            if spent is None:
+                await self.ledger.release(held.reservation, self.wall())
+            else:
+                await self.ledger.settle(held.reservation, spent, self.wall())
+        except asyncio.CancelledError:  # the client has left; an end that is told twice counts once
+            self.ledger.end(held.reservation, spent, self.wall())
+            raise
 
     def _ended(self, held: Held) -> None:
         self._open.pop(held.reservation.id, None)
@@ -178,8 +182,11 @@ class Holding(Protocol):
         """The answer is over. `known`: the deployment said what it took; else `usage` is what was seen of it. What is
         booked; None where nothing limits."""
 
-    async def failed(self, error: GatewayError) -> Spent:
-        """The attempt gave no answer and another is made; see the module for what is booked."""
+    def booked(self, error: GatewayError) -> Spent:
+        """What is booked of an attempt that gave no answer; see the module."""
+
+    async def failed(self, error: GatewayError) -> None:
+        """The attempt gave no answer and another is made. Who leaves meanwhile leaves it booked all the same."""
 
     def given_up(self, error: BaseException) -> Spent:
         """The attempt gave no answer, and no other is made: because of the error, or because the client left. What is
@@ -195,8 +202,11 @@ class _NotHeld:
     def settle(self, usage: Usage, *, known: bool) -> None:
         return None
 
-    async def failed(self, error: GatewayError) -> Spent:
+    def booked(self, error: GatewayError) -> Spent:
         return _NOTHING
+
+    async def failed(self, error: GatewayError) -> None:
+        return None
 
     def given_up(self, error: BaseException) -> Spent:
         return _NOTHING
@@ -252,13 +262,15 @@ class Held:
             self._ended = True
             self._limiter.end(self, _NOTHING if answered else None)
 
-    async def failed(self, error: GatewayError) -> Spent:
+    def booked(self, error: GatewayError) -> Spent:
         """See `Holding`."""
-        spent = self._taken(error, request=False)
+        return self._taken(error, request=False) or _NOTHING
+
+    async def failed(self, error: GatewayError) -> None:
+        """See `Holding`."""
         if not self._ended:
             self._ended = True
-            await self._limiter.end_first(self, spent)
-        return spent or _NOTHING
+            await self._limiter.end_first(self, self._taken(error, request=False))
 
     def given_up(self, error: BaseException) -> Spent:
         """See `Holding`."""

@@ -200,9 +200,10 @@ class ChatPath:
                     serving.backends, deployment, permit, call, facts, record, asked.affinity
                 )
             except Retryable as error:
-                taken = await held.failed(error)
+                taken = held.booked(error)
                 timed_out = isinstance(error, UpstreamTimeout)
                 record.failed.append(Outcome(attempt, error.message, timed_out, taken.tokens, taken.nusd))
+                await held.failed(error)  # after the record has it: the client may leave while the ledger is told
                 now = self.clock()
                 decision = self._decided_anew(asked, now)
                 continue

@@ -76,6 +76,12 @@ class Told(MemoryLedger):
         super().__init__()
         self.made: dict[str, Reservation] = {}
         self.ended: dict[str, list[Spent | None]] = {}
+        self.slow: asyncio.Event | None = None  # what settling waits for
+
+    async def settle(self, reservation: Reservation, spent: Spent, now: float) -> bool:
+        if self.slow is not None:
+            await self.slow.wait()
+        return await super().settle(reservation, spent, now)
 
     async def reserve(
         self, id: str, holds: Sequence[Hold], lease_s: float, now: float, within: float | None = None
@@ -366,6 +372,24 @@ def test_a_client_that_leaves_before_the_first_token_is_booked_as_reserved() -> 
 
     asyncio.run(run())
     assert world.booked() == [Spent(PROMPT + 100, PROMPT * 1000)] and world.ledger.used("key:crm concurrent") == 0
+
+
+def test_a_client_that_leaves_while_a_failed_attempt_is_told_leaves_it_booked_and_recorded() -> None:
+    world = World(key(tpm=999, open=1), None, near=FakeBackend([UpstreamTimeout("late")]))
+
+    async def run() -> None:
+        world.ledger.slow = asyncio.Event()
+        asking = asyncio.create_task(world.reply())
+        await asyncio.sleep(0.01)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(run())
+    (booked,) = world.booked()
+    assert booked is not None and booked.tokens == PROMPT + 100
+    assert world.ledger.used("key:crm concurrent") == 0
+    assert world.log.lines[-1]["failed"] == {"near": "late"}, "the invoice has what the ledger has"
 
 
 def test_accounts_hold_nothing_of_a_request_and_no_secret() -> None:
