@@ -54,7 +54,10 @@ _DEFAULTS: Mapping[str, object] = {
     "modalities": ["text"],
 }
 
-_VERSION = 1  # of the key; another one makes what is stored unreachable
+# Schemas: a structured answer has its properties in the order in which they stand here, and models reason in it.
+_ORDERED = frozenset({"response_format", "tools", "functions", "structured_outputs", "guided_json"})
+
+_VERSION = 2  # of the key; another one makes what is stored unreachable
 _PERSON = b"hybridgate-cache"
 _EXPONENT = orjson.dumps(1e16).strip(b"06")[1:]  # how whole floats from 1e16 to 1e19 are written: e1, or e+1
 # Whole numbers beyond these have one spelling here: orjson reads them as floats, whatever they look like.
@@ -84,7 +87,8 @@ def is_deterministic(chat: ChatRequest) -> bool:
 
 
 def canonical(chat: ChatRequest) -> bytes:
-    """The fields that can change the answer, as JSON: defaults left out, keys sorted, one spelling for a number."""
+    """The fields that can change the answer, as JSON: defaults left out, keys sorted where their order says nothing,
+    one spelling for a number."""
     body = chat.body
     kept: dict[str, Any] = {}
     for name, value in body.items():
@@ -98,6 +102,8 @@ def canonical(chat: ChatRequest) -> bytes:
     for choice, offered in (("tool_choice", "tools"), ("function_call", "functions")):
         if kept.get(choice) == ("auto" if offered in kept else "none"):
             del kept[choice]
+    for name in _ORDERED & kept.keys():
+        kept[name] = orjson.dumps(_whole_numbers(kept[name])).decode()
     text = orjson.dumps(kept, option=orjson.OPT_SORT_KEYS)
     if b".0" in text or _EXPONENT in text:  # only then some whole number may be written as another one
         text = orjson.dumps(_whole_numbers(kept), option=orjson.OPT_SORT_KEYS)

@@ -167,13 +167,17 @@ def test_two_keys_are_equal_exactly_where_request_tenant_and_labels_are(
     assert (keys[0] == keys[1]) == (_equal(one, other) and asker == another)
 
 
-def _respelled(value: Any, chance: random.Random) -> Any:
+_SCHEMAS = ("response_format", "tools", "functions")
+
+
+def _respelled(value: Any, chance: random.Random, *, ordered: bool = False) -> Any:
     if isinstance(value, dict):
         items = list(value.items())
-        chance.shuffle(items)
-        return {name: _respelled(inner, chance) for name, inner in items}
+        if not ordered:
+            chance.shuffle(items)
+        return {name: _respelled(inner, chance, ordered=ordered or name in _SCHEMAS) for name, inner in items}
     if isinstance(value, list):
-        return [_respelled(inner, chance) for inner in value]
+        return [_respelled(inner, chance, ordered=ordered) for inner in value]
     if type(value) is int and chance.random() < 0.5:
         return float(value)
     return int(value) if type(value) is float and value.is_integer() and chance.random() < 0.5 else value
@@ -195,6 +199,19 @@ def test_a_request_in_other_words_has_the_same_key(body: dict[str, Any], chance:
         other["stream"] = True
     spaced = json.dumps(other, indent=chance.choice([None, 1]), ensure_ascii=chance.random() < 0.5)
     assert key_of(parse(spaced.encode()), "t", ("b", "a")) == key_of(parse(orjson.dumps(body)), "t", ("a", "b"))
+
+
+def test_the_order_of_a_schemas_properties_counts() -> None:
+    def asked(*names: str) -> dict[str, Any]:
+        properties = {name: {"type": "string"} for name in names}
+        schema = {"name": "s", "schema": {"type": "object", "properties": properties}}
+        return {
+            "messages": [{"role": "user", "content": "hi"}],
+            "response_format": {"type": "json_schema", "json_schema": schema},
+        }
+
+    one, other = (key_of(parse(orjson.dumps(asked(*names))), "t", ()) for names in (("why", "what"), ("what", "why")))
+    assert one != other
 
 
 def test_with_a_secret_the_key_is_another_one_and_tells_nothing_without_it() -> None:
