@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from tests.deploy.cluster import DEPLOY, ROOT
 from tests.deploy.node.programs import program
@@ -119,7 +119,9 @@ def _script(container: Container, folder: Path) -> str:
     lines += [f"cp {folder / name} {root}/etc/{name}" for name in container.files]
     lines += [f"touch {root}/dev/{name} && mount --bind /dev/{name} {root}/dev/{name}" for name in _DEVICES]
     lines.append(f"mount --rbind /proc {root}/proc")
-    for mount in (*(Mount(place, str(place), read_only=True) for place in programs()), *container.mounts):
+    all_mounts = (*(Mount(place, str(place), read_only=True) for place in programs()), *container.mounts)
+    # What is mounted at a parent would hide it: a checkout below /tmp is there although a pod has a /tmp of its own.
+    for mount in sorted(all_mounts, key=lambda mount: len(PurePath(mount.target).parts)):
         lines += _bound(mount, root)
     if container.read_only:
         lines.append(f"mount -o remount,ro {root}")
