@@ -26,8 +26,9 @@ from tests.deploy.network import may_connect
 from tests.deploy.node.asks import Asked
 from tests.deploy.node.cluster import Bystander, Cluster, remove_abandoned, wait_until
 from tests.deploy.node.pod import Pod
-from tests.deploy.node.programs import missing, within
+from tests.deploy.node.programs import missing, program, within
 from tests.deploy.node.wires import WORLD
+from tests.deploy.prometheus import program as unpacked
 
 WHY_NOT = missing()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
@@ -205,6 +206,50 @@ def test_the_engine_reaches_nothing_outside_and_the_gateway_what_a_policy_names(
         finally:
             cluster.remove(*clouds)
         wait_until(lambda: not reaches(gateway, WORLD, 443), 30, "the policy is gone, and what it opened is open")
+
+
+def test_prometheus_scrapes_every_gateway_and_engine_once_its_policies_are_there(
+    cluster: Cluster, client: Bystander, tmp_path: Path
+) -> None:
+    """The rules and ports of components/monitoring, and a real Prometheus where it would be."""
+    policies = [p for p in of_kind(rendered("production"), "NetworkPolicy") if "prometheus" in p["metadata"]["name"]]
+    assert len(policies) == 2, "one for gateways, one for engines"
+    watcher = cluster.bystander("prometheus", "monitoring", {"app.kubernetes.io/name": "prometheus"})
+    cluster.settle()
+    targets = [
+        (pod.place.address, port)
+        for name, port in (("gateway", 9090), ("engine", 8000))
+        for pod in cluster.pods_of(name)
+    ]
+    assert reached([(watcher.namespace, *target) for target in targets]) == [False] * 4
+    inside = (str(program("nsenter")), f"--net=/run/netns/{watcher.namespace}")
+    configuration = {
+        "global": {"scrape_interval": "1s"},
+        "scrape_configs": [{"job_name": "all", "static_configs": [{"targets": [f"{a}:{p}" for a, p in targets]}]}],
+    }
+    (tmp_path / "prometheus.yml").write_text(json.dumps(configuration))
+    flags = (f"--config.file={tmp_path / 'prometheus.yml'}", f"--storage.tsdb.path={tmp_path / 'data'}")
+
+    def value(expression: str) -> float:
+        ask = (*inside, promtool, "query", "instant", "-o", "json", "http://127.0.0.1:9090", expression)
+        said = subprocess.run(ask, capture_output=True, text=True, check=False)
+        found = json.loads(said.stdout) if said.returncode == 0 else []
+        return float(found[0]["value"][1]) if found else 0.0
+
+    prometheus, promtool = unpacked("prometheus"), unpacked("promtool")
+    cluster.apply(*policies)
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([*inside, prometheus, *flags], stdout=log, stderr=log)
+    try:
+        with asking(cluster, client, tmp_path):
+            wait_until(lambda: value("sum(up)") == 4, 120, "not all are scraped")
+            wait_until(lambda: value("sum(hybridgate_requests_total)") >= 2, 60, "no requests are counted")
+            wait_until(lambda: value("sum(hybridgate_engine_finished_total)") >= 2, 60, "no answers are counted")
+        assert (value("count(hybridgate_policy_info)"), value("sum(hybridgate_engine_ready)")) == (2, 2)
+    finally:
+        process.terminate()
+        process.wait(30)
+        cluster.remove(*policies)
 
 
 def test_a_policy_edit_is_live_on_both_replicas_within_two_seconds(cluster: Cluster, client: Bystander) -> None:
