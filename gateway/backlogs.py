@@ -180,14 +180,14 @@ class EngineBacklog:
         )
 
     def queued(self, now: float) -> tuple[float, float, float | None] | None:
-        """What one replica is compared with another by: prompt tokens to compute, sequences that wait or run, prompt
-        tokens a second; None without a good reading."""
+        """What one replica is compared with another by: prompt tokens to compute, sequences that waited or ran when it
+        last said, prompt tokens a second; None without a good reading."""
         load = self._load
         if load is None or now > self._good_until:
             return None
         rate = load.prefill_tokens_per_s
         tokens = self._tokens if rate is None else max(0.0, self._tokens - (now - self._at) * rate)
-        return tokens, self._sequences + self._running, rate
+        return tokens, float(load.waiting + load.running), rate
 
     def busy(self, now: float) -> float | None:
         """The share of the engine in use, 0 to 1: of its blocks, its places, or of a queue of `FULL_QUEUE_S`, whichever

@@ -120,6 +120,7 @@ class Member(Target):
     replica: Replica
     ordinal: int
     key: int
+    ours_then: int = 0  # our own attempts there when it last said how busy it is
 
     def heard(self, now: float) -> None:
         """A reading came. After a silence that is another life: what had opened the circuit is over, and the next
@@ -127,8 +128,13 @@ class Member(Target):
         if self.silent and self.open_until is not None:
             self.open_until = min(self.open_until, now)
         self.missed = 0
+        self.ours_then = self.in_flight
 
     def reading(self, now: float) -> Reading:
-        """How busy it is."""
+        """How busy it is: with our own attempts as they are now, since many may have ended since it said, and those of
+        others as they were then."""
         queued = None if self.engine is None else self.engine.queued(now)
-        return Reading(self.in_flight) if queued is None else Reading(self.in_flight, *queued)
+        if queued is None:
+            return Reading(self.in_flight)
+        tokens, said, rate = queued
+        return Reading(self.in_flight, tokens, max(0.0, said - self.ours_then) + self.in_flight, rate)

@@ -102,7 +102,6 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key.")]
     """Mark a key as revoked. Gateways that follow the file turn it away within a second; with HYBRIDGATE_REDIS_URL
     those that share it do at once, wherever their file is."""
     path = _path(file)
-    keys, _ = loaded_keys(path, None)
 
     def edit(text: str | None) -> str:
         assert text is not None
@@ -116,7 +115,7 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key.")]
     console.print(f"the key {key_id} is revoked in {path}", markup=False, soft_wrap=True)
     url = os.environ.get(f"{PREFIX}REDIS_URL", "")
     if url:
-        digest = next(key.digest for key, _ in _all(keys) if key.caller.key_id == key_id)
+        digest = next(key.digest for key, _ in _all(loaded_keys(path, None)[0]) if key.caller.key_id == key_id)
         console.print(_announced(url, digest), markup=False, soft_wrap=True)
 
 

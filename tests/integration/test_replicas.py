@@ -157,9 +157,9 @@ def test_engines_behind_one_name_share_the_requests_and_each_conversation_has_on
         shares = answered(g)
         assert set(shares) == {0, 1, 2} and min(shares.values()) >= 6, shares
         g.log.lines.clear()
-        for _ in range(8):
+        for _ in range(12):
             await ask(g, word(4711))
-        assert answered(g).most_common(1)[0][1] >= 7, "all but where a reading is late on a busy machine"
+        assert answered(g).most_common(1)[0][1] >= 9, f"{answered(g)} all but where readings are late on a busy machine"
         metrics = g.gateway.metrics.exposition().decode()
         assert 'hybridgate_replica_up{deployment="home",replica="2"} 1.0' in metrics
         assert "127.0.0" not in metrics and "127.0.0" not in repr(g.log.lines)
