@@ -53,7 +53,7 @@ class Edge:
             await send(message)
 
         try:
-            if self._bearer is not None and not self._knows(scope, headers):
+            if not self._may(scope, headers):
                 await error_answer(Unauthorized())(scope, receive, send_with_id)
             else:
                 await self._app(scope, receive, send_with_id)
@@ -67,8 +67,8 @@ class Edge:
             if not started:
                 await (await unexpected(Request(scope), error))(scope, receive, send_with_id)
 
-    def _knows(self, scope: Scope, headers: Headers) -> bool:
-        if scope["path"] in OPEN_PATHS or self._bearer is None:
+    def _may(self, scope: Scope, headers: Headers) -> bool:
+        if self._bearer is None or scope["path"] in OPEN_PATHS:
             return True
         return hmac.compare_digest(headers.get("authorization", "").encode("latin-1"), self._bearer)
 

@@ -6,6 +6,7 @@ where the invariants want them. Refuses to know the world: a router sees facts a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -48,7 +49,7 @@ class PolicyRouter:
         return decide(self.policy, facts, snapshot)
 
 
-class Baseline:
+class Baseline(ABC):
     """A rule that looks at no class, no price of an engine-second and no forecast.
 
     `engines` and `clouds` are deployments of the policy, those that cost least first. A request goes to what `_prefers`
@@ -84,8 +85,9 @@ class Baseline:
         ]
         return Decision(self.name, "a baseline", tuple(chain), tuple(rejections), facts.labels, policy.hash)
 
+    @abstractmethod
     def _chain(self, allowed: list[str], snapshot: Snapshot) -> list[str]:
-        raise NotImplementedError
+        """The allowed deployments in this baseline's order."""
 
     def _least_busy(self, allowed: list[str], snapshot: Snapshot) -> list[str]:
         engines = [name for name in allowed if name in self._engines]

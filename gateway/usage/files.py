@@ -7,6 +7,7 @@ to delete: what an invoice rests on is its operator's to remove.
 from __future__ import annotations
 
 import fcntl
+import glob
 import gzip
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -69,13 +70,8 @@ class UsageFile:
 def files_of(path: str | Path) -> list[Path]:
     """The file and those that it was renamed to, compressed ones as well, oldest first."""
     path = Path(path)
-    aside = sorted(path.parent.glob(f"{glob_safe(path.stem)}-*Z-[0-9][0-9][0-9]{glob_safe(path.suffix)}*"))
+    aside = sorted(path.parent.glob(f"{glob.escape(path.stem)}-*Z-[0-9][0-9][0-9]{glob.escape(path.suffix)}*"))
     return [*aside, *([path] if path.exists() else [])]
-
-
-def glob_safe(text: str) -> str:
-    """The text as a glob that matches only it."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in text)
 
 
 def read(paths: Iterable[str | Path], on_bad: Callable[[str], None]) -> Iterator[Entry]:

@@ -31,10 +31,10 @@ class UsageStream:
             for reply in await self._store.run(*(("XADD", self._key, *self._bound, "*", FIELD, line) for line in part)):
                 reply_of(reply)
 
-    async def entries(self, after: str = "-") -> list[Entry]:
+    async def entries(self) -> list[Entry]:
         """All of them, oldest first; a line that is none is left out. Raises StoreUnavailable."""
         found: list[Entry] = []
-        start = after
+        start = "-"
         while True:
             (reply,) = await self._store.run(("XRANGE", self._key, start, "+", "COUNT", PAGE))
             page = reply_of(reply) or []

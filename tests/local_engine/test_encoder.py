@@ -178,7 +178,7 @@ def test_an_engine_without_an_encoder_says_how_to_get_one(llama: Path, tmp_path:
     assert "start it with --embedding-model" in response.json()["error"]["message"]
 
 
-def test_a_client_that_leaves_while_it_waits_costs_no_forward(settings: Settings, tmp_path: Path) -> None:
+def test_clients_that_leave_while_they_wait_keep_nobody_from_an_answer(settings: Settings, tmp_path: Path) -> None:
     async def conversation() -> None:
         async with serving(lambda: load(settings), tmp_path / "s", settings) as (http, engine):
             assert isinstance(engine, Engine)
