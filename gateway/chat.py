@@ -1,5 +1,5 @@
-"""The request path of a chat completion, readable top to bottom: `complete`, then `open`; what is
-opened is an `OpenAnswer` (answers.py).
+"""The request path of a chat completion, readable top to bottom: `complete`, then an attempt (attempts.py); what that
+opens is an `OpenAnswer` (answers.py).
 
 Owns the order of things, the response headers, and that every attempt ends exactly once. Refuses HTTP (see edge.py),
 policy (routing.py) and provider formats (backends/). Plain and streamed answers take the same path: one yields a chunk,
@@ -10,42 +10,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import orjson
 
 from gateway.admission import NOT_HELD, Asking, Held, Holding, Limiter
 from gateway.answers import CLIENT_GONE, Books, OpenAnswer
-from gateway.backends import Backends
-from gateway.backends.base import Answer, Call, Chunk
-from gateway.balance import Affinity, conversation_of, leads_on
+from gateway.attempts import call_of, opened
+from gateway.backends.base import Answer, Chunk
+from gateway.balance import Affinity, conversation_of
 from gateway.caching import Answers, Use
-from gateway.errors import (
-    GatewayError,
-    Retryable,
-    Unauthenticated,
-    UpstreamFailed,
-    UpstreamLate,
-    UpstreamTimeout,
-    body_of,
-    status_of,
-)
+from gateway.errors import GatewayError, Retryable, Unauthenticated, UpstreamTimeout, body_of, status_of
 from gateway.estimate import likely_bill
-from gateway.facts import CHALLENGE, Stated, facts_from, request_id_of
+from gateway.facts import CHALLENGE, request_id_of
 from gateway.fleet import NONE_FULL, Fleet, Flight
+from gateway.intake import SCAN_IN_THREAD_ABOVE, facts_of, parsed
 from gateway.keys import Keyring
 from gateway.labels import Scanner
-from gateway.masking import Masked, Masker
-from gateway.policy import Policy
-from gateway.queueing import Queueing
+from gateway.masking import Masked
 from gateway.reply import EVENT_STREAM, Reply, header_bytes
-from gateway.routing import decide, next_attempt, patience
+from gateway.routing import decide, next_attempt
+from gateway.serving import Serving
 from gateway.sharing import Seeker, Sharing
 from gateway.store import TIMEOUT
-from gateway.telemetry import Moved, Record
-from gateway.tokens import TokenCounter, near, undecided
-from gateway.tokens import count as count_tokens
+from gateway.telemetry import Record
 from gateway.types import (
     Attempt,
     Caller,
@@ -54,39 +43,13 @@ from gateway.types import (
     Deployment,
     Outcome,
     Permit,
-    Replica,
     RequestFacts,
     Snapshot,
     usd,
 )
-from gateway.wire.chat import parse
 
 ANONYMOUS = Caller()
-# Bytes above which work on a body would hold up other requests: parsing is the cheapest, a scan costs more, and text
-# that is not ASCII must be folded before it is scanned, which costs most by far.
-PARSE_IN_THREAD_ABOVE = 256 * 1024
-SCAN_IN_THREAD_ABOVE = 64 * 1024
-SCAN_IN_THREAD_ABOVE_UNICODE = 4 * 1024
-MASK_IN_THREAD_ABOVE = 4 * 1024
 STALE = 0.05  # seconds after which a decision is made anew before it is acted on
-
-
-@dataclass(frozen=True)
-class Serving:
-    """A policy with what was built for it. Captured once a request, so that a change never reaches a request in
-    flight."""
-
-    policy: Policy
-    scanner: Scanner
-    counters: Mapping[str, TokenCounter]
-    backends: Backends
-    masker: Masker | None = field(init=False)
-    rule_headers: Mapping[str, bytes] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "masker", Masker(self.scanner) if self.policy.masks else None)
-        names = [rule.name for rule in self.policy.rules] + [self.policy.default.name, *self.policy.deployments]
-        object.__setattr__(self, "rule_headers", {name: header_bytes(name) for name in names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +119,9 @@ class ChatPath:
         policy, draw = serving.policy, draw_for(record.decision_id)
         caller = self.authenticate(headers)
         record.tenant, record.key = caller.tenant, caller.key_id
-        chat = await self.parsed(body)
+        chat = await parsed(body)
         record.stream = chat.stream
-        facts, masked = await self.facts_of(serving, chat, len(body), caller, headers)
+        facts, masked = await facts_of(serving, self.fleet, chat, len(body), caller, headers)
         permit = policy.permit(facts)
         affinity = None
         if self.fleet.balances:
@@ -195,9 +158,9 @@ class ChatPath:
                 continue
             try:
                 passed_ms = (now - asked.started) * 1000
-                call = self._call(decision, deployment, chat, facts, record, masked, passed_ms, bounded=held.bounded)
-                flight, answer, first = await self.open(
-                    serving.backends, deployment, permit, call, facts, record, asked.affinity
+                call = call_of(decision, deployment, chat, facts, record, masked, passed_ms, bounded=held.bounded)
+                flight, answer, first = await opened(
+                    self.fleet, self.clock, serving.backends, deployment, permit, call, facts, record, asked.affinity
                 )
             except Retryable as error:
                 taken = held.booked(error)
@@ -286,146 +249,6 @@ class ChatPath:
             self.books.book(Record(self.request_id(headers, decision_id), decision_id), self.clock(), 401, error.code)
             raise
 
-    async def parsed(self, body: bytes) -> ChatRequest:
-        """The request; a large one is read beside the event loop. Raises `BadRequest`."""
-        return await asyncio.to_thread(parse, body) if len(body) > PARSE_IN_THREAD_ABOVE else parse(body)
-
-    async def facts_of(
-        self, serving: Serving, chat: ChatRequest, size: int, caller: Caller, headers: Mapping[str, str]
-    ) -> tuple[RequestFacts, Masked | None]:
-        """What rules may look at, and the request's masked form where the policy allows one; `size` is the body's, in
-        bytes. Raises `BadRequest` for a header that means nothing here, `UnknownModel`."""
-        stated = Stated.of(serving.policy, chat, headers)
-        large = size > SCAN_IN_THREAD_ABOVE or (
-            size > SCAN_IN_THREAD_ABOVE_UNICODE and not all(map(str.isascii, chat.texts))
-        )
-        prompt = await asyncio.to_thread(count_tokens, chat) if size > PARSE_IN_THREAD_ABOVE else count_tokens(chat)
-        scan = serving.scanner.scan
-        kinds = await asyncio.to_thread(scan, chat.texts) if large else scan(chat.texts)
-        masker = serving.masker if kinds else None
-        masked = None
-        if masker is not None:
-            beside = size > MASK_IN_THREAD_ABOVE
-            masked = await asyncio.to_thread(masker.masked, chat) if beside else masker.masked(chat)
-        policy = serving.policy
-        open_counts = undecided(prompt, chat.max_tokens, policy.deployments.values())
-        if policy.thresholds:
-            open_counts |= near(prompt, ((policy.deployments[name].tokenizer, n) for name, n in policy.thresholds))
-        open_counts &= serving.counters.keys()
-        if open_counts:
-            counters = [(name, serving.counters[name].count) for name in sorted(open_counts)]
-            exact = {n: await asyncio.to_thread(count, chat) if large else count(chat) for n, count in counters}
-            prompt = replace(prompt, exact=exact)
-        maskable = masked is not None
-        likely = self.fleet.likely_output(caller.tenant, caller.key_id, chat.model)
-        facts = facts_from(
-            serving.policy, chat, caller, headers, stated, kinds, prompt, maskable=maskable, likely_output=likely
-        )
-        return facts, masked
-
-    def _call(
-        self,
-        decision: Decision,
-        deployment: Deployment,
-        chat: ChatRequest,
-        facts: RequestFacts,
-        record: Record,
-        masked: Masked | None,
-        passed_ms: float,
-        *,
-        bounded: bool,
-    ) -> Call:
-        """What the attempt carries beyond the body. `bounded`: a strict budget wants the answer's length bounded. A
-        deadline is only sent while another candidate could still meet it."""
-        unbounded = (bounded or facts.max_cost_nusd is not None) and chat.max_tokens is None
-        others = len(decision.candidates) > 1 + len(record.failed)
-        by = decision.first_token_by_ms
-        return Call(
-            chat=chat,
-            request_id=record.request_id,
-            prompt_tokens=facts.prompt.about(deployment.tokenizer),
-            imposed_max_tokens=deployment.output_tokens(None) if unbounded else None,
-            priority=decision.priority,
-            first_token_by_ms=max(1.0, by - passed_ms) if by is not None and others else None,
-            masked=masked,
-            timeouts=deployment.timeouts.replaced(decision.timeouts),
-            patience=patience(decision, record.failed, passed_ms) if chat.stream else None,
-        )
-
-    async def open(
-        self,
-        backends: Backends,
-        deployment: Deployment,
-        permit: Permit,
-        call: Call,
-        facts: RequestFacts,
-        record: Record,
-        affinity: Affinity | None,
-    ) -> tuple[Flight, Answer, Chunk]:
-        """Call the deployment, at one replica after the other where it has several, and wait for the first token; until
-        then a failure costs nothing but time. Raises what `Backends.open` does."""
-        limits = call.timeouts or deployment.timeouts
-        by = asyncio.get_running_loop().time() + (limits.first_token if call.chat.stream else limits.total)
-        tried: dict[Replica, GatewayError] = {}
-        while True:
-            flight = self.fleet.started(
-                deployment.name,
-                self.clock(),
-                call.prompt_tokens,
-                priority=call.priority,
-                stream=call.chat.stream,
-                asker=(facts.tenant, facts.key_id, facts.model),
-                answers=facts.n,
-                affinity=affinity,
-                tried=tried,
-            )
-            member = flight.member
-            if member is not None:
-                call = replace(call, replica=member.replica)
-            try:
-                return await self._opened(backends, deployment, permit, call, flight, by)
-            except Retryable as error:
-                if member is None:
-                    raise
-                tried[member.replica] = error
-                more = leads_on([*tried.values()]) and self.fleet.another(deployment.name, self.clock(), tried)
-                if not more:
-                    raise
-                record.moved.append(Moved(deployment.name, member.ordinal, error.message))
-
-    async def _opened(
-        self, backends: Backends, deployment: Deployment, permit: Permit, call: Call, flight: Flight, by: float
-    ) -> tuple[Flight, Answer, Chunk]:
-        """The answer and its first chunk, which must come until the event loop's time `by`."""
-        fleet = self.fleet
-        answer: Answer | None = None
-        queue: Queueing | None = None
-        try:
-            async with asyncio.timeout_at(by) as limit:
-                if call.patience is not None:
-                    queue = Queueing(fleet, self.clock, flight, call.patience, limit)
-                try:
-                    answer = await backends.open(deployment, permit, call)
-                    first = await anext(answer)
-                finally:
-                    if queue is not None:
-                        queue.over()
-        except BaseException as error:
-            left = queue is not None and queue.left and isinstance(error, TimeoutError)
-            failure = UpstreamLate() if left else _failure(error)
-            if failure is None:
-                fleet.abandoned(flight)
-            else:
-                fleet.ended(flight, failure, self.clock())
-            if answer is not None:
-                await answer.close()
-            if failure is None:
-                raise
-            raise failure from None
-        if call.chat.stream:
-            fleet.first_token(flight, self.clock())
-        return flight, answer, first
-
     def _respond(
         self,
         serving: Serving,
@@ -491,8 +314,8 @@ class ChatPath:
     async def route(self, headers: Mapping[str, str], body: bytes) -> tuple[Serving, RequestFacts, Snapshot, Decision]:
         """The decision for a request and what it was made from, without calling anything."""
         serving = self.serving
-        chat = await self.parsed(body)
-        facts, _ = await self.facts_of(serving, chat, len(body), self.authenticate(headers), headers)
+        chat = await parsed(body)
+        facts, _ = await facts_of(serving, self.fleet, chat, len(body), self.authenticate(headers), headers)
         snapshot = self.fleet.snapshot(self.clock(), draw_for(self.new_id()), self.wall())
         return serving, facts, snapshot, decide(serving.policy, facts, snapshot)
 
@@ -524,18 +347,6 @@ def _next(decision: Decision, failed: Sequence[Outcome], asking: Asking | None) 
 def _loggable(scanner: Scanner, facts: RequestFacts) -> RequestFacts:
     """The facts without tags that look like what a label protects: the caller writes them, and the log keeps them."""
     return replace(facts, tags=frozenset()) if facts.tags and scanner.scan(sorted(facts.tags)) else facts
-
-
-def _failure(error: BaseException) -> GatewayError | None:
-    """What ended an attempt before its first token, in our tree; None for what is not the deployment's doing (a
-    cancelled request)."""
-    if isinstance(error, GatewayError):
-        return error
-    if isinstance(error, TimeoutError):
-        return UpstreamTimeout("no first token in time")
-    if isinstance(error, StopAsyncIteration):
-        return UpstreamFailed("the deployment's answer was empty")
-    return None
 
 
 def draw_for(decision_id: str) -> float:

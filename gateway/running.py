@@ -31,7 +31,7 @@ from gateway.backends.cloud import CloudLibrary
 from gateway.backends.replicated import ReplicatedBackend
 from gateway.cache import Counts, MemoryCache, RedisCache, Seal, secret_in
 from gateway.caching import Answers
-from gateway.chat import ChatPath, Serving
+from gateway.chat import ChatPath
 from gateway.encodings import load_encoding
 from gateway.engines import Engine, Known
 from gateway.fleet import Fleet
@@ -46,6 +46,7 @@ from gateway.policy import Policy
 from gateway.policyfile import Problem
 from gateway.replicas import Replicas, Resolve, Watched
 from gateway.revocations import Revocations
+from gateway.serving import Serving
 from gateway.settings import PREFIX, Settings, SettingsError
 from gateway.store import Store, StoreState
 from gateway.supervisor import EngineSpec, Supervisor

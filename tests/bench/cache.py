@@ -27,12 +27,14 @@ from gateway.backends import Backends
 from gateway.backends.base import Call, Chunk
 from gateway.cache import MemoryCache, RedisCache, Seal, as_stream, key_of
 from gateway.caching import Answers
-from gateway.chat import ChatPath, Serving
+from gateway.chat import ChatPath
 from gateway.fleet import Fleet
+from gateway.intake import facts_of
 from gateway.labels import Scanner
 from gateway.ledger import MemoryLedger
 from gateway.policy import Policy
 from gateway.routing import decide
+from gateway.serving import Serving
 from gateway.store import Store
 from gateway.types import Caching, Usage
 from gateway.wire.chat import parse
@@ -97,7 +99,7 @@ async def figures() -> list[Figure]:
     await asked(path, BODY)
     await answers.flights.settled()
     assert answers.counts.stores == 1, "the answer is stored"
-    facts, _ = await path.facts_of(path.serving, chat, len(BODY), path.authenticate({}), {})
+    facts, _ = await facts_of(path.serving, path.fleet, chat, len(BODY), path.authenticate({}), {})
     permit, snapshot = p.permit(facts), path.fleet.snapshot(1000.0, 0.0, 1000.0)
     decision = decide(p, facts, snapshot)
 

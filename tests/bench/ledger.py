@@ -23,7 +23,7 @@ import orjson
 from gateway.admission import Limiter
 from gateway.answers import Books
 from gateway.backends import Backends
-from gateway.chat import ChatPath, Serving
+from gateway.chat import ChatPath
 from gateway.fleet import Fleet
 from gateway.keys import Key, Keyring, digest_of
 from gateway.labels import Scanner
@@ -31,6 +31,7 @@ from gateway.ledger import Counting, MemoryLedger
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.shared import SharedLedger
 from gateway.limits import Allowance, CallerLimits, Limits
+from gateway.serving import Serving
 from gateway.store import Store
 from gateway.types import Caller, RequestFacts, TokenCount, Usage
 from tests.bench.cache import Instant, run_now

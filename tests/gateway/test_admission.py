@@ -18,7 +18,7 @@ from gateway.admission import LEASE, RENEW_EVERY, Limiter
 from gateway.answers import Books
 from gateway.backends import Backends
 from gateway.backends.base import Chunk
-from gateway.chat import ChatPath, Serving
+from gateway.chat import ChatPath
 from gateway.errors import (
     ConnectFailed,
     UpstreamCut,
@@ -38,6 +38,7 @@ from gateway.ratelimit import duration
 from gateway.record import recorded
 from gateway.reply import Reply
 from gateway.routing import decide
+from gateway.serving import Serving
 from gateway.types import Caller, Deployment, Price, Usage
 from tests.fakes import STREAM, FakeBackend, Ids, Log, deployment, policy
 

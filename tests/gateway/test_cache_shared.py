@@ -20,13 +20,14 @@ from gateway.backends import Backends
 from gateway.backends.base import Chunk
 from gateway.cache import MemoryCache, RedisCache, Seal
 from gateway.caching import Answers
-from gateway.chat import ChatPath, Serving
+from gateway.chat import ChatPath
 from gateway.fleet import Fleet
 from gateway.keys import Key, Keyring, digest_of
 from gateway.labels import Scanner
 from gateway.ledger import MemoryLedger
 from gateway.policy import Invariant, Policy
 from gateway.record import facts_from_record
+from gateway.serving import Serving
 from gateway.store import Store
 from gateway.types import ON_PREMISES, Caching, Caller, Usage
 from tests.fakes import CARD, CLOUD, HOME, OTHER, Clock, FakeBackend, Ids, Log, completion, policy

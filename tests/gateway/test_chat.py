@@ -17,7 +17,7 @@ from gateway.admission import Limiter
 from gateway.answers import Books
 from gateway.backends import Backends
 from gateway.backends.base import Call, Chunk
-from gateway.chat import ChatPath, Serving, draw_for
+from gateway.chat import ChatPath, draw_for
 from gateway.conditions import Range
 from gateway.encodings import load_encoding
 from gateway.errors import (
@@ -42,6 +42,7 @@ from gateway.policy import Invariant, Match, Policy, Rule, Slo
 from gateway.record import recorded
 from gateway.reply import Reply
 from gateway.routing import decide
+from gateway.serving import Serving
 from gateway.tokens import TiktokenCounter
 from gateway.types import Caller, EngineLoad, Permit, Price, Replica, Timeouts, usd
 from tests.fakes import (

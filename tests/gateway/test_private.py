@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from gateway.admission import Limiter
 from gateway.answers import Books
 from gateway.backends import Backends
-from gateway.chat import ChatPath, Serving
+from gateway.chat import ChatPath
 from gateway.errors import ConnectFailed, UpstreamCut, UpstreamFailed, UpstreamOverloaded, UpstreamRejected
 from gateway.fleet import Fleet
 from gateway.labels import Scanner
 from gateway.ledger import MemoryLedger
 from gateway.policy import Policy
+from gateway.serving import Serving
 from gateway.types import EngineLoad
 from tests.fakes import CARD, STREAM, Clock, FakeBackend, Ids, Log
 from tests.gateway.test_routing import NAMES, policies
