@@ -21,6 +21,7 @@ from gateway.edge import headers_of
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound, Unauthenticated, body_of, status_of
 from gateway.explain import explanation
 from gateway.facts import CHALLENGE, knows, request_id_of
+from gateway.ledger.shared import SharedLedger
 from gateway.policy import AUTO, Policy
 from gateway.reply import Reply
 from gateway.running import Gateway, PolicyState, new_id
@@ -94,7 +95,7 @@ class Pages:
             if self._gateway.access is not None:
                 told["keys"] = told_of_keys(self._gateway.access)
             if self._gateway.store is not None:
-                told["redis"] = told_of_redis(self._gateway.store.state)
+                told["redis"] = told_of_redis(self._gateway.store.state, self._gateway.shared)
         return json_response(200 if usable and not self._gateway.stopping else 503, told)
 
     def _silence(self, deployment: Deployment) -> str | None:
@@ -148,9 +149,13 @@ def told_of_keys(access: Access) -> dict[str, Any]:
     }
 
 
-def told_of_redis(state: StoreState) -> dict[str, Any]:
-    """Whether what replicas share can be asked, and how many they were when it last said."""
-    return {"up": state.up, "reason": state.reason, "replicas": state.replicas}
+def told_of_redis(state: StoreState, ledger: SharedLedger | None) -> dict[str, Any]:
+    """Whether what replicas share can be asked, how many they were when it last said, and where it holds counters that
+    no gateway wrote."""
+    told: dict[str, Any] = {"up": state.up, "reason": state.reason, "replicas": state.replicas}
+    if ledger is not None and ledger.damaged:
+        told["damaged"] = [{"key": one.key, "kind": one.kind} for one in ledger.damaged.values()]
+    return told
 
 
 def models_for(policy: Policy, caller: Caller) -> dict[str, str]:

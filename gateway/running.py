@@ -39,9 +39,9 @@ from gateway.keys import Keys
 from gateway.labels import Scanner
 from gateway.ledger import MemoryLedger
 from gateway.ledger.redis_ledger import RedisLedger
-from gateway.ledger.shared import SharedLedger
+from gateway.ledger.shared import Damage, SharedLedger
 from gateway.loads import Loads, Source
-from gateway.metrics import DeploymentFigures, KeyFigures, Metrics, PolicyFigures, UsageFigures
+from gateway.metrics import DeploymentFigures, KeyFigures, Metrics, PolicyFigures, StoreFigures, UsageFigures
 from gateway.policy import Policy
 from gateway.policyfile import Problem
 from gateway.replicas import Replicas, Resolve, Watched
@@ -165,8 +165,9 @@ class Gateway:
         books = Books(self.fleet, log, self._observed, time.monotonic)
         self.answers = _answers_of(settings, self.store)
         self.metrics.cache = self._cache_figures
-        counting = MemoryLedger() if self.store is None else SharedLedger(self.store, RedisLedger(self.store))
-        self.limiter = Limiter(counting, self.fleet, time.monotonic, time.time)
+        self.shared = None if self.store is None else SharedLedger(self.store, RedisLedger(self.store), self._damaged)
+        self.metrics.store = self._store_figures
+        self.limiter = Limiter(self.shared or MemoryLedger(), self.fleet, time.monotonic, time.time)
         self.path = ChatPath(
             serving, self.fleet, books, self.limiter, time.monotonic, time.time, new_id, answers=self.answers
         )
@@ -183,12 +184,28 @@ class Gateway:
             store = Store(settings.redis_url, changed=self._store_changed)
         except ValueError as error:
             raise SettingsError(f"{PREFIX}REDIS_URL {error}") from None
-        self.metrics.store = lambda: store.state
         return store
 
     def _store_changed(self, state: StoreState) -> None:
         self._log.info("redis", state="up" if state.up else "down", reason=state.reason, replicas=state.replicas)
         self._tell(f"redis: {'it answers again' if state.up else state.reason}")
+
+    def _store_figures(self) -> StoreFigures | None:
+        if self.store is None or self.shared is None:
+            return None
+        return StoreFigures(self.store.state, len(self.shared.damaged))
+
+    def _damaged(self, damage: Damage) -> None:
+        if damage.mended:
+            self._log.info("ledger", state="mended", kind=damage.kind, redis_key=damage.key)
+            self._tell(f"limits: {damage.key} can be read again")
+            return
+        self._log.error("ledger", state="damaged", kind=damage.kind, redis_key=damage.key)
+        self._tell(
+            f"limits: what Redis holds under {damage.key} is no counter ({damage.kind}) that a gateway wrote, so "
+            "requests that it concerns are treated as if Redis did not answer (on_redis_down): delete the key to count "
+            "from nothing, and find out who wrote to it"
+        )
 
     def _journal_of(self, settings: Settings, store: Store | None) -> Journal | None:
         """Where usage records go, if anywhere. Raises OSError where the file cannot be written, `SettingsError` where

@@ -99,6 +99,15 @@ class LedgerBusy(LedgerUnavailable):
     """The store answers others, and the asker's time was over first: too many ask at once."""
 
 
+class LedgerDamaged(LedgerUnavailable):
+    """The store answers, but what it holds of an account is nothing that a ledger wrote, so nobody knows what is taken;
+    nothing was reserved. `limit` is whose account it is; None where it is the reservation's own record."""
+
+    def __init__(self, limit: Limit | None) -> None:
+        super().__init__("what the store holds of it cannot be read")
+        self.limit = limit
+
+
 class Ledger(Protocol):
     """Reserves all holds of a request or none. `now`: seconds since 1970."""
 

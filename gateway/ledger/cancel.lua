@@ -3,7 +3,7 @@
 -- KEYS: the reservation's record, then the account of each hold.
 -- ARGV: id, milliseconds for which it is kept from being made, then for each hold its kind and amount.
 -- Returns 1 where it had been made, else 0.
-local record = redis.call('GET', KEYS[1])
+local record = record_of(KEYS[1])
 redis.call('SET', KEYS[1], 'cancelled', 'PX', ARGV[2])
 local parts = {}
 for part in string.gmatch(record or '', '%S+') do parts[#parts + 1] = part end
@@ -11,14 +11,6 @@ if #parts ~= #KEYS then return 0 end
 
 for i = 2, #KEYS do
   local at = 3 + (i - 2) * 2
-  local kind, change, place = ARGV[at], '-' .. ARGV[at + 1], parts[i]
-  if kind == 'slots' then
-    redis.call('ZREM', KEYS[i], ARGV[1])
-  elseif kind == 'period' then
-    if redis.call('HGET', KEYS[i], 'p') == place then redis.call('HINCRBY', KEYS[i], 's', change) end
-  elseif redis.call('HEXISTS', KEYS[i], place) == 1 then
-    redis.call('HINCRBY', KEYS[i], place, change)
-    redis.call('HINCRBY', KEYS[i], 's', change)
-  end
+  change_booked(ARGV[at], KEYS[i], parts[i], -tonumber(ARGV[at + 1]), ARGV[1])
 end
 return 1

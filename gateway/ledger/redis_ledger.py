@@ -17,6 +17,7 @@ from gateway.ledger.base import (
     NEVER_MS,
     Hold,
     LedgerBusy,
+    LedgerDamaged,
     LedgerUnavailable,
     Refused,
     Reservation,
@@ -24,9 +25,10 @@ from gateway.ledger.base import (
     checked,
     final,
 )
-from gateway.store import Script, ScriptCall, Store, StoreBusy, StoreUnavailable, reply_of
+from gateway.store import Script, ScriptCall, Store, StoreBusy, StoreRefused, StoreUnavailable, reply_of
 
 KEPT_FROM = 90.0  # seconds; a server that was stopped meanwhile does what it was asked before
+DAMAGED = -2
 _HERE = Path(__file__).parent
 
 
@@ -38,10 +40,10 @@ class RedisLedger:
         self._store = store
         self._tag = f"{store.prefix}:{{ledger}}"
         self._given = time == "given"
-        self._reserve = Script((_HERE / "reserve.lua").read_text())
-        self._finish = Script((_HERE / "finish.lua").read_text())
-        self._cancel = Script((_HERE / "cancel.lua").read_text())
-        self._renew = Script((_HERE / "renew.lua").read_text())
+        numbers = (_HERE / "numbers.lua").read_text()
+        self._reserve, self._finish, self._cancel, self._renew = (
+            Script(numbers + (_HERE / f"{name}.lua").read_text()) for name in ("reserve", "finish", "cancel", "renew")
+        )
         self._ending: set[asyncio.Task[bool]] = set()
 
     async def reserve(
@@ -52,7 +54,7 @@ class RedisLedger:
 
         def abandoned(replies: list[Any]) -> None:
             made = None
-            with suppress(ValueError, StoreUnavailable):  # it was cancelled, or never made
+            with suppress(ValueError, LedgerUnavailable, StoreUnavailable):  # it was cancelled, or never made
                 made = self.reserved(id, holds, replies[0])
             if isinstance(made, Reservation):
                 task = asyncio.create_task(self._given_back(made, now))
@@ -64,6 +66,8 @@ class RedisLedger:
             return self.reserved(id, holds, reply)
         except StoreBusy as error:
             raise LedgerBusy(str(error)) from None
+        except StoreRefused:
+            raise LedgerDamaged(None) from None
         except StoreUnavailable as error:
             raise LedgerUnavailable(str(error)) from None
 
@@ -79,6 +83,8 @@ class RedisLedger:
     def reserved(self, id: str, holds: Sequence[Hold], reply: Any) -> Reservation | Refused:
         """What the reply to that command means. Raises as `reserve` does, and `StoreUnavailable`."""
         outcome, *told = reply_of(reply)
+        if outcome == DAMAGED:
+            raise LedgerDamaged(holds[told[0] - 2].limit if told[0] > 1 else None)
         if outcome < 0:
             raise ValueError("a reservation of that id is open")
         if not outcome:
@@ -129,8 +135,12 @@ class RedisLedger:
         except LedgerUnavailable:
             return False  # its lease ends it
 
+    def key_of(self, account: str) -> str:
+        """Where the store has it."""
+        return f"{self._tag}:{account}"
+
     def _keys(self, id: str, holds: Sequence[Hold]) -> list[str]:
-        return [f"{self._tag}:open:{id}", *(f"{self._tag}:{hold.limit.account}" for hold in holds)]
+        return [self.key_of(f"open:{id}"), *(self.key_of(hold.limit.account) for hold in holds)]
 
     def _now(self, now: float) -> int | str:
         return int(now * 1000) if self._given else ""

@@ -3,18 +3,16 @@
 -- ARGV: milliseconds since 1970 (empty: the server's own time), id, lease in milliseconds, then for each hold its kind,
 --       amount, limit, and the window in seconds or the starts of periods, separated by commas.
 -- Returns {1, lease's end, used, place, used, place, ...}, {0, position of the hold, wait in ms or -1, used, used, ...},
--- or {-1} where a reservation of that id is open, or was cancelled before it was made.
-local function whole(number) return string.format('%d', number) end -- Lua would write 1.7e15
-
-local now = tonumber(ARGV[1])
-if not now then
-  local time = redis.call('TIME')
-  now = time[1] * 1000 + math.floor(time[2] / 1000)
-end
+-- {-1} where a reservation of that id is open, or was cancelled before it was made, or {-2, position of the key} where
+-- one holds what no script of ours wrote. Nothing is reserved then, and nothing mended: only an operator knows whether a
+-- sum that cannot be read was small. A sum that is wrong, but a number, is believed.
+-- Whatever the keys hold, the script ends: it looks at no more seconds than a window has.
+local now = milliseconds(ARGV[1])
 local second = math.floor(now / 1000)
 local id, lease = ARGV[2], tonumber(ARGV[3])
-local record = redis.call('GET', KEYS[1]) or '0'
-if record == 'cancelled' or tonumber(string.match(record, '^%d+')) > now then return {-1} end
+local record = record_of(KEYS[1])
+if record == nil then return {-2, 1} end
+if record == 'cancelled' or (record and tonumber(string.match(record, '^%d+')) > now) then return {-1} end
 
 local function amounts_between(key, first, last)
   local seconds = {}
@@ -22,41 +20,51 @@ local function amounts_between(key, first, last)
   return seconds, redis.call('HMGET', key, unpack(seconds))
 end
 
+local A_DAY = 86400 -- by which a clock may have been set back; what is later is damage
 local kinds = {}
 
 -- A hash: o, the oldest second that is kept; n, the latest that was seen; s, the sum; and each second's amount.
+-- `at` is false where that is not so, and `wait` nil.
 kinds.rolling = {
   at = function(hold)
-    local head = redis.call('HMGET', hold.key, 'o', 'n', 's')
-    if not head[1] then
-      hold.oldest, hold.place, hold.used = second, second, 0
-      hold.newest = second
-      return
+    local window = tonumber(hold.extra)
+    local head = redis.pcall('HMGET', hold.key, 'o', 'n', 's', whole(second))
+    if head.err then return false end
+    if not (head[1] or head[2] or head[3]) then
+      hold.oldest, hold.newest, hold.place, hold.used = second, second, second, 0
+      return redis.call('EXISTS', hold.key) == 0
     end
-    local oldest, newest, sum = tonumber(head[1]), tonumber(head[2]), tonumber(head[3])
-    local place = newest
-    if second > newest then
-      place = second
-      redis.call('HSET', hold.key, 'n', whole(place))
-    end
-    local first = place - tonumber(hold.extra)
+    local oldest, newest, sum, there = count(head[1]), count(head[2]), count(head[3]), head[4]
+    if not (oldest and newest and sum) then return false end
+    if oldest > newest or newest - oldest > window or newest > second + A_DAY then return false end
+    local place = math.max(newest, second)
+    if place > second then there = redis.call('HGET', hold.key, whole(place)) end
+    if there and not count(there) then return false end
+    local first = place - window
     if oldest < first then
       local seconds, amounts = amounts_between(hold.key, oldest, math.min(first - 1, newest))
-      for i = 1, #seconds do sum = sum - tonumber(amounts[i] or '0') end
+      for i = 1, #seconds do
+        local amount = count(amounts[i] or '0')
+        if not amount then return false end
+        sum = sum - amount
+      end
+      if sum < 0 or (first > newest and sum > 0) then return false end
       redis.call('HDEL', hold.key, unpack(seconds))
       oldest = first
       redis.call('HSET', hold.key, 'o', whole(oldest), 's', whole(sum))
     end
+    if place > newest then redis.call('HSET', hold.key, 'n', whole(place)) end
     hold.known, hold.oldest, hold.newest, hold.place, hold.used = true, oldest, newest, place, sum
+    return true
   end,
   wait = function(hold)
     local excess = hold.used + hold.amount - hold.most
     local seconds, amounts = amounts_between(hold.key, hold.oldest, hold.newest)
     for i = 1, #seconds do
-      excess = excess - tonumber(amounts[i] or '0')
+      excess = excess - (count(amounts[i] or '0') or 0)
       if excess <= 0 then return (tonumber(seconds[i]) + tonumber(hold.extra) + 1) * 1000 - now end
     end
-    return 0
+    return nil -- the seconds hold less than the sum says
   end,
   add = function(hold)
     if not hold.known then redis.call('HSET', hold.key, 'o', whole(hold.place), 'n', whole(hold.place)) end
@@ -76,13 +84,17 @@ kinds.period = {
       hold.starts[#hold.starts + 1] = begins
       if not start or begins <= second then start = begins end
     end
-    local head = redis.call('HMGET', hold.key, 'p', 's')
-    local known = tonumber(head[1] or nil)
+    local head = redis.pcall('HMGET', hold.key, 'p', 's')
+    if head.err then return false end
+    local known, sum = count(head[1]), count(head[2])
+    if (head[1] or head[2] or redis.call('EXISTS', hold.key) == 1) and not (known and sum) then return false end
+    if known and known > hold.starts[#hold.starts] then return false end
     if known and known >= start then
-      hold.place, hold.used = known, tonumber(head[2])
+      hold.place, hold.used = known, sum
     else
       hold.place, hold.used, hold.new = start, 0, true
     end
+    return true
   end,
   wait = function(hold)
     for _, begins in ipairs(hold.starts) do
@@ -101,10 +113,14 @@ kinds.period = {
 -- A sorted set: the ids, by their leases' ends.
 kinds.slots = {
   at = function(hold)
-    redis.call('ZREMRANGEBYSCORE', hold.key, '-inf', whole(now))
+    if type(redis.pcall('ZREMRANGEBYSCORE', hold.key, '-inf', whole(now))) == 'table' then return false end
     hold.place, hold.used = 0, redis.call('ZCARD', hold.key)
+    return true
   end,
-  wait = function() return 1000 end,
+  wait = function(hold)
+    if redis.call('ZCOUNT', hold.key, whole(now + A_DAY_MS), '+inf') > 0 then return nil end -- no lease is so long
+    return 1000
+  end,
   add = function(hold)
     redis.call('ZADD', hold.key, whole(now + lease), id)
     local kept = lease + 60000
@@ -119,11 +135,12 @@ for i = 2, #KEYS do
     key = KEYS[i], kind = kinds[ARGV[at]], amount = tonumber(ARGV[at + 1]), most = tonumber(ARGV[at + 2]),
     extra = ARGV[at + 3],
   }
-  hold.kind.at(hold)
+  if not hold.kind.at(hold) then return {-2, i} end
   holds[#holds + 1] = hold
   if hold.used + hold.amount > hold.most and worst_wait ~= -1 then
     local wait = -1
     if hold.amount <= hold.most then wait = hold.kind.wait(hold) end
+    if not wait then return {-2, i} end
     if not worst or wait == -1 or wait > worst_wait then worst, worst_wait = #holds, wait end
   end
 end
@@ -134,12 +151,12 @@ if worst then
   return reply
 end
 local reply = {1, now + lease}
-record = whole(now + lease) -- and the places, for who knows of no reply: see cancel.lua
+local places = whole(now + lease) -- and the places, for who knows of no reply: see cancel.lua
 for _, hold in ipairs(holds) do
   hold.kind.add(hold)
   reply[#reply + 1] = hold.used + hold.amount
   reply[#reply + 1] = hold.place
-  record = record .. ' ' .. whole(hold.place)
+  places = places .. ' ' .. whole(hold.place)
 end
-redis.call('SET', KEYS[1], record, 'PX', whole(lease + 60000))
+redis.call('SET', KEYS[1], places, 'PX', whole(lease + 60000))
 return reply

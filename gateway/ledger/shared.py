@@ -4,17 +4,27 @@ not.
 Owns what happens in between: that an end which could not be told is told later, for as long as its lease lasts; that a
 reservation of which nobody knows whether it was made is undone, so that nothing is booked of a request that was never
 let in; and that each replica alone counts against its share (`local_share`), refuses (`closed`) or counts nothing
-(`open`). Refuses to merge: what was counted alone is not added to the shared sums afterwards.
+(`open`). The same holds for a request one of whose accounts cannot be read, because something else wrote to it: what is
+damaged is never taken for room. Refuses to merge: what was counted alone is not added to the shared sums afterwards.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
 
-from gateway.ledger.base import Hold, LedgerBusy, LedgerUnavailable, Limit, Refused, Reservation, Spent
+from gateway.ledger.base import (
+    Hold,
+    LedgerBusy,
+    LedgerDamaged,
+    LedgerUnavailable,
+    Limit,
+    Refused,
+    Reservation,
+    Spent,
+)
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.store import Store
@@ -22,15 +32,32 @@ from gateway.store import Store
 RETRY_EVERY = 1.0  # seconds
 RETRY_FOR = 30.0  # by then the lease is over, and all stays booked as reserved
 DOWN_WAIT_MS = 1_000  # when to ask again for what cannot be counted now
+LEAST_TRY = 0.01  # seconds: an exchange takes as long on a busy network, so with less left none is begun
+RECORD = "open:"  # what is before a reservation's id in its key
+MOST_DAMAGED = 100  # accounts that are told of
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What the store holds of an account is nothing that a ledger wrote; or, `mended`, can be read again. `key` is
+    where the store has it, `kind` the limit's; both are fit for an operator's eyes."""
+
+    account: str
+    kind: str
+    key: str
+    mended: bool = False
 
 
 class SharedLedger:
     """Implements `Ledger`, and never raises `LedgerUnavailable` for a reservation. Invariant: a reservation ends where
     it was made."""
 
-    def __init__(self, store: Store, shared: RedisLedger) -> None:
+    def __init__(self, store: Store, shared: RedisLedger, damaged: Callable[[Damage], None] = lambda _: None) -> None:
+        """`damaged` is told once when an account is found damaged, and once when it can be read again."""
         self._store = store
         self._shared = shared
+        self._tell_damage = damaged
+        self._damaged: dict[str, Damage] = {}
         self._own = MemoryLedger()
         self._shares: dict[tuple[Limit, int], Limit] = {}
         self._telling: set[asyncio.Task[bool]] = set()
@@ -42,15 +69,21 @@ class SharedLedger:
         clock = asyncio.get_running_loop().time
         until = None if within is None else clock() + within
         for again in count():
-            left = None if until is None else until - clock()
             if not self._store.state.up:
                 break
+            left = None if until is None else until - clock()
             # While it counts for the others, a share of our own would come on top of what they take.
-            if left is not None and left <= 0:
+            if left is not None and left < LEAST_TRY:
                 return self._unchecked(holds) or await self._alone(id, holds, lease_s, now)
             asked = f"{id}+{again}" if again else id
             try:
-                return await self._shared.reserve(asked, holds, lease_s, now, left)
+                made = await self._shared.reserve(asked, holds, lease_s, now, left)
+                if self._damaged:
+                    self._mended(holds)
+                return made
+            except LedgerDamaged as damaged:
+                self._found(damaged.limit)
+                break
             except LedgerBusy:
                 until = clock()
                 self._undo(asked, holds)
@@ -65,6 +98,24 @@ class SharedLedger:
         """Where nobody knows whether there is room; None where all limits are open then."""
         strict = next((hold for hold in holds if hold.limit.on_down != "open"), None)
         return None if strict is None else Refused(strict, DOWN_WAIT_MS, (0,) * len(holds), unchecked=True)
+
+    @property
+    def damaged(self) -> Mapping[str, Damage]:
+        """The accounts that could not be read when they were last asked for."""
+        return self._damaged
+
+    def _found(self, limit: Limit | None) -> None:
+        """Every replica finds the same, so each counts as its limits say while the store does not answer."""
+        account, kind = (RECORD, "record") if limit is None else (limit.account, limit.kind)
+        if account in self._damaged or len(self._damaged) >= MOST_DAMAGED:
+            return
+        damage = self._damaged[account] = Damage(account, kind, self._shared.key_of(account))
+        self._tell_damage(damage)
+
+    def _mended(self, holds: Sequence[Hold]) -> None:
+        for account in (RECORD, *(hold.limit.account for hold in holds)):
+            if damage := self._damaged.pop(account, None):
+                self._tell_damage(replace(damage, mended=True))
 
     def _undo(self, id: str, holds: Sequence[Hold]) -> None:
         """Nobody knows whether that was reserved."""

@@ -4,7 +4,7 @@
 """
 
 from gateway.metrics.described import METRICS, Described, table
-from gateway.metrics.figures import BUCKETS, DeploymentFigures, KeyFigures, PolicyFigures, UsageFigures
+from gateway.metrics.figures import BUCKETS, DeploymentFigures, KeyFigures, PolicyFigures, StoreFigures, UsageFigures
 from gateway.metrics.sums import MOST_ROWS, MOST_TENANTS, OTHER, Metrics
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "KeyFigures",
     "Metrics",
     "PolicyFigures",
+    "StoreFigures",
     "UsageFigures",
     "table",
 ]

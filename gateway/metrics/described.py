@@ -201,6 +201,12 @@ KEYS_IN_STEP = Described(
 STORE_UP = Described("hybridgate_redis_up", "gauge", (), "1 while Redis answers, 0 while nobody waits for it.")
 STORE_FAILURES = Described("hybridgate_redis_failures_total", "counter", (), "Exchanges with Redis that failed.")
 STORE_REPLICAS = Described("hybridgate_redis_replicas", "gauge", (), "Gateways that share it, as it last said.")
+STORE_DAMAGED = Described(
+    "hybridgate_redis_damaged_counters",
+    "gauge",
+    (),
+    "Counters of limits in Redis that hold what no gateway wrote. Their limits do what `on_redis_down` says.",
+)
 
 METRICS = (
     REQUESTS,
@@ -243,6 +249,7 @@ METRICS = (
     STORE_UP,
     STORE_FAILURES,
     STORE_REPLICAS,
+    STORE_DAMAGED,
     USAGE_LOST,
     USAGE_WAITING,
 )

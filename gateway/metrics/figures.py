@@ -32,6 +32,7 @@ from gateway.metrics.described import (
     POLICY_LOADS,
     REPLICA_IN_FLIGHT,
     REPLICA_UP,
+    STORE_DAMAGED,
     STORE_FAILURES,
     STORE_REPLICAS,
     STORE_UP,
@@ -89,6 +90,14 @@ class KeyFigures:
     loads: int
     failures: int
     errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFigures:
+    """The store that replicas share, and how many of its counters could not be read."""
+
+    state: StoreState
+    damaged: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +173,12 @@ def of_cache(counts: Counts, entries: int, size: int) -> Iterator[Metric]:
     yield gauge(CACHE_BYTES, {(): size})
 
 
-def of_store(state: StoreState) -> Iterator[Metric]:
+def of_store(store: StoreFigures) -> Iterator[Metric]:
     """Of the store that replicas share."""
-    yield gauge(STORE_UP, {(): state.up})
-    yield counted(STORE_FAILURES, {(): state.failures})
-    yield gauge(STORE_REPLICAS, {(): state.replicas})
+    yield gauge(STORE_UP, {(): store.state.up})
+    yield counted(STORE_FAILURES, {(): store.state.failures})
+    yield gauge(STORE_REPLICAS, {(): store.state.replicas})
+    yield gauge(STORE_DAMAGED, {(): store.damaged})
 
 
 def of_keys(keys: KeyFigures) -> Iterator[Metric]:

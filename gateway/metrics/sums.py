@@ -43,6 +43,7 @@ from gateway.metrics.figures import (
     Histogram,
     KeyFigures,
     PolicyFigures,
+    StoreFigures,
     UsageFigures,
     counted,
     histogram,
@@ -53,7 +54,6 @@ from gateway.metrics.figures import (
     of_store,
     of_usage,
 )
-from gateway.store import StoreState
 from gateway.telemetry import Record
 from gateway.types import NUSD_PER_USD
 
@@ -113,7 +113,7 @@ class Metrics(Collector):
         """`now` is asked at each scrape."""
         self.keys: Callable[[], KeyFigures] | None = None
         self.cache: Callable[[], tuple[Counts, int, int]] | None = None
-        self.store: Callable[[], StoreState] | None = None
+        self.store: Callable[[], StoreFigures | None] = lambda: None
         self.usage: Callable[[], UsageFigures] | None = None
         self._tenants: dict[str, _Tenant] = {}
         self._decided = Histogram(FINE_BUCKETS)
@@ -231,8 +231,8 @@ class Metrics(Collector):
             yield from of_cache(*self.cache())
         if self.keys is not None:
             yield from of_keys(self.keys())
-        if self.store is not None:
-            yield from of_store(self.store())
+        if (store := self.store()) is not None:
+            yield from of_store(store)
         if self.usage is not None:
             yield from of_usage(self.usage())
 

@@ -34,7 +34,7 @@ from typing import Any
 from redis.exceptions import NoScriptError, RedisError
 
 from gateway.store.clients import FAILURES, Argument, Command, client_of
-from gateway.store.patience import GRACE, LATE, Overdue, Patience
+from gateway.store.patience import Deadline, Overdue, Patience
 
 TIMEOUT = 0.04  # seconds for one exchange, connecting included; redis-py's own defaults wait and try again for 12 s
 MOST_WAIT = 0.1  # seconds that one request waits for all its exchanges together
@@ -60,6 +60,10 @@ class StoreUnavailable(Exception):
 
 class StoreBusy(StoreUnavailable):
     """The asker's own time was over first, while the store answers others: too many ask at once here."""
+
+
+class StoreRefused(StoreUnavailable):
+    """The server does what others ask, and not this command: our defect, or what its key holds is of another kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,11 @@ class _Asked:
     commands: Sequence[Command | ScriptCall]
     replies: asyncio.Future[list[Any]]
     abandoned: Callable[[list[Any]], None] | None
+
+    def too_late(self) -> None:
+        """The asker waits no longer."""
+        if not self.replies.done():
+            self.replies.set_exception(StoreBusy("too much is waiting for it"))
 
 
 class Store:
@@ -194,12 +203,12 @@ class Store:
         asked = _Asked(commands, loop.create_future(), abandoned)
         self._waiting.append(asked)
         self._take_off(loop)
-        due = loop.time() + (max(MOST_WAIT, 2 * self._timeout) if within is None else within)
-        timer = loop.call_at(due, _too_late, asked.replies, due)
+        seconds = max(MOST_WAIT, 2 * self._timeout) if within is None else within
+        deadline = Deadline(seconds, asked.too_late)
         try:
             return await asked.replies
         finally:
-            timer.cancel()
+            deadline.cancel()
 
     async def keys(self, pattern: str, within: float = 60.0) -> AsyncIterator[bytes]:
         """The names of all keys like the pattern, some perhaps twice, for an operator who can wait. Raises
@@ -339,7 +348,7 @@ def reply_of(reply: Any) -> Any:
 
 def _refused(error: RedisError) -> StoreUnavailable:
     told = _told(error)
-    return _Unable(told) if told.startswith((*_UNABLE, *_UNABLE_FOR_US)) else StoreUnavailable(told)
+    return _Unable(told) if told.startswith((*_UNABLE, *_UNABLE_FOR_US)) else StoreRefused(told)
 
 
 def _told(error: Exception) -> str:
@@ -369,13 +378,3 @@ def _tell(batch: Iterable[_Asked], reason: str) -> None:
     for asked in batch:
         if not asked.replies.done():
             asked.replies.set_exception(StoreUnavailable(reason))
-
-
-def _too_late(replies: asyncio.Future[list[Any]], due: float) -> None:
-    if replies.done():
-        return
-    loop = asyncio.get_running_loop()
-    if loop.time() - due > LATE:
-        loop.call_later(GRACE, _too_late, replies, loop.time() + GRACE)
-    else:
-        replies.set_exception(StoreBusy("too much is waiting for it"))

@@ -20,6 +20,7 @@ from gateway.metrics import (
     KeyFigures,
     Metrics,
     PolicyFigures,
+    StoreFigures,
     UsageFigures,
     table,
 )
@@ -143,7 +144,7 @@ def test_every_metric_is_told_under_the_name_and_labels_that_are_documented() ->
     metrics = Metrics(now)
     metrics.keys = lambda: KeyFigures({"valid": 2, "expired": 0, "revoked": 1}, loads=1, failures=0, errors=0)
     metrics.cache = lambda: (Counts(hits=2, misses=1, stores=1), 1, 700)
-    metrics.store = lambda: StoreState(replicas=3)
+    metrics.store = lambda: StoreFigures(StoreState(replicas=3), damaged=1)
     metrics.usage = lambda: UsageFigures(lost=0, waiting=2)
     moved = [Moved("home", 1, "cannot be reached")]
     failed = [Outcome(Attempt("home", 1), "x")]

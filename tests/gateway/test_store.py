@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from gateway.ledger import Hold, LedgerUnavailable, Limit, Refused, Reservation
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.store import MOST_WAIT, TIMEOUT, Script, Store, StoreState, StoreUnavailable, checked_url, reply_of
+from gateway.store.patience import MOST_TURNS
 from tests.redis_proxy import Proxy, proxied
 from tests.redis_server import Watched, redis_sentinel, redis_server
 
@@ -117,6 +118,33 @@ def test_a_busy_process_is_not_a_slow_store(url: str) -> None:
                 time.sleep(TIMEOUT + 0.03)  # noqa: ASYNC251 - what holds up the event loop
                 assert (await answer)[0]
             assert store.state.failures == 0
+
+    asyncio.run(check())
+
+
+async def busy(turn: float) -> None:
+    """A process whose event loop has so many seconds to work in each turn; for ever."""
+    while True:
+        time.sleep(turn)  # noqa: ASYNC251 - what holds up the event loop
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("turn", [0.004, 0.015])
+@pytest.mark.parametrize("how", ["silent", "well"])
+def test_however_busy_the_process_is_a_wait_ends_and_what_has_come_is_read(url: str, how: str, turn: float) -> None:
+    async def check() -> None:
+        async with proxied(url) as proxy, Store(proxy.url) as store, Store(url, timeout=5.0) as direct:
+            assert (await asked(store))[0] and (await asked(direct))[0]
+            proxy.silent = True
+            working = asyncio.create_task(busy(turn))
+            try:
+                for _ in range(4):
+                    answered, seconds = await asked(store if how == "silent" else direct)
+                    assert answered is (how == "well")
+                    assert seconds < MOST_WAIT + (MOST_TURNS + 2) * turn + BUSY / 2
+            finally:
+                working.cancel()
+            assert store.state.up is (how == "well") and direct.state.failures == 0
 
     asyncio.run(check())
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from openai import APIStatusError, AsyncOpenAI, BadRequestError, RateLimitError
+from redis.asyncio import Redis
 
 from gateway.demo.providers import Behaviour, FakeProviders, serving
 from gateway.keyfile import compile_keys
 from gateway.keys import digest_of
 from gateway.loading import known_names, read_policy
+from gateway.pages import told_of_redis
 from gateway.settings import Settings, SettingsError
 from gateway.store import Store
 from tests.redis_proxy import proxied
@@ -127,6 +129,32 @@ def test_two_gateways_share_a_providers_limit_and_say_how_redis_is(tmp_path: Pat
             (line,) = [line for line in a.log.lines if line["event"] == "redis"]
             assert (line["state"], line["reason"], line["replicas"]) == ("down", "it cannot be reached", 2)
             assert b"hybridgate_redis_up 0.0" in a.gateway.metrics.exposition()
+
+    with redis_server(tmp_path) as url:
+        asyncio.run(check(url))
+
+
+def test_a_counter_that_something_else_wrote_to_closes_a_strict_budget_and_is_told_once(tmp_path: Path) -> None:
+    async def check(url: str) -> None:
+        async with (
+            gateway(tmp_path, "usd_per_day: 5, budget: strict, requests_per_minute: 9", redis=url) as g,
+            Redis.from_url(url) as redis,
+        ):
+            assert (await create(g, max_tokens=50)).status_code == 200
+            key = "hybridgate:{ledger}:key:crm usd/day"
+            await redis.set(key, "4")
+            for _ in range(2):
+                with pytest.raises(APIStatusError, match="cannot be checked now") as caught:
+                    await create(g, max_tokens=50)
+                assert caught.value.status_code == 503 and caught.value.code == "limits_unavailable"
+            (line,) = [line for line in g.log.lines if line["event"] == "ledger"]
+            assert (line["state"], line["kind"], line["redis_key"]) == ("damaged", "period", key)
+            assert b"hybridgate_redis_damaged_counters 1.0" in g.gateway.metrics.exposition()
+            told = told_of_redis(store_of(g).state, g.gateway.shared)
+            assert told["up"] and told["damaged"] == [{"key": key, "kind": "period"}]
+            await redis.delete(key)
+            assert (await create(g, max_tokens=50)).status_code == 200
+            assert [line["state"] for line in g.log.lines if line["event"] == "ledger"] == ["damaged", "mended"]
 
     with redis_server(tmp_path) as url:
         asyncio.run(check(url))
