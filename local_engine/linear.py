@@ -1,18 +1,21 @@
 """Owns how a CPU multiplies by weights that never change; refuses to choose what is computed: each layer gives what
 `nn.Linear` gives, but for rounding.
 
-Three ways, each measured in README.md beside this file:
+Four ways, each measured in README.md beside this file:
 
 - packed: oneDNN keeps the weights in an order of its own, by two operators that torch's compiler uses and does not
   promise. Where they are missing, fail or differ from the plain layer, the plain layer stays.
-- widened: on a CPU that cannot multiply 16-bit numbers, torch takes five times as long as in float32; so some rows of
-  weights at a time are made float32 and multiplied as such. They stay in memory as they are.
+- halves: on a CPU that cannot multiply 16-bit numbers, torch takes five times as long as in float32; FBGEMM keeps the
+  weights as float16 in an order of its own and makes them float32 in registers, as they are multiplied.
+- widened: where FBGEMM is missing, some rows of weights at a time are made float32 and multiplied as such.
 - together: layers that read the same input (query, key and value; gate and up) are one multiplication.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,11 +34,17 @@ HINT = 32
 """Rows that oneDNN orders the weights for: good for 2 to 256, and at 1 within a few percent of the plain layer; ordered
 for 1, everything else is twice as slow."""
 
+SIZES = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
+"""Rows that oneDNN is given: others are filled up to the next of these, more than the last come in parts. It compiles a
+kernel for each number of rows and size of weights, about half a megabyte of them, and keeps a thousand."""
+
 FEW = 4
 """Below so many rows the 16-bit layer is faster as it is than widened."""
 
 SCRATCH_BYTES = 2 * 2**20
 """Of weights in float32 at a time: what stays in a core's second-level cache until it is multiplied."""
+
+SIXTEEN = (torch.bfloat16, torch.float16)
 
 TOLERANCES = {torch.float32: 1e-5}
 OTHER_TOLERANCE = 2e-2
@@ -45,6 +54,9 @@ CHECKED_ROWS = (1, 2 * FEW)
 
 Multiply = Callable[[Tensor], Tensor]
 """[…, in] → […, out]."""
+
+Way = Callable[[Tensor, Tensor | None], Multiply]
+"""From weights [out, in] and perhaps a bias [out]."""
 
 FAILURES = (RuntimeError, AttributeError, NotImplementedError, TypeError)
 """What a private operator may raise that is gone, changed, or not for this CPU."""
@@ -63,8 +75,48 @@ class Packed:
         return cls(torch.ops.mkldnn._reorder_linear_weight(weight, HINT), bias)
 
     def __call__(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return in_sizes(self._multiplied, x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+
+    def _multiplied(self, rows: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
         return out
+
+
+def in_sizes(multiply: Multiply, rows: Tensor) -> Tensor:
+    """What `multiply` gives for these rows, while it meets no other numbers of rows than SIZES."""
+    if len(rows) > SIZES[-1]:
+        return torch.cat([in_sizes(multiply, part) for part in torch.split(rows, SIZES[-1])])
+    lacking = SIZES[bisect_left(SIZES, len(rows))] - len(rows)
+    return multiply(functional.pad(rows, (0, 0, 0, lacking)))[: len(rows)] if lacking else multiply(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Halves:
+    """FBGEMM's multiplication: float16 weights, float32 inputs and sums, and the result rounded once.
+
+    bfloat16 has fewer digits than float16 but more exponents: weights are stored times a power of two, which leaves
+    the largest below 2^15, and all those exact that are not 2^31 times smaller. `factor`: [1], its inverse.
+    """
+
+    packed: Any
+    factor: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None) -> Halves:
+        """Raises one of FAILURES where this CPU or this torch cannot, and for what is not 16 bits wide."""
+        if weight.dtype not in SIXTEEN:
+            raise TypeError(f"weights of {weight.dtype} do not fit into float16")
+        largest = float(weight.abs().max())
+        if not math.isfinite(largest):
+            raise RuntimeError("float16 would hide that these weights are broken")
+        exponent = 0 if weight.dtype is torch.float16 else min(126, 15 - math.frexp(largest)[1])
+        wide = torch.ldexp(weight.float(), torch.tensor(exponent))
+        packed = torch.ops.quantized.linear_prepack_fp16(wide, None if bias is None else bias.float())
+        return cls(packed, torch.ldexp(torch.ones(1), torch.tensor(-exponent)))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.quantized.linear_dynamic_fp16(x * self.factor, self.packed)
+        return out.to(x.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +129,9 @@ class Widened:
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None) -> Widened:
+        """Raises one of FAILURES for what is not 16 bits wide."""
+        if weight.dtype not in SIXTEEN:
+            raise TypeError(f"weights of {weight.dtype} are as wide as they get")
         rows = max(1, min(weight.shape[0], SCRATCH_BYTES // (4 * weight.shape[1])))
         return cls(weight, bias, torch.empty(rows, weight.shape[1]))
 
@@ -94,6 +149,10 @@ class Widened:
             else:
                 out[:, begin : begin + step] = torch.addmm(self.bias[begin : begin + step].float(), wide, some.t())
         return out.view(*x.shape[:-1], -1)
+
+
+WAYS: tuple[Way, ...] = (Packed.of, Halves.of, Widened.of)
+"""The fastest first."""
 
 
 class FrozenLinear(nn.Module):
@@ -142,21 +201,21 @@ class Prepared:
 
 
 @torch.inference_mode()
-def prepare(model: Any, *, pack: Callable[[Tensor, Tensor | None], Multiply] = Packed.of) -> Prepared:
+def prepare(model: Any, *, ways: Sequence[Way] = WAYS) -> Prepared:
     """Replace the linear layers of a model on a CPU by faster ones; quantized layers stay as they are.
 
     The weights move: nothing may train, save or tie them afterwards. A layer for which no faster way gives what the
     plain one gives stays as it is; one line in the log tells how many.
     """
-    ways, layers, plain = set[str](), 0, 0
+    taken, layers, plain = set[str](), 0, 0
     for parent, names in list(_sites(model)):
         linears = [layer for name in names if isinstance(layer := parent.get_submodule(name), nn.Linear)]
         layers += len(linears)
-        found = _faster(linears, pack)
+        found = _faster(linears, ways)
         if found is None:
             plain += len(linears)
             continue
-        ways.add(type(found).__name__.lower())
+        taken.add(type(found).__name__.lower())
         if len(names) == 1:
             made = [FrozenLinear(found, linears[0].out_features)]
         else:
@@ -165,7 +224,7 @@ def prepare(model: Any, *, pack: Callable[[Tensor, Tensor | None], Multiply] = P
             setattr(parent, name, module)
     if plain:
         log.info("%d of %d linear layers stay as they are: this CPU or this torch has no faster way", plain, layers)
-    return Prepared(" and ".join(sorted(ways)) or "plain", layers, plain)
+    return Prepared(" and ".join(sorted(taken)) or "plain", layers, plain)
 
 
 @torch.inference_mode()
@@ -175,11 +234,9 @@ def copied_bytes(model: Any, dtype: torch.dtype) -> int:
     output = model.get_output_embeddings()
     if type(output) is not nn.Linear or output.weight is not model.get_input_embeddings().weight:
         return 0
-    try:
-        Packed.of(torch.zeros(HINT, HINT, dtype=dtype), None)
-    except FAILURES:
-        return 0
-    return int(output.weight.numel() * dtype.itemsize)
+    sample = nn.Linear(HINT, HINT, bias=False, dtype=dtype)
+    copies = type(_faster([sample], WAYS)) in (Packed, Halves)
+    return int(output.weight.numel() * dtype.itemsize) if copies else 0
 
 
 def _sites(model: Any) -> Iterator[tuple[nn.Module, Sequence[str]]]:
@@ -198,14 +255,13 @@ def _alike(linears: Sequence[Any]) -> bool:
     return len({(one.in_features, one.weight.dtype, one.bias is None) for one in linears}) == 1
 
 
-def _faster(linears: Sequence[nn.Linear], pack: Callable[[Tensor, Tensor | None], Multiply]) -> Multiply | None:
+def _faster(linears: Sequence[nn.Linear], ways: Sequence[Way]) -> Multiply | None:
     """A multiplication that gives all their outputs, one after the other; None where none gives what they give."""
     first = linears[0]
     weight = first.weight if len(linears) == 1 else torch.cat([one.weight.detach() for one in linears])
     biases = [one.bias.detach() for one in linears if one.bias is not None]
     bias = torch.cat(biases) if biases else None
-    sixteen = weight.dtype in (torch.bfloat16, torch.float16)
-    for way in (pack, Widened.of) if sixteen else (pack,):
+    for way in ways:
         try:
             found = way(weight.detach(), bias)
             if all(_agrees(found, linears, rows) for rows in CHECKED_ROWS):

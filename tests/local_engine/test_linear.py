@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from local_engine import linear
-from local_engine.linear import FrozenLinear, Multiply, Packed, Widened, copied_bytes, prepare
+from local_engine.linear import WAYS, FrozenLinear, Halves, Multiply, Way, Widened, copied_bytes, prepare
 from tests.tiny_models import tiny_model
 
 IN, OUT = 96, 160
@@ -44,14 +43,16 @@ def inputs(rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return torch.randn(1, rows, IN).to(dtype), torch.randn(1, rows, IN).to(dtype)
 
 
-@pytest.mark.parametrize("pack", [Packed.of, plainly], ids=["this machine's", "plain"])
+@pytest.mark.parametrize(
+    "ways", [WAYS, (Halves.of, Widened.of), (Widened.of,), (plainly,)], ids=["all", "halves", "widened", "plain"]
+)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @torch.inference_mode()
-def test_every_layer_gives_what_it_gave(dtype: torch.dtype, bias: bool, pack: Any) -> None:
+def test_every_layer_gives_what_it_gave(dtype: torch.dtype, bias: bool, ways: Sequence[Way]) -> None:
     plain, ours = Block(dtype, bias=bias), Block(dtype, bias=bias)
-    prepare(ours, pack=pack)
-    for rows in (1, 2, 3, 4, 5, 33, 200):
+    prepare(ours, ways=ways)
+    for rows in (1, 2, 3, 4, 5, 33, 64, 65, 200):
         for expected, found in zip(plain(*inputs(rows, dtype)), ours(*inputs(rows, dtype)), strict=True):
             assert found.dtype is dtype
             tolerance = 1e-5 if dtype is torch.float32 else 2e-2
@@ -61,7 +62,7 @@ def test_every_layer_gives_what_it_gave(dtype: torch.dtype, bias: bool, pack: An
 def test_all_layers_of_a_block_are_replaced_and_the_log_is_silent(caplog: pytest.LogCaptureFixture) -> None:
     block = Block(torch.float32, bias=False)
     with caplog.at_level(logging.INFO):
-        found = prepare(block, pack=plainly)
+        found = prepare(block, ways=(plainly,))
     assert (found.layers, found.plain) == (6, 0)
     assert all(type(child) is FrozenLinear for child in block.children())
     assert not caplog.records
@@ -79,7 +80,7 @@ def test_layers_that_read_one_input_are_one_multiplication() -> None:
         return multiply
 
     block = Block(torch.float32, bias=False)
-    prepare(block, pack=counted)
+    prepare(block, ways=(counted,))
     calls.clear()
     block(*inputs(2, torch.float32))
     assert calls == [128, 160, OUT]
@@ -89,7 +90,7 @@ def test_layers_that_read_one_input_are_one_multiplication() -> None:
 def test_a_neighbour_that_is_called_on_something_else_computes_its_own() -> None:
     """A layer of a group alone, in another order, twice, and after another input."""
     plain, ours = Block(torch.float32, bias=False), Block(torch.float32, bias=False)
-    prepare(ours, pack=plainly)
+    prepare(ours, ways=(plainly,))
     x, y = inputs(3, torch.float32)
     for name, given in (("v_proj", x), ("q_proj", y), ("q_proj", y), ("k_proj", x), ("v_proj", x), ("v_proj", y)):
         torch.testing.assert_close(ours.get_submodule(name)(given), plain.get_submodule(name)(given))
@@ -98,7 +99,7 @@ def test_a_neighbour_that_is_called_on_something_else_computes_its_own() -> None
 def test_neighbours_of_different_widths_are_not_joined() -> None:
     block = Block(torch.float32, bias=False)
     block.k_proj = nn.Linear(IN // 2, 32, bias=False)
-    assert prepare(block, pack=plainly).layers == 6
+    assert prepare(block, ways=(plainly,)).layers == 6
 
 
 def gone(weight: Tensor, bias: Tensor | None) -> Multiply:
@@ -120,13 +121,13 @@ def other(weight: Tensor, bias: Tensor | None) -> Multiply:
     return lambda x: functional.linear(x, weight, bias).double()
 
 
-@pytest.mark.parametrize("pack", [gone, wrong, changed, other])
+@pytest.mark.parametrize("way", [gone, wrong, changed, other])
 def test_an_operator_that_is_gone_wrong_or_changed_leaves_plain_layers_and_one_line(
-    pack: Callable[[Tensor, Tensor | None], Multiply], caplog: pytest.LogCaptureFixture
+    way: Way, caplog: pytest.LogCaptureFixture
 ) -> None:
     block = Block(torch.float32, bias=False)
     with caplog.at_level(logging.INFO, logger=linear.__name__):
-        assert prepare(block, pack=pack) == linear.Prepared("plain", 6, 6)
+        assert prepare(block, ways=(way,)) == linear.Prepared("plain", 6, 6)
     assert all(type(child) is nn.Linear for child in block.children())
     assert [record.getMessage() for record in caplog.records] == [
         "6 of 6 linear layers stay as they are: this CPU or this torch has no faster way"
@@ -134,7 +135,47 @@ def test_an_operator_that_is_gone_wrong_or_changed_leaves_plain_layers_and_one_l
 
 
 def test_where_a_cpu_cannot_multiply_16_bits_weights_are_widened() -> None:
-    assert prepare(Block(torch.bfloat16, bias=True), pack=gone) == linear.Prepared("widened", 6, 0)
+    assert prepare(Block(torch.bfloat16, bias=True), ways=(gone, gone, Widened.of)) == linear.Prepared("widened", 6, 0)
+
+
+@torch.inference_mode()
+def test_weights_that_float16_holds_times_a_power_of_two_are_multiplied_exactly_whatever_their_size() -> None:
+    """One weight a row, so that nothing is summed; float16 alone would lose the small ones and clamp the large ones."""
+    for size in (2.0**-60, 1.0, 2.0**60):
+        values = torch.tensor([1.0, -1.9921875, 2.0**-30, 1.5 * 2.0**-20, 0.0]).mul(size).bfloat16()
+        x = torch.eye(len(values), dtype=torch.bfloat16)
+        try:
+            found = Halves.of(torch.diag(values), None)
+        except linear.FAILURES:
+            pytest.skip("this CPU has no FBGEMM")
+        assert found(x).equal(torch.diag(values))
+
+
+@torch.inference_mode()
+def test_broken_weights_are_not_hidden_by_being_stored_otherwise() -> None:
+    for broken in (float("inf"), float("nan")):
+        with pytest.raises(linear.FAILURES):
+            Halves.of(torch.full((16, 16), broken, dtype=torch.bfloat16), None)
+
+
+@torch.inference_mode()
+def test_onednn_meets_few_numbers_of_rows() -> None:
+    """It compiles a kernel for each, and keeps them."""
+    met: set[int] = set()
+
+    class Counted:
+        def __init__(self, weight: Tensor) -> None:
+            self.weight = weight
+
+        def __call__(self, rows: Tensor) -> Tensor:
+            met.add(len(rows))
+            return functional.linear(rows, self.weight)
+
+    multiply = Counted(torch.randn(OUT, IN))
+    for rows in range(1, 300):
+        x = torch.randn(rows, IN)
+        torch.testing.assert_close(linear.in_sizes(multiply, x), functional.linear(x, multiply.weight))
+    assert met == {*linear.SIZES}
 
 
 @torch.inference_mode()
@@ -155,7 +196,7 @@ class Quantized(nn.Linear):
 def test_layers_of_another_kind_stay() -> None:
     block = Block(torch.float32, bias=False)
     block.head = Quantized(IN, OUT)
-    assert prepare(block, pack=plainly).layers == 5
+    assert prepare(block, ways=(plainly,)).layers == 5
     assert type(block.head) is Quantized
 
 
@@ -164,7 +205,7 @@ def test_packing_takes_memory_only_for_an_output_layer_that_is_the_embedding_too
     model = tiny_model("llama", tie_word_embeddings=tied)
     head = model.get_output_embeddings().weight
     said = copied_bytes(model, torch.float32)
-    if prepare(model).way != "packed":
+    if prepare(model).way == "plain":
         assert said == 0
     else:
         assert said == (head.numel() * 4 if tied else 0)
