@@ -20,7 +20,7 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gateway.errors import (
     BudgetSpent,
@@ -213,6 +213,7 @@ class _NotHeld:
 
 
 _NOTHING = Spent(0, 0)
+_ANSWERED = Spent(0, 0, attempt=False)
 NOT_HELD = _NotHeld()
 
 
@@ -239,7 +240,15 @@ class Held:
     @property
     def headers(self) -> Sequence[Header]:
         """See `Holding`."""
-        made, own = self.reservation, self._terms.own
+        return self._headers(self._terms.own)
+
+    @property
+    def headers_alone(self) -> Sequence[Header]:
+        """What the caller is told whose request makes no call: of the limits that it counts for."""
+        return self._headers(self._terms.own_by_one)
+
+    def _headers(self, own: Sequence[int]) -> Sequence[Header]:
+        made = self.reservation
         if len(made.holds) != len(self._terms.all):  # not all are counted while the store does not answer
             names = {self._terms.all[i].account for i in own}
             own = [i for i, hold in enumerate(made.holds) if hold.limit.account in names]
@@ -257,10 +266,17 @@ class Held:
         return spent
 
     def free(self, *, answered: bool) -> None:
-        """The request got an answer without a call, or goes on to make one: then as if this had never been."""
+        """The request got an answer without a call, which counts as one of its caller's and takes nothing else; or none
+        at all, and then as if this had never been."""
         if not self._ended:
             self._ended = True
-            self._limiter.end(self, _NOTHING if answered else None)
+            self._limiter.end(self, _ANSWERED if answered else None)
+
+    async def withdrawn(self) -> None:
+        """As if this had never been, before anything else is set aside."""
+        if not self._ended:
+            self._ended = True
+            await self._limiter.end_first(self, None)
 
     def booked(self, error: GatewayError) -> Spent:
         """See `Holding`."""
@@ -294,11 +310,39 @@ _NOT_SENT = (ConnectFailed, EgressDenied)
 _NOT_BILLED = (UpstreamOverloaded, UpstreamUnauthorized, UpstreamRejected, UpstreamErrored)
 
 
+class _Kept(NamedTuple):
+    """What a request has set aside before it knows whether it makes a call: for an attempt at a deployment, or for none
+    (`NOWHERE`). `held` is None where nothing is; `error` is what `hold` raised."""
+
+    deployment: str
+    held: Holding | None
+    error: GatewayError | None = None
+
+
 class Asking:
     """One request's attempts, as far as limits go. `full`: the deployments that its limits or theirs keep it from, for
-    the next decision. `error`: what the caller is told where nothing is left because of its own limits."""
+    the next decision. `error`: what the caller is told where nothing is left because of its own limits.
 
-    __slots__ = ("_caller", "_facts", "_id", "_limiter", "_limits", "_number", "_patience", "error", "full")
+    A request that may get an answer without a call asks for both at once: `begin` sets aside what its first attempt
+    takes, and `hold` (there is a call) or `hold_alone` (there is none) goes on with that. While it waits for somebody
+    else's answer it has a request open, and nothing more (`wait`). Invariant: what is set aside is held by whoever was
+    given it, or by this, until `give_back`.
+    """
+
+    __slots__ = (
+        "_beginning",
+        "_caller",
+        "_facts",
+        "_id",
+        "_kept",
+        "_limiter",
+        "_limits",
+        "_number",
+        "_patience",
+        "_waited",
+        "error",
+        "full",
+    )
 
     def __init__(
         self,
@@ -315,12 +359,25 @@ class Asking:
         self._id = decision_id
         self._number = 0
         self._patience = PATIENCE
+        self._waited = 0.0
+        self._beginning: asyncio.Task[None] | None = None
+        self._kept: _Kept | None = None
         self.full = limiter.full()
         self.error: GatewayError | None = None
 
     async def hold(self, deployment: Deployment) -> Holding | None:
         """Set aside what an attempt takes of all limits; None where one of them keeps the request from this deployment,
         which `full` then tells. Raises what a caller is told whose limits are used up wherever it goes."""
+        if self._beginning is not None or self._kept is not None:
+            kept = await self._taken()
+            if kept is not None and kept.deployment == deployment.name:
+                if kept.error is not None:
+                    raise kept.error
+                return kept.held
+            await _withdrawn(kept)
+        return await self._set_aside(deployment)
+
+    async def _set_aside(self, deployment: Deployment) -> Holding | None:
         name, limiter = deployment.name, self._limiter
         terms = limiter.terms(self._caller, name, self._limits.get(name))
         if not terms.all:
@@ -338,17 +395,63 @@ class Asking:
         """Set aside what a request takes that gets an answer without a call of its own: one of the caller's requests a
         minute, and one of those that it may have open at once; no tokens and no money. None where neither is limited.
         Raises as `hold` does."""
+        if self._beginning is not None or self._kept is not None:
+            kept = await self._taken()
+            if kept is not None:
+                if kept.error is not None:
+                    raise kept.error
+                if kept.held is not None:
+                    return kept.held if isinstance(kept.held, Held) else None
         terms = self._limiter.terms(self._caller, NOWHERE.name, None).by_one
         return None if terms is None else await self._held(NOWHERE, terms)
 
+    def begin(self, deployment: Deployment) -> None:
+        """Set aside what an attempt takes, beside whatever is waited for next."""
+        self._beginning = asyncio.create_task(self._begun(deployment))
+
+    async def _begun(self, deployment: Deployment) -> None:
+        kept, self._kept = self._kept, None
+        await _withdrawn(kept)
+        try:
+            self._kept = _Kept(deployment.name, await self._set_aside(deployment))
+        except GatewayError as error:
+            self._kept = _Kept(deployment.name, None, error)
+
+    async def wait(self, spared: float) -> None:
+        """Somebody else makes the answer: until it is there no more is set aside than a request takes without a call.
+        `spared`: seconds of those that the request may wait for the ledger, which asking for the answer may take.
+        Raises as `hold` does."""
+        self._patience -= spared
+        kept = await self._taken()
+        if kept is None or kept.deployment != NOWHERE.name:
+            if kept is not None and kept.error is not None:
+                raise kept.error
+            await _withdrawn(kept)
+            kept = _Kept(NOWHERE.name, await self.hold_alone())
+        self._kept = kept
+
+    def give_back(self) -> None:
+        """The request is over: what it has set aside and nobody was given is as if it had never been. Nothing is waited
+        for; what is being set aside is undone by the ledger."""
+        if self._beginning is not None:
+            self._beginning.cancel()
+            self._beginning = None
+        kept, self._kept = self._kept, None
+        if kept is not None and isinstance(kept.held, Held):
+            kept.held.free(answered=False)
+
+    async def _taken(self) -> _Kept | None:
+        """What is set aside by now, for whoever asks: whoever leaves while it is being set aside takes nothing."""
+        if self._beginning is not None:
+            await self._beginning
+            self._beginning = None
+        kept, self._kept = self._kept, None
+        return kept
+
     @property
     def waited_ms(self) -> float:
-        """Milliseconds that the request has waited so far, for the ledger or as it was told."""
-        return (PATIENCE - self._patience) * 1000
-
-    def waited(self, seconds: float) -> None:
-        """So much of the time that the request may wait has gone elsewhere."""
-        self._patience -= seconds
+        """Milliseconds that the request has waited so far for the ledger."""
+        return self._waited * 1000
 
     async def _held(self, deployment: Deployment, terms: Terms) -> Held | None:
         limiter, facts, now = self._limiter, self._facts, self._limiter.wall()
@@ -357,7 +460,9 @@ class Asking:
         self._number += 1
         began = limiter.clock()
         made = await limiter.ledger.reserve(f"{self._id}.{self._number}", holds, LEASE, now, self._patience)
-        self._patience -= limiter.clock() - began
+        took = limiter.clock() - began
+        self._patience -= took
+        self._waited += took
         if isinstance(made, Refused):
             self._refused(deployment.name, terms, holds, made, now)
             return None
@@ -392,6 +497,11 @@ class Asking:
         if term.scope == "caller" and term.counted in BY_ONE:
             raise self.error
         self.full[name] = Rejection(name, "limit", self.error.message, wait)
+
+
+async def _withdrawn(kept: _Kept | None) -> None:
+    if kept is not None and isinstance(kept.held, Held):
+        await kept.held.withdrawn()
 
 
 def _full(name: str, term: Term, wait: float) -> Rejection:

@@ -22,6 +22,7 @@ from gateway.cache import (
     Cache,
     CacheUnavailable,
     Chosen,
+    Claim,
     Counts,
     Entry,
     Figures,
@@ -63,13 +64,14 @@ class Origin:
 @dataclass(slots=True)
 class Use:
     """How one request uses the cache: its key, and the cache where its answer may lie. `tenant` is empty where others
-    may have the answer."""
+    may have the answer; `claimed` is whether a claim to make it is still to be given up."""
 
     key: bytes
     cache: Cache
     caching: Caching
     wanted: Wanted
     tenant: str
+    claimed: bool = False
 
     @property
     def most_age(self) -> float:
@@ -124,36 +126,41 @@ class Answers:
         """The stored answer, where nothing must be waited for."""
         return self.memory.at_once(use.key, self.wall()) if use.cache is self.memory else None
 
-    async def found(self, use: Use, token: str) -> Entry | None:
-        """The stored answer; None where this request is to make it, and then the claim is its own. Waits while another
-        replica is making it."""
+    async def look(self, use: Use, token: str) -> Entry | Claim:
+        """The stored answer; or `won` where this request is to make it, and then the claim is its own, or `taken` where
+        another replica is making it. What cannot be asked is a miss."""
+        try:
+            return await use.cache.claim(use.key, token, self.wall())
+        except CacheUnavailable:
+            self.counts.unavailable += 1
+            return "won"
+
+    async def made_elsewhere(self, use: Use, token: str) -> Entry | None:
+        """The answer that another replica is making; None where this request is to make it after all, and then the
+        claim is its own."""
         pause = LOOK_EVERY / 8
         while True:
-            try:
-                said = await use.cache.claim(use.key, token, self.wall())
-            except CacheUnavailable:
-                self.counts.unavailable += 1
-                return None
-            if isinstance(said, Entry):
-                return said
-            if said == "won":
-                return None
             await asyncio.sleep(pause)
+            said = await self.look(use, token)
+            if said != "taken":
+                return said if isinstance(said, Entry) else None
             pause = min(2 * pause, LOOK_EVERY)
 
     @contextlib.asynccontextmanager
     async def claimed(self, use: Use, token: str) -> AsyncIterator[None]:
-        """Go on with the claim until the block ends."""
+        """Go on with the claim until the block ends, or `keep` has given it up."""
         if use.cache is self.memory:
             yield
             return
+        use.claimed = True
         renewing = asyncio.create_task(_renewed(use, token))
         try:
             yield
         finally:
             renewing.cancel()
-            with contextlib.suppress(CacheUnavailable):
-                await use.cache.release(use.key, token)
+            if use.claimed:
+                with contextlib.suppress(CacheUnavailable):
+                    await use.cache.release(use.key, token)
 
     def permits(
         self, policy: Policy, facts: RequestFacts, permit: Permit, decision: Decision, origin: Origin | Entry
@@ -197,14 +204,15 @@ class Answers:
         )
         return entry, is_complete(answer, chat.n)
 
-    async def keep(self, use: Use, entry: Entry) -> None:
-        """Store the answer."""
+    async def keep(self, use: Use, entry: Entry, token: str) -> None:
+        """Store the answer, and give the claim up."""
         try:
-            kept = await use.cache.put(use.key, entry, use.caching.ttl, self.wall())
+            kept = await use.cache.put(use.key, entry, use.caching.ttl, self.wall(), token)
         except CacheUnavailable:
             self.counts.unavailable += 1
             return
         if kept:
+            use.claimed = False
             self.counts.stores += 1
         else:
             self.counts.too_large += 1

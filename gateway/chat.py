@@ -33,7 +33,6 @@ from gateway.reply import EVENT_STREAM, Reply, header_bytes
 from gateway.routing import decide, next_attempt
 from gateway.serving import Serving
 from gateway.sharing import Seeker, Sharing
-from gateway.store import TIMEOUT
 from gateway.telemetry import Record
 from gateway.types import (
     Attempt,
@@ -137,10 +136,19 @@ class ChatPath:
         if decision.caching is not None and self.answers is not None:
             use = await self._use(self.answers, asked, chat, decision, headers, len(body))
             if use is not None:
-                if asking is not None and use.cache is self.answers.shared:
-                    asking.waited(TIMEOUT)
-                return await Sharing(self.answers).answer(self._seeker(asked, chat, decision, use))
+                return await self._shared(self.answers, asked, chat, decision, use)
         return await self._attempted(asked, chat)
+
+    async def _shared(self, answers: Answers, asked: Asked, chat: ChatRequest, decision: Decision, use: Use) -> Reply:
+        """An answer that may be another request's. Raises what `_attempted` does."""
+        asking = asked.asking
+        if asking is None:
+            return await Sharing(answers).answer(self._seeker(asked, chat, decision, use))
+        try:
+            return await Sharing(answers).answer(self._seeker(asked, chat, decision, use))
+        finally:
+            if not asked.record.shared:  # else the call does
+                asking.give_back()
 
     async def _attempted(self, asked: Asked, chat: ChatRequest) -> Reply:
         """The answer of the first candidate that gives one. Raises `GatewayError` where none does."""
@@ -213,7 +221,9 @@ class ChatPath:
             refused=partial(self._refused, record),
             headers=partial(self._headers, record),
             freed=asked.serving.backends.leave,
-            admit=partial(_admitted, asked.asking),
+            begin=partial(_begun, asked, decision),
+            wait=partial(_waiting, asked),
+            admit=partial(_admitted, asked),
             elapsed_ms=lambda: (self.clock() - started) * 1000,
         )
 
@@ -234,6 +244,8 @@ class ChatPath:
         finally:
             if not answering:
                 asked.serving.backends.leave()
+            if asked.asking is not None:
+                asked.asking.give_back()
 
     def authenticate(self, headers: Mapping[str, str]) -> Caller:
         """Who asks. Without keys everyone who can reach the socket is one anonymous caller, which is why the server
@@ -328,9 +340,28 @@ async def _held(asking: Asking, deployment: Deployment, record: Record) -> Holdi
         record.limits_ms = asking.waited_ms
 
 
-async def _admitted(asking: Asking | None) -> Held | None:
-    """What a request sets aside that makes no call. Raises what a caller is told whose limits are used up."""
-    return None if asking is None else await asking.hold_alone()
+def _begun(asked: Asked, decision: Decision) -> None:
+    """Set aside what the first attempt takes, if it comes to one."""
+    if asked.asking is not None and decision.candidates:
+        asked.asking.begin(asked.serving.policy.deployments[decision.candidates[0].deployment])
+
+
+async def _waiting(asked: Asked, spared: float) -> None:
+    """Set aside what a request takes while it waits for another's answer, and leave so many seconds of those that it
+    may wait for Redis to asking for that. Raises what a caller is told whose limits are used up."""
+    if asked.asking is not None:
+        await asked.asking.wait(spared)
+
+
+async def _admitted(asked: Asked) -> Held | None:
+    """What a request has set aside that makes no call. Raises as `_waiting` does."""
+    asking = asked.asking
+    if asking is None:
+        return None
+    try:
+        return await asking.hold_alone()
+    finally:
+        asked.record.limits_ms = asking.waited_ms
 
 
 def _next(decision: Decision, failed: Sequence[Outcome], asking: Asking | None) -> Attempt:

@@ -23,6 +23,7 @@ from gateway.caching import Answers, Origin, Use
 from gateway.errors import GatewayError, UpstreamCut
 from gateway.policy import Policy
 from gateway.reply import EVENT_STREAM, Reply, header_bytes
+from gateway.store import TIMEOUT
 from gateway.telemetry import Record
 from gateway.types import ChatRequest, Decision, Permit, RequestFacts
 
@@ -35,8 +36,12 @@ ChunkFlight = Flight[Chunk, Origin]
 class Seeker:
     """One request that would do with somebody else's answer. `call` makes one for it, `refused` tells its client of an
     error that is booked, `headers` are those of every answer to it, `book` ends its record with a status and an
-    outcome; `freed` says that it will call nothing; `admit` sets aside what its own limits ask for without a call, None
-    where they ask for nothing."""
+    outcome; `freed` says that it will call nothing.
+
+    Of its limits: `begin` sets aside what its call would take, beside whatever is waited for next; `wait` what it takes
+    while it waits for another's answer, and spares so many seconds of its patience with Redis; `admit` what it takes
+    that gets one, None where that is nothing. What none of them nor `call` has taken is given back by whoever made
+    this."""
 
     chat: ChatRequest
     facts: RequestFacts
@@ -50,6 +55,8 @@ class Seeker:
     refused: Callable[[GatewayError], Reply]
     headers: Callable[[], list[tuple[bytes, bytes]]]
     freed: Callable[[], None]
+    begin: Callable[[], None]
+    wait: Callable[[float], Awaitable[None]]
     admit: Callable[[], Awaitable[Held | None]]
     elapsed_ms: Callable[[], float]
 
@@ -89,7 +96,7 @@ class Sharing:
         place."""
         entry, goes_on = None, False
         try:
-            entry = await self._answers.found(seeker.use, token)
+            entry = await self._sought(seeker, token)
             goes_on = entry is None
             return entry
         finally:
@@ -97,6 +104,18 @@ class Sharing:
                 flight.ends(entry)
                 flight.forget()
                 flight.leave()
+
+    async def _sought(self, seeker: Seeker, token: str) -> Entry | None:
+        """The stored answer; None where this request makes it. What replicas share is asked for it in the same exchange
+        for a reservation."""
+        answers, use = self._answers, seeker.use
+        if use.cache is answers.shared:
+            seeker.begin()
+        said = await answers.look(use, token)
+        if said == "taken":
+            await seeker.wait(TIMEOUT)
+            return await answers.made_elsewhere(use, token)
+        return said if isinstance(said, Entry) else None
 
     def _usable(self, seeker: Seeker, entry: Entry) -> bool:
         return self._answers.fresh(seeker.use, entry) and self._permits(seeker, entry)
@@ -148,7 +167,7 @@ class Sharing:
                 entry, storable = answers.entry_of(use, seeker.chat, origin, flight.pieces, record.usage, dropped)
                 flight.ends(entry)
                 if entry is not None and storable and not record.failed and record.masked is None:
-                    await answers.keep(use, entry)
+                    await answers.keep(use, entry, token)
         except GatewayError as error:
             flight.fails(error)
         finally:
@@ -164,23 +183,23 @@ class Sharing:
 
     async def _followed(self, seeker: Seeker, flight: ChunkFlight) -> Reply | None:
         """The answer that is being made for another request; None where it fails, or is none for this one."""
-        held, stays, reply = None, False, None
+        stays = False
         try:
-            held = await seeker.admit()
+            await seeker.wait(0.0)
             origin = await flight.begun() if seeker.chat.stream else None
             if origin is not None and origin.stream:
-                if self._permits(seeker, origin):
-                    reply, stays = self._live(seeker, flight, origin, held), True
+                if not self._permits(seeker, origin):
+                    return None
+                reply = self._live(seeker, flight, origin, await seeker.admit())
+                stays = True
                 return reply
             entry = await flight.whole()
-            if entry is not None and self._usable(seeker, entry):
-                reply = self._replayed(seeker, entry, held)
-            return reply
+            if entry is None or not self._usable(seeker, entry):
+                return None
+            return self._replayed(seeker, entry, await seeker.admit())
         finally:
             if not stays:
                 flight.leave()
-            if held is not None and reply is None:
-                held.free(answered=False)
 
     def _live(self, seeker: Seeker, flight: ChunkFlight, origin: Origin, held: Held | None) -> Reply:
         """Its stream, from the start and as it comes."""
@@ -233,7 +252,7 @@ class Sharing:
             (b"age", b"%d" % age),
         ]
         if held is not None:
-            headers += held.headers
+            headers += held.headers_alone
         if dropped:
             headers.append((b"x-hybridgate-dropped", header_bytes(",".join(dropped))))
         return headers

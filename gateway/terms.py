@@ -131,14 +131,15 @@ NO_AMOUNTS = Amounts()
 
 class Terms:
     """All limits of one caller on one deployment, worked out once. `own` and `there` are positions: of the caller's
-    limits, of the deployment's. `bounded`: some budget is strict. `by_one`: those of them alone that count requests;
-    None where there are none."""
+    limits, of the deployment's; `own_by_one` of those of the caller's that count requests. `bounded`: some budget is
+    strict. `by_one`: those of them alone that count requests; None where there are none."""
 
-    __slots__ = ("_counted", "_until", "all", "bounded", "by_one", "needs_price", "own", "there", "wants")
+    __slots__ = ("_counted", "_until", "all", "bounded", "by_one", "needs_price", "own", "own_by_one", "there", "wants")
 
     def __init__(self, terms: Sequence[Term]) -> None:
         self.all = tuple(terms)
         self.own = [i for i, term in enumerate(terms) if term.scope == "caller"]
+        self.own_by_one = [i for i in self.own if terms[i].counted in BY_ONE]
         self.there = [i for i, term in enumerate(terms) if term.scope == "deployment"]
         self.bounded = any(term.strict for term in terms)
         self.needs_price = any(term.strict and term.counted in MONEY for term in terms)

@@ -76,8 +76,9 @@ class Cache(Protocol):
     async def release(self, key: bytes, token: str) -> None:
         """Give a claim up, if it is still that one. Raises `CacheUnavailable`."""
 
-    async def put(self, key: bytes, entry: Entry, ttl: float, now: float) -> bool:
-        """Keep the entry for `ttl` seconds; false where it is too large. Raises `CacheUnavailable`."""
+    async def put(self, key: bytes, entry: Entry, ttl: float, now: float, token: str = "") -> bool:
+        """Keep the entry for `ttl` seconds, and give up the claim of that token, if it is still that one; false where
+        it is too large, and then nothing is done. Raises `CacheUnavailable`."""
 
     async def purge(self, chosen: Chosen) -> int:
         """Forget what is chosen, and say how many entries that were. Raises `CacheUnavailable`."""

@@ -55,7 +55,7 @@ class MemoryCache:
     async def release(self, key: bytes, token: str) -> None:
         """See `Cache`."""
 
-    async def put(self, key: bytes, entry: Entry, ttl: float, now: float) -> bool:
+    async def put(self, key: bytes, entry: Entry, ttl: float, now: float, token: str = "") -> bool:
         """See `Cache`."""
         if entry.size > self._most_entry_bytes or self._most_entries < 1:
             return False

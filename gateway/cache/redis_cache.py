@@ -52,12 +52,13 @@ class RedisCache:
 
     async def get(self, key: bytes, now: float) -> Entry | None:
         """See `Cache`."""
-        return self._read(key, await self._asked(("GET", self._name(key))))
+        (reply,) = await self._asked(("GET", self._name(key)))
+        return self._read(key, reply)
 
     async def claim(self, key: bytes, token: str, now: float) -> Entry | Claim:
         """See `Cache`."""
         call = _CLAIM.call([self._name(key), self._flight(key)], [token, _LEASE_MS])
-        reply = await self._asked(call)
+        (reply,) = await self._asked(call)
         if isinstance(reply, bytes):
             return self._read(key, reply) or "won"  # what cannot be read is made anew
         return "won" if reply else "taken"
@@ -70,12 +71,13 @@ class RedisCache:
         """See `Cache`."""
         await self._asked(_RELEASE.call([self._flight(key)], [token]))
 
-    async def put(self, key: bytes, entry: Entry, ttl: float, now: float) -> bool:
+    async def put(self, key: bytes, entry: Entry, ttl: float, now: float, token: str = "") -> bool:
         """See `Cache`."""
         value = self._written(key, entry)
         if len(value) > self._most_entry_bytes:
             return False
-        await self._asked(("SET", self._name(key), value, "PX", max(1, int(ttl * 1000))))
+        keep: Command = ("SET", self._name(key), value, "PX", max(1, int(ttl * 1000)))
+        await self._asked(keep, *([_RELEASE.call([self._flight(key)], [token])] if token else ()))
         return True
 
     async def purge(self, chosen: Chosen) -> int:
@@ -130,10 +132,9 @@ class RedisCache:
         except StoreUnavailable as error:
             raise CacheUnavailable(str(error)) from None
 
-    async def _asked(self, command: Command | ScriptCall) -> Any:
+    async def _asked(self, *commands: Command | ScriptCall) -> list[Any]:
         try:
-            (reply,) = await self._store.run(command, within=self._wait)
-            return reply_of(reply)
+            return [reply_of(reply) for reply in await self._store.run(*commands, within=self._wait)]
         except StoreUnavailable as error:
             raise CacheUnavailable(str(error)) from None
 

@@ -193,7 +193,8 @@ class SharedLedger:
     async def _told(self, tell: Callable[[float], Awaitable[bool]], after: float = 0.0) -> bool:
         """An end may be told twice: the second time it has ended before. So may that there is to be none."""
         passed = after
-        await asyncio.sleep(after)
+        if after:
+            await asyncio.sleep(after)
         while True:
             try:
                 return await tell(passed)

@@ -24,14 +24,19 @@ from gateway.chat import ChatPath
 from gateway.fleet import Fleet
 from gateway.keys import Key, Keyring, digest_of
 from gateway.labels import Scanner
-from gateway.ledger import MemoryLedger
+from gateway.ledger import Counting, MemoryLedger
+from gateway.ledger.redis_ledger import RedisLedger
+from gateway.ledger.shared import SharedLedger
+from gateway.limits import Allowance, CallerLimits, Limits
 from gateway.policy import Invariant, Policy
 from gateway.record import facts_from_record
 from gateway.serving import Serving
-from gateway.store import Store
+from gateway.store import MOST_WAIT, TIMEOUT, Store
 from gateway.types import ON_PREMISES, Caching, Caller, Usage
 from tests.fakes import CARD, CLOUD, HOME, OTHER, Clock, FakeBackend, Ids, Log, completion, policy
 from tests.gateway.test_cache_path import stream, text_of
+from tests.gateway.test_store import BUSY, break_
+from tests.redis_proxy import Proxy, proxied
 from tests.redis_server import redis_server
 
 PATIENT = 30.0
@@ -57,6 +62,7 @@ class Gateway:
         seal: Seal | None = None,
         keys: tuple[Caller, ...] = (),
         wait: float = PATIENT,
+        ledger: Counting | None = None,
     ) -> None:
         fleet, log, clock, ids = Fleet(p.deployments), Log(), Clock(), Ids(id(self))
         shared = RedisCache(store, 10**6, seal, wait=wait)
@@ -65,7 +71,7 @@ class Gateway:
         serving = Serving(p, Scanner(p.kinds), {}, Backends(backends))
         books = Books(fleet, log, lambda _: None, clock)
         self.log = log
-        limiter = Limiter(MemoryLedger(), fleet, clock, clock)
+        limiter = Limiter(ledger or MemoryLedger(), fleet, clock, clock)
         self.path = ChatPath(serving, fleet, books, limiter, clock, clock, ids, answers=self.answers)
         if keys:
             self.path.keyring = Keyring([Key(digest_of(f"hg-{c.key_id}"), c) for c in keys])
@@ -241,6 +247,81 @@ def test_a_redis_that_cannot_be_asked_counts_as_a_miss() -> None:
             headers, _ = await gateway.ask()
             assert headers[b"x-hybridgate-cache"] == b"miss" and gateway.answers.counts.unavailable >= 2
             await settled(gateway)
+
+    asyncio.run(check())
+
+
+LIMITED = Caller(
+    "acme",
+    "limited",
+    limits=CallerLimits(
+        key=Limits((Allowance("requests_per_minute", 500), Allowance("tokens_per_minute", 10**6))),
+        tenant=Limits((Allowance("concurrent_requests", 50), Allowance("usd_per_day", 10**12))),
+    ),
+)
+
+
+class Counted(FakeBackend):
+    """Notes how many exchanges there were when it is called."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        super().__init__()
+        self.proxy = proxy
+        self.at: list[int] = []
+
+    async def open(self, call: Any) -> Any:
+        self.at.append(self.proxy.passed)
+        return await super().open(call)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_limits_and_stored_answers_take_one_exchange_before_the_call_and_one_after(url: str, streams: bool) -> None:
+    async def check() -> None:
+        async with proxied(url) as proxy, Store(proxy.url, timeout=PATIENT) as store:
+            await store.run(("FLUSHALL",), within=PATIENT)
+            ledger, home = SharedLedger(store, RedisLedger(store)), Counted(proxy)
+            if streams:
+                home.scripts = [stream("hel", "lo") for _ in range(7)]
+            gateway = Gateway(store, P, {**backends(), "home": home}, keys=(LIMITED,), ledger=ledger)
+
+            async def exchanges(text: str) -> tuple[bytes, int, int]:
+                began, called_before = proxy.passed, len(home.at)
+                headers, _ = await gateway.ask(text, "limited", stream=streams)
+                answered = home.at[-1] if len(home.at) > called_before else proxy.passed
+                await settled(gateway)
+                await ledger.close(patience=PATIENT)
+                return headers[b"x-hybridgate-cache"], answered - began, proxy.passed - answered
+
+            for text in ("the scripts are sent once", "and a connection is opened"):
+                await exchanges(text)
+            misses = [await exchanges(str(n)) for n in range(5)]
+            hits = [await exchanges(str(n)) for n in range(5)]
+            # The one in the middle: where the machine is busy a claim may be renewed meanwhile.
+            assert sorted(misses)[2] == (b"miss", 1, 1) and sorted(hits)[2] == (b"hit", 1, 1)
+            used = await store.run(("HGET", "hybridgate:{ledger}:key:limited requests/min", "s"), within=PATIENT)
+            assert used == [b"12"], "each counts as a request"
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("how", ["slow", "silent", "gone"])
+def test_a_redis_that_fails_keeps_a_request_with_limits_no_longer_than_it_may(url: str, how: str) -> None:
+    async def check() -> None:
+        async with proxied(url) as proxy, Store(proxy.url, prefix=how) as store:
+            ledger, known = SharedLedger(store, RedisLedger(store)), backends()
+            gateway = Gateway(store, P, known, keys=(LIMITED,), ledger=ledger, wait=TIMEOUT)
+            await gateway.ask("first", "limited")
+            await settled(gateway)
+            break_(proxy, how)
+            waits = []
+            for number in range(10):
+                began = time.monotonic()
+                headers, _ = await gateway.ask(str(number), "limited")
+                waits.append(time.monotonic() - began)
+                assert headers.get(b"x-hybridgate-cache") == b"miss", "what cannot be asked is a miss"
+            assert max(waits) < MOST_WAIT + BUSY and calls(known) == 11
+            await settled(gateway)
+            await ledger.close()
 
     asyncio.run(check())
 
