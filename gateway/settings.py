@@ -12,9 +12,6 @@ PREFIX = "HYBRIDGATE_"
 # The engine's own, which a deployments file may name: `api_key: ${HYBRIDGATE_ENGINE_TOKEN}`.
 _ENGINES = frozenset({"HYBRIDGATE_ENGINE_TOKEN"})
 
-# The engine's own, which a deployments file may name: `api_key: ${HYBRIDGATE_ENGINE_TOKEN}`.
-_ENGINES = frozenset({"HYBRIDGATE_ENGINE_TOKEN"})
-
 # Designed and documented, but not part of this release: refused, so that nobody believes that they are in force.
 _LATER = {
     "HYBRIDGATE_WORKERS": "more than one worker in one process",

@@ -136,7 +136,7 @@ def plan(
     context: Annotated[
         int | None, typer.Option(help="Tokens that a sequence may hold. [default: prompt and answer]", min=1)
     ] = None,
-    requests_per_s: Annotated[float, typer.Option(help="Requests a second.", min=1e-6)] = 1.0,
+    requests_per_s: Annotated[float, typer.Option(help="Requests a second.", min=1e-6, max=1e9)] = 1.0,
     prompt_tokens: Annotated[int, typer.Option(help="Of an average request.", min=1)] = 1024,
     output_tokens: Annotated[int, typer.Option(help="Of an average answer.", min=1)] = 256,
     max_batch: Annotated[int, typer.Option(help="Most sequences that decode together.", min=1)] = MAX_BATCH,
@@ -146,7 +146,9 @@ def plan(
     against: Annotated[
         list[str] | None, typer.Option(help="A cloud model to compare with; may be repeated. [default: several]")
     ] = None,
-    usd_per_hour: Annotated[float | None, typer.Option(help="Of one device.", min=1e-9, rich_help_panel=PRICE)] = None,
+    usd_per_hour: Annotated[
+        float | None, typer.Option(help="Of one device.", min=1e-9, max=1e12, rich_help_panel=PRICE)
+    ] = None,
     spot: Annotated[bool, typer.Option("--spot", help="The catalog's spot rate.", rich_help_panel=PRICE)] = False,
     fixed: Annotated[
         bool, typer.Option("--fixed", help="Rented hours are paid either way.", rich_help_panel=PRICE)
@@ -154,22 +156,27 @@ def plan(
     buy: Annotated[bool, typer.Option("--buy", help="Bought, at the catalog's price.", rich_help_panel=PRICE)] = False,
     purchase_usd: Annotated[
         float | None,
-        typer.Option(help="Of one device with its share of the machine.", min=1e-9, rich_help_panel=PRICE),
+        typer.Option(help="Of one device with its share of the machine.", min=1e-9, max=1e12, rich_help_panel=PRICE),
     ] = None,
-    years: Annotated[float, typer.Option(help="Written off over.", min=0.1, rich_help_panel=PRICE)] = YEARS,
+    years: Annotated[float, typer.Option(help="Written off over.", min=0.1, max=100, rich_help_panel=PRICE)] = YEARS,
     maintenance: Annotated[
         float, typer.Option(help="Share of the purchase a year.", min=0, max=1, rich_help_panel=PRICE)
     ] = MAINTENANCE,
     electricity: Annotated[
-        float, typer.Option(help="USD a kWh.", min=1e-9, rich_help_panel=PRICE)
+        float, typer.Option(help="USD a kWh.", min=1e-9, max=1e12, rich_help_panel=PRICE)
     ] = ELECTRICITY_USD_PER_KWH,
-    pue: Annotated[float, typer.Option(help="Site's power over the machines'.", min=1, rich_help_panel=PRICE)] = PUE,
-    host_usd_per_hour: Annotated[float, typer.Option(help="What comes on top.", min=0, rich_help_panel=PRICE)] = 0.0,
+    pue: Annotated[
+        float, typer.Option(help="Site's power over the machines'.", min=1, max=5, rich_help_panel=PRICE)
+    ] = PUE,
+    host_usd_per_hour: Annotated[
+        float, typer.Option(help="What comes on top.", min=0, max=1e12, rich_help_panel=PRICE)
+    ] = 0.0,
     prefill_tokens_per_s: Annotated[
-        float | None, typer.Option(help="Of an idle engine, 1024-token prompts.", min=1e-3, rich_help_panel=SPEED)
+        float | None,
+        typer.Option(help="Of an idle engine, 1024-token prompts.", min=1e-3, max=1e9, rich_help_panel=SPEED),
     ] = None,
     decode_tokens_per_s: Annotated[
-        float | None, typer.Option(help="Of one sequence alone.", min=1e-3, rich_help_panel=SPEED)
+        float | None, typer.Option(help="Of one sequence alone.", min=1e-3, max=1e9, rich_help_panel=SPEED)
     ] = None,
     parameters: Annotated[str | None, typer.Option(help="Such as 8b or 350m.", rich_help_panel=SHAPE)] = None,
     layers: Annotated[int, typer.Option(min=1, rich_help_panel=SHAPE)] = 32,

@@ -182,7 +182,7 @@ class _Conditions:
             yield self.entry.problem(f'"{field}" states no time; write days, from and to, or some of them', *loc)
         if stated.from_ == MINUTES_A_DAY:
             yield self.entry.problem(f'"{field}.from" must be before "24:00"', *loc, "from")
-        elif stated.from_ is not None and stated.from_ == stated.to:
+        elif stated.to is not None and stated.to == (stated.from_ or 0):  # without `from` it begins at midnight
             message = f'"{field}" begins and ends at the same time; leave from and to out for the whole day'
             yield self.entry.problem(message, *loc, "to")
 

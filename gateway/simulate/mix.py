@@ -64,10 +64,16 @@ def requests(trace: Trace, mix: Mix, policy: Policy) -> tuple[Request, ...]:
         private, by_class, draw = chance.random(), chance.random(), chance.random()
         slo = row.slo if row.slo is not None else _drawn(mix.classes, by_class)
         if slo is not None and slo not in policy.slo:
-            raise TraceError(f"{trace.name}: request {index + 1} names a latency class that the policy does not know")
+            known = ", ".join(policy.slo) or "none"
+            raise TraceError(
+                f'{trace.name}: request {index + 1}: the policy has no latency class "{slo}"; it has {known}'
+            )
         carried = row.labels or (frozenset({mix.private_label}) if private < mix.private else frozenset())
-        if not carried <= labels:
-            raise TraceError(f"{trace.name}: request {index + 1} carries a label that the policy does not know")
+        if unknown := sorted(carried - labels):
+            known = ", ".join(sorted(labels))
+            raise TraceError(
+                f'{trace.name}: request {index + 1}: the policy has no label "{unknown[0]}"; it has {known}'
+            )
         facts = RequestFacts(
             model=row.model,
             tenant=row.tenant,

@@ -119,6 +119,9 @@ def test_a_picture_is_drawn(tmp_path: Path, name: str) -> None:
         (("nowhere.json", *H100), "cannot read nowhere.json (No such file or directory)"),
         (("m", *H100, "--parameters", "many"), "give a number such as 8b"),
         (("m", *H100, "--parameters", "1m"), "parameters are too few for 32 layers"),
+        (("llama-2-7b", *H100, "--requests-per-s", "inf"), "'--requests-per-s'"),
+        (("llama-2-7b", *H100, "--usd-per-hour", "inf"), "'--usd-per-hour'"),
+        (("llama-2-7b", *H100, "--prefill-tokens-per-s", "inf", "--decode-tokens-per-s", "1"), "'--prefill-tokens-"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_fix(arguments: tuple[str, ...], said: str) -> None:

@@ -173,7 +173,7 @@ def test_a_diff_says_what_goes_elsewhere(policies: Path) -> None:
         (["--synthetic", DRAWN, "--engine", "engine.json"], "engine.json: cannot be read"),
         (["--synthetic", DRAWN, "--fleet", "fleet.yaml"], "fleet.yaml: cannot be read"),
         (["--synthetic", DRAWN, "--picture", "out.jpg"], "out.jpg is no picture"),
-        (["--synthetic", DRAWN, "--private", "0.5", "--private-label", "secret"], "carries a label"),
+        (["--synthetic", DRAWN, "--private", "0.5", "--private-label", "secret"], 'no label "secret"'),
     ],
 )
 def test_a_mistake_is_one_line_with_its_fix(arguments: list[str], message: str, policies: Path) -> None:

@@ -157,10 +157,10 @@ def test_the_same_request_has_the_same_luck_whatever_the_shares_are() -> None:
     ("mix", "row", "message"),
     [
         (Mix(private=0.2), Row(0.0, 1, 1), "no invariant of the policy protects a label"),
-        (Mix(private=0.2, private_label="secret"), Row(0.0, 1, 1), "carries a label that the policy does not know"),
+        (Mix(private=0.2, private_label="secret"), Row(0.0, 1, 1), 'no label "secret"; it has'),
         (Mix(classes={"quick": 0.5}), Row(0.0, 1, 1), 'no latency class "quick"; it has fast, slow'),
         (Mix(classes={"fast": 0.7, "slow": 0.7}), Row(0.0, 1, 1), "more than 1 together"),
-        (Mix(), Row(0.0, 1, 1, slo="quick"), "names a latency class that the policy does not know"),
+        (Mix(), Row(0.0, 1, 1, slo="quick"), 'request 1: the policy has no latency class "quick"; it has fast, slow'),
     ],
 )
 def test_a_mix_that_the_policy_does_not_know_is_refused(mix: Mix, row: Row, message: str) -> None:
