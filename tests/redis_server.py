@@ -111,28 +111,34 @@ class Watched:
 
     url: str
     sentinel_port: int
-    master_port: int
+    master: RedisProcess
     replica_port: int
+
+    @property
+    def master_port(self) -> int:
+        return self.master.port
 
 
 @contextmanager
-def redis_sentinel(folder: Path) -> Iterator[Watched]:
-    """Until the block ends."""
-    ports = [free_port() for _ in range(3)]
+def redis_sentinel(folder: Path, down_after_ms: int = 500, timeout_ms: int = 2000) -> Iterator[Watched]:
+    """Until the block ends. The Sentinel takes the master to be down after so long, and tries a failover again after
+    `timeout_ms`."""
     folders = [folder / name for name in ("master", "replica", "sentinel")]
     for own in folders:
         own.mkdir()
+    master = RedisProcess(folders[0])
+    ports = [master.port, free_port(), free_port()]
     file = folders[2] / "sentinel.conf"
-    timing = "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 2000\n"
+    timing = f"sentinel down-after-milliseconds main {down_after_ms}\nsentinel failover-timeout main {timeout_ms}\n"
     file.write_text(f"port {ports[2]}\nbind 127.0.0.1\nsentinel monitor main 127.0.0.1 {ports[0]} 1\n{timing}")
-    with (
-        _started(folders[0], ports[0]),
-        _started(folders[1], ports[1], "--replicaof", "127.0.0.1", str(ports[0])),
-        _running(folders[2], ports[2], [str(file), "--sentinel"]),
-        Redis(port=ports[2]) as sentinel,
-    ):
+    with ExitStack() as stack:
+        stack.callback(master.kill)
+        master.start()
+        stack.enter_context(_started(folders[1], ports[1], "--replicaof", "127.0.0.1", str(ports[0])))
+        stack.enter_context(_running(folders[2], ports[2], [str(file), "--sentinel"]))
+        sentinel = stack.enter_context(Redis(port=ports[2]))
         _until(lambda: len(_said(sentinel, "SENTINEL", "REPLICAS", "main")) == 1)
-        yield Watched(f"redis+sentinel://127.0.0.1:{ports[2]}/main", ports[2], ports[0], ports[1])
+        yield Watched(f"redis+sentinel://127.0.0.1:{ports[2]}/main", ports[2], master, ports[1])
 
 
 SLOTS = 16_384

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from gateway.limits import OnDown
 from tests.bench.limits import judge
+from tests.bench.limits.failover import FALLS, TIGHT, Fell, Lost, fell_over
 from tests.bench.limits.failures import failed
 from tests.bench.limits.judge import Seen, Verdict
 from tests.bench.limits.reconcile import Reconciled, Sums, reconciled
@@ -63,6 +66,38 @@ def test_a_difference_that_no_reservation_explains_does_not_hold() -> None:
 
     assert of(5, 5, 0).holds and of(9, 5, 4, unended=1, kills=1).holds
     assert not of(6, 5, 0).holds and not of(9, 5, 4, unended=1).holds and not of(9, 5, 3, unended=1, kills=1).holds
+
+
+def test_money_that_dead_gateways_hold_is_permitted_to_nobody_else() -> None:
+    calls = [seen(0, tokens=900)]
+    assert judge.money(calls, 1_000_000_000).share == 0.9
+    held = judge.money(calls, 1_000_000_000, 100_000_000)
+    assert held.share == 1 and held.kept and not judge.money(calls, 899_000_000, 100_000_000).kept
+
+
+def test_more_than_what_a_failover_lost_does_not_hold() -> None:
+    none: dict[OnDown, int] = {"closed": 0, "local_share": 0, "open": 0}
+    fell = Fell(FALLS["killed"], 1.0, Lost(3, 3, 3, 0.5), {}, none, none, 0, 0, 0, 50.0, 0.0)
+    some: dict[OnDown, int] = {"closed": 3, "local_share": TIGHT + 3, "open": 500}
+    lost: dict[OnDown, int] = {"closed": 3, "local_share": 3, "open": 0}
+    assert fell.holds and replace(fell, over=some, lost_there=lost, budget_over=5, budget_lost=5).holds
+    for wrong in (
+        replace(fell, over=some, lost_there={**lost, "closed": 2}),
+        replace(fell, over=some, lost_there={**lost, "local_share": 2}),
+        replace(fell, budget_over=5, budget_lost=4),
+        replace(fell, lost=Lost(3, 3, 3, 1.5)),
+        replace(fell, unexplained=1),
+        replace(fell, longest_wait_ms=101.0),
+    ):
+        assert not wrong.holds, wrong
+
+
+@pytest.mark.slow
+def test_what_a_failover_loses_is_found_and_is_what_came_through(tmp_path: Path) -> None:
+    (told,) = asyncio.run(fell_over(["cut"], 20.0, tmp_path, quiet))
+    assert told.lost.count > 60 and 2.5 < told.lost.seconds <= FALLS["cut"].most_lost
+    assert told.unexplained == 0 and told.budget_over <= told.budget_lost
+    assert told.over["closed"] <= told.lost_there["closed"] > 0 and told.apart["closed"] > 0.3
 
 
 @pytest.mark.slow

@@ -106,7 +106,8 @@ def at_once(calls: Sequence[Seen], most: int, since: float, until: float, held: 
     return Verdict("concurrent", most, most_at_once(calls), used, most * (until - since) - held)
 
 
-def money(calls: Sequence[Seen], most_nusd: int) -> Verdict:
-    """Of a budget that began with the first call; in US dollars."""
+def money(calls: Sequence[Seen], most_nusd: int, held_nusd: int = 0) -> Verdict:
+    """Of a budget that began with the first call; in US dollars. `held_nusd`: what is booked of calls whose gateways
+    were killed, beyond what the provider bills for them; it is permitted to nobody else."""
     spent = sum(call.nusd for call in calls) / 1e9
-    return Verdict("usd", most_nusd / 1e9, spent, spent, most_nusd / 1e9)
+    return Verdict("usd", most_nusd / 1e9, spent, spent, (most_nusd - held_nusd) / 1e9)

@@ -80,7 +80,7 @@ async def reconciled(
         there.redis.send(signal.SIGCONT)
         await _quiet(there)
         await there.stop_gateways()
-        unended = await _open(there)
+        unended = await there.unended()
         holds = await _held(there)
         entries = _entries(there.usage)
         recorded = Sums(sum(e.tokens for e in entries.values()), sum(e.cost_nusd for e in entries.values()))
@@ -121,22 +121,7 @@ async def _interrupted(there: Stage, draw: random.Random) -> None:
 
 async def _held(there: Stage) -> Sums:
     """What the ledger holds of the key."""
-    async with there.ask_redis() as redis:
-        names = (f"hybridgate:{{ledger}}:key:{KEY} {what}" for what in ("tokens/day", "usd/day"))
-        tokens, nusd = [int(await redis.hget(name, "s") or 0) for name in names]
-    return Sums(tokens, nusd)
-
-
-async def _open(there: Stage) -> list[str]:
-    """The decisions' ids of the attempts that nobody has ended, with the number of the attempt."""
-    async with there.ask_redis() as redis:
-        names = [name async for name in redis.scan_iter(match="hybridgate:{ledger}:open:*")]
-        values = await redis.mget(names) if names else []
-    return [
-        name.decode().rpartition(":")[2]
-        for name, value in zip(names, values, strict=True)
-        if value not in (None, b"cancelled")
-    ]
+    return Sums(await there.booked(KEY, "tokens/day"), await there.booked(KEY, "usd/day"))
 
 
 async def _reserved_by_one(there: Stage, crowd: Crowd) -> Sums:
@@ -145,7 +130,7 @@ async def _reserved_by_one(there: Stage, crowd: Crowd) -> Sums:
         asked = asyncio.create_task(crowd.ask(KEY))
         while not asked.done():
             held = await _held(there)
-            if held.tokens and await _open(there):
+            if held.tokens and await there.unended():
                 await asked
                 return held
         if (await asked).status == 200:
@@ -157,10 +142,10 @@ async def _reserved_by_one(there: Stage, crowd: Crowd) -> Sums:
 async def _quiet(there: Stage) -> None:
     """Wait until all has ended that anybody is about to end."""
     began = changed = time.monotonic()
-    before = await _open(there)
+    before = await there.unended()
     while before and time.monotonic() < began + SETTLED and time.monotonic() < changed + UNCHANGED:
         await asyncio.sleep(0.2)
-        now = await _open(there)
+        now = await there.unended()
         if sorted(now) != sorted(before):
             before, changed = now, time.monotonic()
 

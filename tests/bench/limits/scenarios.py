@@ -11,13 +11,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.bench.limits import judge
 from tests.bench.limits.clients import Crowd
 from tests.bench.limits.judge import Seen, Verdict
 from tests.bench.limits.stage import Stage, stage
+from tests.bench.program import BenchError
 
 LEASE = 30.0  # seconds for which a killed gateway's slots may be held at most
 CLOSED = "on_redis_down: closed"  # so that a Redis that is late on a busy machine never counts as none
@@ -52,25 +53,6 @@ class Most:
 
 
 @dataclass(frozen=True, slots=True)
-class Scenario:
-    """`delay`: seconds that an answer takes."""
-
-    title: str
-    most: Most
-    delay: float = 0.2
-
-
-LIMITS = Most(rpm=100, tpm=10_000, slots=5, usd=1.0)
-SCENARIOS: Mapping[str, Scenario] = {
-    "rpm": Scenario("100 requests a minute", Most(rpm=LIMITS.rpm)),
-    "tpm": Scenario("10,000 tokens a minute", Most(tpm=LIMITS.tpm)),
-    "slots": Scenario("5 at once", Most(slots=LIMITS.slots), delay=3.0),
-    "usd": Scenario("1 USD a day, strict", Most(usd=LIMITS.usd)),
-    "all": Scenario("all four", LIMITS),
-}
-
-
-@dataclass(frozen=True, slots=True)
 class Pressure:
     """How many clients, for how many seconds, how long one waits that was refused, and every how many seconds a gateway
     is killed (0: never)."""
@@ -81,6 +63,33 @@ class Pressure:
     gateways: int = 4
     kill_every: float = 0.0
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """`delay`: seconds that an answer takes. `at`: its own pressure, where what is limited would be used up before the
+    first gateway is killed; played with kills only."""
+
+    title: str
+    most: Most
+    delay: float = 0.2
+    at: Pressure | None = None
+
+
+LIMITS = Most(rpm=100, tpm=10_000, slots=5, usd=1.0)
+SCENARIOS: Mapping[str, Scenario] = {
+    "rpm": Scenario("100 requests a minute", Most(rpm=LIMITS.rpm)),
+    "tpm": Scenario("10,000 tokens a minute", Most(tpm=LIMITS.tpm)),
+    "slots": Scenario("5 at once", Most(slots=LIMITS.slots), delay=3.0),
+    "usd": Scenario("1 USD a day, strict", Most(usd=LIMITS.usd)),
+    "four": Scenario("all four", LIMITS),
+    "spent": Scenario(
+        "1 USD a day, strict, spent over the kills",
+        Most(usd=LIMITS.usd),
+        delay=2.0,
+        at=Pressure(clients=8, pause=(0.5, 1.5), kill_every=6.0),
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +113,10 @@ class Result:
         return all(verdict.kept for verdict in self.verdicts) and self.used >= LEAST_USED
 
 
-def verdicts(most: Most, calls: Sequence[Seen], began: float, seconds: float, killed: Sequence[float]) -> list[Verdict]:
-    """Of each limit of a scenario."""
+def verdicts(
+    most: Most, calls: Sequence[Seen], began: float, seconds: float, killed: Sequence[float], held_nusd: int = 0
+) -> list[Verdict]:
+    """Of each limit of a scenario. `held_nusd`: see `judge.money`."""
     found = []
     if most.rpm is not None:
         found.append(judge.a_minute("requests/min", calls, most.rpm, began + seconds))
@@ -117,17 +128,21 @@ def verdicts(most: Most, calls: Sequence[Seen], began: float, seconds: float, ki
         held = sum(min(until + LEASE, end) - until for until in gone)
         found.append(judge.at_once(calls, most.slots, first, end, held))
     if most.usd is not None:
-        found.append(judge.money(calls, round(most.usd * 1e9)))
+        found.append(judge.money(calls, round(most.usd * 1e9), held_nusd))
     return found
 
 
 async def played(scenario: Scenario, pressure: Pressure, folder: Path, say: Callable[[str], None]) -> Result:
     """One scenario from an empty Redis to its verdicts."""
+    if scenario.at is not None:
+        at = scenario.at
+        pressure = replace(pressure, clients=at.clients, pause=at.pause, kill_every=at.kill_every)
     draw = random.Random(pressure.seed)
     limits = {KEY: scenario.most.stated()}
     async with stage(folder, limits, pressure.gateways, scenario.delay) as there:
         crowd = Crowd(there, draw)
         began = time.time()
+        each = await _reserved_by_one(there, crowd) if scenario.at is not None else 0
         kills = asyncio.create_task(killing(there, draw, pressure.kill_every)) if pressure.kill_every else None
         await crowd.press([KEY], pressure.clients, pressure.seconds, pressure.pause)
         if kills is not None:
@@ -136,10 +151,29 @@ async def played(scenario: Scenario, pressure: Pressure, folder: Path, say: Call
                 await kills
         await asyncio.sleep(scenario.delay)
         calls = await there.seen()
-        found = verdicts(scenario.most, calls, began, pressure.seconds, there.killed_at)
+        held = await _held_by_killed(there, calls, each) if scenario.at is not None else 0
+        found = verdicts(scenario.most, calls, began, pressure.seconds, there.killed_at, held)
         statuses = crowd.statuses()
         say(f"{scenario.title}: {len(calls)} calls; answers {dict(sorted(statuses.items()))}")
         return Result(scenario.title, found, statuses, crowd.most_open, len(there.killed_at))
+
+
+async def _reserved_by_one(there: Stage, crowd: Crowd) -> int:
+    """Nano-dollars that one request holds while it is open, as all do. Raises `BenchError`."""
+    asked = asyncio.create_task(crowd.ask(KEY))
+    while not asked.done():
+        if held := await there.booked(KEY, "usd/day"):
+            await asked
+            return held
+        await asyncio.sleep(0.05)
+    raise BenchError("the first request was not let in, or too fast to be seen")
+
+
+async def _held_by_killed(there: Stage, calls: Sequence[Seen], each: int) -> int:
+    """Nano-dollars that are booked beyond what the provider bills: at most what the reservations hold that killed
+    gateways left. What else were missing is not explained by them."""
+    left = len(await there.unended()) * each
+    return max(0, min(left, await there.booked(KEY, "usd/day") - sum(call.nusd for call in calls)))
 
 
 async def killing(there: Stage, draw: random.Random, every: float) -> None:

@@ -129,6 +129,22 @@ class Stage:
         async with self.http.get(f"{self.provider}/log") as answer:
             return [Seen(**one) for one in orjson.loads(await answer.read())]
 
+    async def unended(self) -> list[str]:
+        """The decisions' ids of the attempts that nobody has ended, with the number of the attempt."""
+        async with self.ask_redis() as redis:
+            names = [name async for name in redis.scan_iter(match="hybridgate:{ledger}:open:*")]
+            values = await redis.mget(names) if names else []
+        return [
+            name.decode().rpartition(":")[2]
+            for name, value in zip(names, values, strict=True)
+            if value not in (None, b"cancelled")
+        ]
+
+    async def booked(self, key: str, what: str) -> int:
+        """What the ledger holds of a key's day or month: `tokens/day`, `usd/day` (in nano-dollars)."""
+        async with self.ask_redis() as redis:
+            return int(await redis.hget(f"hybridgate:{{ledger}}:key:{key} {what}", "s") or 0)
+
     def ask_redis(self) -> Redis:
         """A client of the server itself, past any proxy."""
         return Redis.from_url(self.redis.url)
