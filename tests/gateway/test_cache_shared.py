@@ -4,6 +4,9 @@ nothing private where it must not lie, and a Redis that fails counts as a miss."
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -24,7 +27,7 @@ from gateway.chat import ChatPath
 from gateway.fleet import Fleet
 from gateway.keys import Key, Keyring, digest_of
 from gateway.labels import Scanner
-from gateway.ledger import Counting, MemoryLedger
+from gateway.ledger import Counting, Hold, MemoryLedger, Reservation
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.shared import SharedLedger
 from gateway.limits import Allowance, CallerLimits, Limits
@@ -32,12 +35,13 @@ from gateway.policy import Invariant, Policy
 from gateway.record import facts_from_record
 from gateway.serving import Serving
 from gateway.store import MOST_WAIT, TIMEOUT, Store
+from gateway.terms import Amounts, terms_of
 from gateway.types import ON_PREMISES, Caching, Caller, Usage
 from tests.fakes import CARD, CLOUD, HOME, OTHER, Clock, FakeBackend, Ids, Log, completion, policy
 from tests.gateway.test_cache_path import stream, text_of
 from tests.gateway.test_store import BUSY, break_
 from tests.redis_proxy import Proxy, proxied
-from tests.redis_server import redis_server
+from tests.redis_server import redis_cluster, redis_sentinel, redis_server
 
 PATIENT = 30.0
 ALWAYS = Caching(60.0, "always")
@@ -47,6 +51,25 @@ ALWAYS = Caching(60.0, "always")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with redis_server(tmp_path_factory.mktemp("redis")) as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_cluster(tmp_path_factory.mktemp("cluster")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_sentinel(tmp_path_factory.mktemp("sentinel")) as watched:
+        yield watched.url
+
+
+@pytest.fixture(params=["url", "cluster", "sentinel"])
+def anywhere(request: pytest.FixtureRequest) -> str:
+    """One server, a cluster, what a Sentinel names."""
+    found: str = request.getfixturevalue(request.param)
+    return found
 
 
 class Gateway:
@@ -90,8 +113,8 @@ class Gateway:
 
 def on(url: str, check: Callable[[Store], Awaitable[None]]) -> None:
     async def run() -> None:
-        async with asyncio.timeout(60), Store(url, timeout=PATIENT) as store:
-            await store.run(("FLUSHALL",), within=PATIENT)
+        prefix = f"t{os.urandom(4).hex()}"
+        async with asyncio.timeout(60), Store(url, timeout=PATIENT, prefix=prefix) as store:
             await check(store)
 
     asyncio.run(run())
@@ -125,7 +148,7 @@ async def settled(*gateways: Gateway) -> None:
 
 
 @pytest.mark.parametrize("streams", [False, True])
-def test_a_hundred_equal_requests_to_four_replicas_make_one_call(url: str, streams: bool) -> None:
+def test_a_hundred_equal_requests_to_four_replicas_make_one_call(anywhere: str, streams: bool) -> None:
     async def check(store: Store) -> None:
         known = backends(home=[stream("hel", "lo", wait=0.1) if streams else slow()])
         replicas = [Gateway(store, P, known) for _ in range(4)]
@@ -135,10 +158,10 @@ def test_a_hundred_equal_requests_to_four_replicas_make_one_call(url: str, strea
         await settled(*replicas)
         assert text_of((await replicas[3].ask(stream=not streams))[1]) == "hello" and calls(known) == 1
 
-    on(url, check)
+    on(anywhere, check)
 
 
-def test_when_the_replica_that_makes_it_dies_another_does_within_a_second(url: str) -> None:
+def test_when_the_replica_that_makes_it_dies_another_does_within_a_second(anywhere: str) -> None:
     async def check(store: Store) -> None:
         known = backends(home=[[60.0], slow(0.0, "second")])
         dying, living = (Gateway(store, P, known) for _ in range(2))
@@ -157,10 +180,10 @@ def test_when_the_replica_that_makes_it_dies_another_does_within_a_second(url: s
         await asyncio.gather(use, return_exceptions=True)
         await settled(dying, living)
 
-    on(url, check)
+    on(anywhere, check)
 
 
-def test_when_its_client_leaves_another_replica_goes_on_at_once(url: str) -> None:
+def test_when_its_client_leaves_another_replica_goes_on_at_once(anywhere: str) -> None:
     async def check(store: Store) -> None:
         known = backends(home=[[60.0], slow(0.0, "second")])
         one, other = (Gateway(store, P, known) for _ in range(2))
@@ -173,10 +196,10 @@ def test_when_its_client_leaves_another_replica_goes_on_at_once(url: str) -> Non
             assert text_of((await second)[1]) == "second"
         await settled(one, other)
 
-    on(url, check)
+    on(anywhere, check)
 
 
-def test_who_waits_with_a_client_that_leaves_goes_on_waiting_for_the_other_replica(url: str) -> None:
+def test_who_waits_with_a_client_that_leaves_goes_on_waiting_for_the_other_replica(anywhere: str) -> None:
     async def check(store: Store) -> None:
         known = backends(home=[slow(1.0, "first")])
         one, other = (Gateway(store, P, known) for _ in range(2))
@@ -192,11 +215,11 @@ def test_who_waits_with_a_client_that_leaves_goes_on_waiting_for_the_other_repli
         assert {text_of(data) for _, data in answers} == {"first"} and calls(known) == 1
         await settled(one, other)
 
-    on(url, check)
+    on(anywhere, check)
 
 
 async def everything_in(store: Store) -> bytes:
-    names = [name async for name in store.keys("*")]
+    names = [name async for name in store.keys(f"{store.prefix}:*")]
     values = [(await store.run(("GET", name), within=PATIENT))[0] for name in names]
     return b"\n".join([*names, *(value for value in values if isinstance(value, bytes))])
 
@@ -221,7 +244,7 @@ def test_a_labelled_answer_lies_in_redis_only_where_that_is_on_premises(
     on(url, check)
 
 
-def test_with_a_seal_redis_holds_nothing_of_what_was_asked_and_answered(url: str) -> None:
+def test_with_a_seal_redis_holds_nothing_of_what_was_asked_and_answered(anywhere: str) -> None:
     async def check(store: Store) -> None:
         known = backends(home=[slow(0.0, "zebra")])
         one, other = (Gateway(store, P, known, zone=ON_PREMISES, seal=Seal(bytes(32))) for _ in range(2))
@@ -231,7 +254,7 @@ def test_with_a_seal_redis_holds_nothing_of_what_was_asked_and_answered(url: str
         held = await everything_in(store)
         assert held and b"zebra" not in held and b"giraffe" not in held
 
-    on(url, check)
+    on(anywhere, check)
 
 
 def test_a_redis_that_cannot_be_asked_counts_as_a_miss() -> None:
@@ -304,6 +327,58 @@ def test_limits_and_stored_answers_take_one_exchange_before_the_call_and_one_aft
     asyncio.run(check())
 
 
+def test_wherever_redis_is_equal_requests_are_one_call_and_each_counts(anywhere: str) -> None:
+    async def check(store: Store) -> None:
+        known = backends(home=[slow()])
+        ledgers = [SharedLedger(store, RedisLedger(store)) for _ in range(3)]
+        replicas = [Gateway(store, P, known, keys=(LIMITED,), ledger=ledger) for ledger in ledgers]
+        answers = await asyncio.gather(*(replicas[n % 3].ask(key="limited") for n in range(30)))
+        assert calls(known) == 1 and {text_of(data) for _, data in answers} == {"hello"}
+        await settled(*replicas)
+        for ledger in ledgers:
+            await ledger.close(patience=PATIENT)
+        probe = terms_of("limited", "acme", LIMITED.limits, "", None).holds(Amounts(one=0), time.time())
+        told = await ledgers[0].reserve("probe", [hold for hold in probe if hold.limit.kind != "slots"], 30.0, 0.0)
+        assert isinstance(told, Reservation)
+        used = {hold.limit.account: used for hold, used in zip(told.holds, told.used, strict=True)}
+        assert used["key:limited requests/min"] == 30 and used["key:limited tokens/min"] == 12, "5 and 7, once"
+        (open_,) = [hold for hold in probe if hold.limit.kind == "slots"]
+        slot = await ledgers[0].reserve("slot", [Hold(open_.limit, 1)], 30.0, 0.0)
+        assert isinstance(slot, Reservation) and slot.used == (1,), "all others are free again"
+
+    on(anywhere, check)
+
+
+REPLICA = """
+import asyncio, sys
+from gateway.store import Store
+from tests.gateway.test_cache_shared import PATIENT, P, Gateway, backends, calls, settled, slow, text_of
+
+async def main(url, prefix, name):
+    async with asyncio.timeout(60), Store(url, timeout=PATIENT, prefix=prefix) as store:
+        known = backends(home=[slow(0.5)] * 20)
+        gateway = Gateway(store, P, known)
+        here = f"{prefix}:here"
+        await store.run(("SADD", here, name), within=PATIENT)
+        while (await store.run(("SCARD", here), within=PATIENT))[0] < 2:
+            await asyncio.sleep(0.01)
+        answers = await asyncio.gather(*(gateway.ask() for _ in range(20)))
+        assert {text_of(data) for _, data in answers} == {"hello"}
+        await settled(gateway)
+        print(calls(known))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def test_two_processes_make_one_call_for_equal_requests(anywhere: str) -> None:
+    prefix = f"t{os.urandom(4).hex()}"
+    command = [sys.executable, "-c", REPLICA, anywhere, prefix]
+    running = [subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in ("one", "other")]
+    told = [process.communicate(timeout=90)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0] and sum(map(int, told)) == 1
+
+
 @pytest.mark.parametrize("how", ["slow", "silent", "gone"])
 def test_a_redis_that_fails_keeps_a_request_with_limits_no_longer_than_it_may(url: str, how: str) -> None:
     async def check() -> None:
@@ -313,13 +388,16 @@ def test_a_redis_that_fails_keeps_a_request_with_limits_no_longer_than_it_may(ur
             await gateway.ask("first", "limited")
             await settled(gateway)
             break_(proxy, how)
-            waits = []
+            waits, told = [], []
             for number in range(10):
                 began = time.monotonic()
-                headers, _ = await gateway.ask(str(number), "limited")
+                headers, data = await gateway.ask(str(number), "limited")
                 waits.append(time.monotonic() - began)
-                assert headers.get(b"x-hybridgate-cache") == b"miss", "what cannot be asked is a miss"
-            assert max(waits) < MOST_WAIT + BUSY and calls(known) == 11
+                told.append(headers.get(b"x-hybridgate-cache", data))
+            assert max(waits) < MOST_WAIT + BUSY
+            refused = [answer for answer in told if answer != b"miss"]  # before anybody knows that it is slow
+            assert len(refused) < 3 and told[-1] == b"miss", "what cannot be asked is a miss"
+            assert all(b"limits_unavailable" in answer for answer in refused) and calls(known) == 11 - len(refused)
             await settled(gateway)
             await ledger.close()
 

@@ -1,8 +1,10 @@
-"""The cache's contract, in memory and in a real Redis; claims, sealing, and what an operator sees of it."""
+"""The cache's contract, in memory and in a real Redis: one server, a cluster, what a Sentinel names; claims, sealing,
+and what an operator sees of it."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -26,7 +28,7 @@ from gateway.cache import (
 )
 from gateway.store import Store
 from gateway.types import Usage
-from tests.redis_server import redis_server
+from tests.redis_server import redis_cluster, redis_sentinel, redis_server
 
 NOW = 1_800_000_000.0
 KEY, OTHER = bytes(32), bytes(31) + b"\1"
@@ -35,9 +37,27 @@ MOST = 4_000
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with redis_server(tmp_path_factory.mktemp("redis")) as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_cluster(tmp_path_factory.mktemp("cluster")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_sentinel(tmp_path_factory.mktemp("sentinel")) as watched:
+        yield watched.url
+
+
+@pytest.fixture(params=["server", "cluster", "sentinel"])
+def url(request: pytest.FixtureRequest) -> str:
+    found: str = request.getfixturevalue(request.param)
+    return found
 
 
 def entry(body: bytes = b'{"choices":[]}', **changed: Any) -> Entry:
@@ -58,20 +78,16 @@ def entry(body: bytes = b'{"choices":[]}', **changed: Any) -> Entry:
 Check = Callable[[Cache], Awaitable[None]]
 
 
-@pytest.fixture(params=["memory", "redis", "sealed"])
+@pytest.fixture(params=["memory", "server", "sealed", "cluster", "sentinel"])
 def on(request: pytest.FixtureRequest) -> Callable[[Check], None]:
     """Runs a check on an empty cache that takes entries of up to MOST bytes."""
-    if request.param == "memory":
+    kind: str = request.param
+    if kind == "memory":
         return lambda check: asyncio.run(_awaited(check(MemoryCache(100, 10**6, MOST + 10_000))))
-    url: str = request.getfixturevalue("url")
-    seal = Seal(bytes(range(32))) if request.param == "sealed" else None
+    url: str = request.getfixturevalue("server" if kind == "sealed" else kind)
+    seal = Seal(bytes(range(32))) if kind == "sealed" else None
 
-    async def shared(check: Check) -> None:
-        async with Store(url, timeout=PATIENT) as store:
-            await store.run(("FLUSHALL",), within=PATIENT)
-            await check(RedisCache(store, MOST + 10_000, seal, wait=PATIENT))
-
-    return lambda check: asyncio.run(shared(check))
+    return lambda check: shared(url, lambda store: check(RedisCache(store, MOST + 10_000, seal, wait=PATIENT)))
 
 
 async def _awaited(check: Awaitable[None]) -> None:
@@ -190,9 +206,10 @@ def test_memory_never_exceeds_its_bounds_and_never_tells_what_is_over(steps: lis
 
 
 def shared(url: str, check: Callable[[Store], Awaitable[None]]) -> None:
+    """Runs a check on a prefix of its own."""
+
     async def run() -> None:
-        async with Store(url, timeout=PATIENT) as store:
-            await store.run(("FLUSHALL",), within=PATIENT)
+        async with Store(url, timeout=PATIENT, prefix=f"t{os.urandom(4).hex()}") as store:
             await check(store)
 
     asyncio.run(run())
@@ -232,7 +249,7 @@ SECRET, NEXT = bytes(range(32)), bytes(range(1, 33))
 
 
 async def _stored(store: Store) -> dict[bytes, bytes]:
-    names = [name async for name in store.keys("*")]
+    names = [name async for name in store.keys(f"{store.prefix}:*")]
     return {name: (await store.run(("GET", name), within=PATIENT))[0] for name in names}
 
 
@@ -261,7 +278,7 @@ def test_a_sealed_entry_says_nothing_opens_nowhere_else_and_under_no_other_secre
 def test_what_is_no_entry_counts_as_none(url: str, value: bytes) -> None:
     async def check(store: Store) -> None:
         cache = RedisCache(store, MOST * 3, wait=PATIENT)
-        await store.run(("SET", f"hybridgate:cache:{{{KEY.hex()}}}", value), within=PATIENT)
+        await store.run(("SET", f"{store.prefix}:cache:{{{KEY.hex()}}}", value), within=PATIENT)
         assert await cache.get(KEY, NOW) is None and await cache.claim(KEY, "a", NOW) == "won"
         assert (await cache.figures(NOW)).entries == 0
         assert await cache.put(KEY, entry(), 60.0, NOW) and await cache.get(KEY, NOW) == entry()
