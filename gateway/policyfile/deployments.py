@@ -196,7 +196,9 @@ class _Reading:
 
     def _check_backend(self) -> None:
         """Keys that this backend needs, and keys that it has no use for."""
-        backend, stated = self.shape.backend, self.entry.node.keys
+        backend, stated, timeouts = self.shape.backend, self.entry.node.keys, self.shape.timeouts
+        if timeouts is not None and self.entry.intact and not timeouts.model_fields_set:
+            self._wrong('"timeouts" states none', "timeouts")
         if backend == "openai" and "url" not in stated:
             self._wrong('"url" is missing: `backend: openai` needs the address of the server, up to and with its /v1')
         if backend == "litellm" and len(self.shape.url or []) > 1:

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, InstanceOf, Tag, WithJsonSchema
 
-from gateway.conditions import MINUTES_A_DAY, WEEKDAYS
+from gateway.conditions import WEEKDAYS
 from gateway.policy import Otherwise, Protected, Sticky, Unknown
 from gateway.policyfile.entries import MAPPING, suggestion
 from gateway.policyfile.shapes import Shape, TimeoutsShape
@@ -37,7 +37,7 @@ from gateway.policyfile.values import (
 from gateway.types import CacheScope
 
 _DAYS = re.compile(rf"({'|'.join(WEEKDAYS)})(?:-({'|'.join(WEEKDAYS)}))?")
-_CLOCK = re.compile(r"([01][0-9]|2[0-4]):([0-5][0-9])")
+_CLOCK = re.compile(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]|24:00")
 _GLOB = re.compile(r"[!-~]{1,128}")
 _MOST_WEIGHT = 1_000_000
 _OF_THE_MACHINE = ("localtime", "posix", "right/")  # names for what a machine has set, and other counts of seconds
@@ -55,11 +55,9 @@ def _days(value: Any) -> tuple[int, ...]:
 
 def _minute(value: Any) -> int:
     """Minutes since midnight of `08:30`; `24:00` is the end of the day."""
-    found = _CLOCK.fullmatch(value) if isinstance(value, str) else None
-    minute = 60 * int(found[1]) + int(found[2]) if found else MINUTES_A_DAY + 1
-    if minute > MINUTES_A_DAY:
+    if not isinstance(value, str) or not _CLOCK.fullmatch(value):
         raise ValueError('must be a time of day from "00:00" to "24:00", in quotes')
-    return minute
+    return 60 * int(value[:2]) + int(value[3:])
 
 
 def _zone(value: Any) -> ZoneInfo:
@@ -257,6 +255,7 @@ class TokenRangeShape(Shape):
 
 
 class LoadShape(Shape):
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["at_least"]}, {"required": ["below"]}]})
     hints: ClassVar[Mapping[str, str]] = _SIDES
 
     meanings: ClassVar[Mapping[str, str]] = {

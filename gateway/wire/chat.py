@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from html.entities import html5
 from itertools import pairwise
 from typing import Any
 
@@ -86,7 +87,15 @@ _BASE64_RUN = re2.compile(rb"[A-Za-z0-9+/_-]{512}|(?:[A-Za-z0-9+/]{60,76}\r?\n){
 # A backslash is doubled for each string that holds the string: any number of them is one.
 _UNICODE_ESCAPES = re.compile(r"(?:\\+u[0-9A-Fa-f]{4})+")
 _BACKSLASHES_U = re.compile(r"\\+u")
-_ENTITIES = re.compile(r"&#(?:([0-9]{1,7})|[xX]([0-9A-Fa-f]{1,6}));?")
+# HTML's names for what separates the parts of a value or is one of its characters; those of letters are not needed.
+# fmt: off
+_NAMES = (
+    "nbsp", "ensp", "emsp", "thinsp", "numsp", "puncsp", "Tab", "NewLine", "shy", "zwj", "zwnj", "hyphen", "dash",
+    "ndash", "mdash", "minus", "commat", "period", "plus", "num", "lowbar", "lpar", "rpar", "sol", "colon",
+)
+# fmt: on
+_NAMED = {name: html5[f"{name};"] for name in _NAMES}
+_ENTITIES = re.compile(rf"&(?:#(?:([0-9]{{1,7}})|[xX]([0-9A-Fa-f]{{1,6}}));?|({'|'.join(_NAMES)});)")
 
 
 def parse(body: bytes) -> ChatRequest:
@@ -184,7 +193,7 @@ class _Reader:
             value = stack.pop()
             if isinstance(value, str):
                 self.texts.append(value)
-                if decodings and ("\\" in value or "&#" in value):
+                if decodings and ("\\" in value or "&" in value):
                     self._decode(value, decodings - 1)
             elif isinstance(value, dict):
                 self._open(value, stack)
@@ -215,9 +224,10 @@ class _Reader:
 
     def _decode(self, text: str, decodings: int) -> None:
         """Text within a string that is itself escaped: the JSON of a tool call's arguments, stray \\uXXXX, HTML's
-        &#64;. The JSON is read as text besides: of equal keys only the last is told, and others may read the first."""
+        &#64; and &nbsp;. The JSON is read as text besides: of equal keys only the last is told, and others may read the
+        first."""
         plain = _UNICODE_ESCAPES.sub(_unescaped, text) if "\\u" in text else text
-        plain = _ENTITIES.sub(_character, plain) if "&#" in plain else plain
+        plain = _ENTITIES.sub(_character, plain) if "&" in plain else plain
         if plain != text:
             self.texts.append(plain)
         if "\\" in text and text.lstrip()[:1] in ("{", "[", '"'):
@@ -236,6 +246,8 @@ def _unescaped(escapes: re.Match[str]) -> str:
 
 
 def _character(entity: re.Match[str]) -> str:
+    if entity[3]:
+        return _NAMED[entity[3]]
     code = int(entity[1]) if entity[1] else int(entity[2], 16)
     return chr(code) if code <= sys.maxunicode else entity[0]
 

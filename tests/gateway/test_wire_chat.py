@@ -353,6 +353,12 @@ def test_an_answer_that_a_provider_holds_as_audio_is_held() -> None:
         ([{"role": "user", "content": "so \\\\\\\\u0034\\\\u0031"}], {}, ["so \\\\\\\\u0034\\\\u0031", "so 41"]),
         ([{"role": "user", "content": "a&#64;b&#x2E;de"}], {}, ["a&#64;b&#x2E;de", "a@b.de"]),
         ([{"role": "user", "content": "&#9999999; &#99999999"}], {}, ["&#9999999; &#99999999"]),
+        (
+            [{"role": "user", "content": "+1&nbsp;2&ndash;3 a&commat;b&period;de"}],
+            {},
+            ["+1&nbsp;2&ndash;3 a&commat;b&period;de", "+1\u00a02\u20133 a@b.de"],
+        ),
+        ([{"role": "user", "content": "a && b &amp; c&eacute; ?x=1&num=2"}], {}, ["a && b &amp; c&eacute; ?x=1&num=2"]),
         ([{"role": "user", "content": "so \\u0034\\u0031 it"}], {}, ["so \\u0034\\u0031 it", "so 41 it"]),
         ([{"role": "user", "content": "\\ud83d\\ude00"}], {}, ["\\ud83d\\ude00", "😀"]),
     ],
