@@ -7,6 +7,7 @@ from starlette.routing import Route
 
 from gateway.answers import Log
 from gateway.edge import Application, AsgiEndpoint, Edge, Endpoint
+from gateway.engines import EngineRoom
 from gateway.keys import Keys
 from gateway.pages import Pages, PostOnly, no_answer, no_method, no_route
 from gateway.policy import Policy
@@ -22,10 +23,11 @@ def build(
     tell: Tell,
     keys: Keys | None = None,
     resolve: Resolve | None = None,
+    room: EngineRoom | None = None,
 ) -> tuple[Application, Gateway]:
     """The application and the gateway behind it; without `keys` whoever reaches it may ask. `resolve` looks names of
-    deployments up, the system without it. Raises OSError, as `Gateway` does."""
-    gateway = Gateway(settings, policy, log, tell, keys, resolve)
+    deployments up, the system without it. `room`: see `Gateway`. Raises OSError, as `Gateway` does."""
+    gateway = Gateway(settings, policy, log, tell, keys, resolve, room)
     pages = Pages(gateway)
     edge = Edge(log, new_id)
     answering = {"/v1/chat/completions": gateway.path.complete, "/v1/route": pages.route}

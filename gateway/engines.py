@@ -11,11 +11,13 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, get_args
 
 import orjson
 
-from gateway.supervisor import EngineSpec, Supervisor
+from gateway.supervisor import EngineSpec, Onlooker, Reports, Supervised, Supervisor
 from gateway.tokens import LocalTokenizer, TokenCounter
 from gateway.types import Capability
 
@@ -53,6 +55,24 @@ async def known_from(described: Any) -> Known:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineRoom:
+    """Where the sockets of engines are that several processes of one gateway use. One of them `keeps` the engines
+    running, and answers no requests; the others look at them."""
+
+    folder: Path
+    keeps: bool
+
+    def placed(self, spec: EngineSpec) -> EngineSpec:
+        """With the socket's path, which all of them find by what the engine is."""
+        what = (spec.name, spec.model, spec.quantization, spec.speculation, spec.draft_model)
+        return replace(spec, uds=str(self.folder / f"engine-{sha256(repr(what).encode()).hexdigest()[:16]}.sock"))
+
+    def supervised(self, spec: EngineSpec, reports: Reports) -> Supervised:
+        """Whoever sees to it."""
+        return Supervisor(spec, reports) if self.keeps else Onlooker(spec, reports)
+
+
+@dataclass(frozen=True, slots=True)
 class Down:
     """Why an engine cannot be called, in words fit for callers, and in how many seconds to ask again."""
 
@@ -70,10 +90,11 @@ class Engine:
         predecessor: Engine | None,
         changed: Callable[[Engine], None],
         said: Callable[[str, str], None],
+        supervised: Callable[[EngineSpec, Reports], Supervised] = Supervisor,
     ) -> None:
         """`changed` is called once `down` or `known` is another; `said` takes the name and a line of the engine's own
         output, for the terminal alone."""
-        self.supervisor = Supervisor(spec, self)
+        self.supervisor = supervised(spec, self)
         self.down: Down | None = Down("its engine is starting", 2.0)
         self.known: Known | None = None
         self._predecessor = predecessor

@@ -33,7 +33,7 @@ from gateway.cache import Counts, MemoryCache, RedisCache, Seal, secret_in
 from gateway.caching import Answers
 from gateway.chat import ChatPath
 from gateway.encodings import load_encoding
-from gateway.engines import Engine, Known
+from gateway.engines import Engine, EngineRoom, Known
 from gateway.fleet import Fleet
 from gateway.keys import Keys
 from gateway.labels import Scanner
@@ -49,7 +49,7 @@ from gateway.revocations import Revocations
 from gateway.serving import Serving
 from gateway.settings import PREFIX, Settings, SettingsError
 from gateway.store import Store, StoreState
-from gateway.supervisor import EngineSpec, Supervisor
+from gateway.supervisor import EngineSpec, Supervised, Supervisor
 from gateway.telemetry import Record
 from gateway.tokens import TiktokenCounter, TokenCounter
 from gateway.types import Deployment, Replica
@@ -65,6 +65,7 @@ _PROSE = (
 )
 
 
+FIRST_LOOK = 3.0  # seconds
 MOST_ENTRY_BYTES = 1024 * 1024  # of one stored answer, compressed
 
 
@@ -136,13 +137,16 @@ class Gateway:
         tell: Tell,
         keys: Keys | None = None,
         resolve: Resolve | None = None,
+        room: EngineRoom | None = None,
     ) -> None:
         """`keys` are those of the file that the settings name; without, callers need none. `resolve` looks names of
-        deployments up; the system does without. Raises OSError where the temporary folder cannot be made or a `ca_file`
-        cannot be read; `SettingsError` where an address is none."""
+        deployments up; the system does without. `room` is where engines are that other processes use as well. Raises
+        OSError where the temporary folder cannot be made or a `ca_file` cannot be read; `SettingsError` where an
+        address is none."""
         self._settings = settings
         self._log = log
         self._tell = tell
+        self._room = room
         self._folder = Path(tempfile.mkdtemp(prefix="hybridgate-"))
         self._sockets = count()
         self._library = CloudLibrary()
@@ -233,7 +237,7 @@ class Gateway:
         self._tell("stopping: open requests are finished first")
 
     @property
-    def supervisors(self) -> Mapping[str, Supervisor]:
+    def supervisors(self) -> Mapping[str, Supervised]:
         """Of the engines in use, by deployment."""
         return {name: engine.supervisor for name, engine in self._generation.engines.items()}
 
@@ -276,8 +280,8 @@ class Gateway:
             self.journal.start()
         for engine in self._generation.engines.values():
             engine.start()
-        self._replicas.follow(self._generation.watched())
-        self._loads.follow(self._generation.sources(self._replicas.known))
+        self._look_elsewhere(self._generation)
+        await self._first_look()
         try:
             yield
         finally:
@@ -313,10 +317,9 @@ class Gateway:
             else:
                 self._engine_changed(engine)
                 engine.start()
-        self._replicas.follow(generation.watched())
+        self._look_elsewhere(generation)
         for name, replicas in self._replicas.known.items():
             self._lead(name, replicas)
-        self._loads.follow(generation.sources(self._replicas.known))
         for name, elsewhere in self._loads.known.items():
             self._apply(name, elsewhere)
         state = self.policy_state
@@ -344,6 +347,21 @@ class Gateway:
         self.policy_state = replace(state, problems=(), loads=state.loads + 1)
         self._log.info("policy", state="unchanged", path=state.path, policy=state.hash)
 
+    async def _first_look(self) -> None:
+        """Where others keep the engines running, those that run already are known before the first request."""
+        if self._room is None or self._room.keeps:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_LOOK):
+                while any(engine.known is None for engine in self._generation.engines.values()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+
+    def _look_elsewhere(self, generation: _Generation) -> None:
+        """At what this policy's deployments say of themselves; not where others answer requests."""
+        if self._room is None or not self._room.keeps:
+            self._replicas.follow(generation.watched())
+            self._loads.follow(generation.sources(self._replicas.known))
+
     def _generation_of(self, policy: Policy, prepared: _Prepared, live: list[_Generation]) -> _Generation:
         """What the policy calls: from the live generations what is the same there, else new."""
         reachable = [d for d in policy.deployments.values() if d.unavailable is None]
@@ -365,7 +383,7 @@ class Gateway:
 
     def _engine_of(self, deployment: Deployment, live: list[_Generation]) -> Engine:
         name = deployment.name
-        uds = str(self._folder / f"{next(self._sockets)}.sock")
+        uds = "" if self._room is not None else str(self._folder / f"{next(self._sockets)}.sock")
         spec = EngineSpec(
             name,
             deployment.model,
@@ -375,12 +393,15 @@ class Gateway:
             deployment.speculation,
             deployment.draft_model,
         )
+        if self._room is not None:
+            spec = self._room.placed(spec)
         for generation in reversed(live):
             engine = generation.engines.get(name)
             if engine is not None and engine.serves(spec):
                 self._last_engines[name] = engine
                 return engine
-        engine = Engine(spec, self._last_engines.get(name), self._engine_changed, self._engine_said)
+        supervised = Supervisor if self._room is None else self._room.supervised
+        engine = Engine(spec, self._last_engines.get(name), self._engine_changed, self._engine_said, supervised)
         self._last_engines[name] = engine
         return engine
 

@@ -6,6 +6,7 @@ Owns uvicorn's settings, the admin port beside it, what a SIGHUP and a SIGTERM m
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -42,10 +43,13 @@ class Ending:
     drain: float
 
 
-def serve_until_stopped(main: Served, admin: Served | None, followers: Sequence[Follower], ending: Ending) -> None:
-    """Serve callers, and operators as long as there are callers."""
+def serve_until_stopped(
+    main: Served, admin: Served | None, followers: Sequence[Follower], ending: Ending, parent: int | None = None
+) -> None:
+    """Serve callers, and operators as long as there are callers. `parent` is a descriptor whose end of file says that
+    whoever started this process is gone, which is as a signal to stop."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(main, admin, followers, ending))
+        runner.run(_serve(main, admin, followers, ending, parent))
 
 
 class _Server(uvicorn.Server):
@@ -72,12 +76,17 @@ class _Server(uvicorn.Server):
         self._loop.call_later(self._ending.delay, super().handle_exit, sig, None)
 
 
-async def _serve(main: Served, admin: Served | None, followers: Sequence[Follower], ending: Ending) -> None:
+async def _serve(
+    main: Served, admin: Served | None, followers: Sequence[Follower], ending: Ending, parent: int | None
+) -> None:
     def ask() -> None:
         for follower in followers:
             follower.ask()
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, ask)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, ask)
+    if parent is not None:
+        loop.add_reader(parent, _orphaned, loop, parent)
     watching = asyncio.gather(*(follower.watch() for follower in followers))
     async with AsyncExitStack() as stack:
         if admin is not None:
@@ -88,6 +97,12 @@ async def _serve(main: Served, admin: Served | None, followers: Sequence[Followe
             for follower in followers:
                 follower.stop()
             await watching
+
+
+def _orphaned(loop: asyncio.AbstractEventLoop, parent: int) -> None:
+    if not os.read(parent, 1):
+        loop.remove_reader(parent)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def config_of(app: Application, drain_seconds: float) -> uvicorn.Config:

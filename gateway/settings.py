@@ -12,17 +12,13 @@ PREFIX = "HYBRIDGATE_"
 # The engine's own, which a deployments file may name: `api_key: ${HYBRIDGATE_ENGINE_TOKEN}`.
 _ENGINES = frozenset({"HYBRIDGATE_ENGINE_TOKEN"})
 
-# Designed and documented, but not part of this release: refused, so that nobody believes that they are in force.
-_LATER = {
-    "HYBRIDGATE_WORKERS": "more than one worker in one process",
-}
-
 
 class SettingsError(ValueError):
     """A setting that cannot be used; the message says which one, and what to do. It quotes no value."""
 
 
 _A_DAY = 86_400.0
+MOST_WORKERS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +28,7 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 8080
+    workers: int = 1
     policy: str = ""
     keys: str = ""
     local_model: str = ""
@@ -58,6 +55,12 @@ class Settings:
             f"{PREFIX}{name.upper()} must be {range}"
             for name, right, range in (
                 ("port", 0 <= self.port <= 65_535, "a port, 0 to 65535"),
+                ("workers", 1 <= self.workers <= MOST_WORKERS, f"1 to {MOST_WORKERS}"),
+                (
+                    "workers",
+                    self.workers <= 1 or bool(self.redis_url),
+                    f"1 without {PREFIX}REDIS_URL, where several count limits and budgets together: set it, or run one",
+                ),
                 ("admin_port", -1 <= self.admin_port <= 65_535, "a port, 0 to 65535, or -1 for none"),
                 ("max_body_bytes", self.max_body_bytes >= 1, "at least 1"),
                 ("cache_entries", self.cache_entries >= 0, "0 or more"),
@@ -86,9 +89,7 @@ def settings_from(environ: Mapping[str, str]) -> Settings:
     for name, text in environ.items():
         if not name.startswith(PREFIX) or name in _ENGINES:
             continue
-        if name in _LATER:
-            wrong.append(f"{name}: {_LATER[name]} is not implemented yet; unset it")
-        elif name not in _FIELDS:
+        if name not in _FIELDS:
             near = get_close_matches(name, _FIELDS, n=1)
             wrong.append(f"{name} is not a setting" + (f" (did you mean {near[0]}?)" if near else ""))
         else:

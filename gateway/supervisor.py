@@ -19,6 +19,7 @@ import httpx
 PROBE_EVERY = 0.1  # seconds between two looks at an engine that is starting
 WATCH_EVERY = 1.0  # and at one that is up
 PROBE_TIMEOUT = 2.0
+MISSED_LOOKS = 2  # of an engine that another process watches: one that is dead is restarted soon
 MISSED_PROBES = 10  # an engine that is up but silent for this many looks is killed
 FIRST_BACKOFF = 0.5
 LONGEST_BACKOFF = 30.0
@@ -61,6 +62,20 @@ class EngineSpec:
         if self.draft_model is not None:
             named += ["--draft-model", self.draft_model]
         return [*self.program, "serve", *named, "--uds", self.uds, "--exit-with-parent"]
+
+
+class Supervised(Protocol):
+    """An engine that is kept running, whoever does that."""
+
+    @property
+    def spec(self) -> EngineSpec: ...
+
+    @property
+    def pid(self) -> int | None: ...
+
+    def start(self) -> None: ...
+
+    async def stop(self, grace: float = 10.0) -> None: ...
 
 
 class Supervisor:
@@ -197,6 +212,55 @@ class Supervisor:
             missed = 0 if health == "ready" else missed + 1
         if not exited.done():
             self._reports.engine_said(self.spec.name, "does not answer any more; it is killed")
+
+
+class Onlooker:
+    """Looks at an engine that another process of this gateway keeps running, and tells the same of it. Invariant: it
+    starts nothing and ends nothing."""
+
+    def __init__(self, spec: EngineSpec, reports: Reports) -> None:
+        self.spec = spec
+        self._reports = reports
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """It is not ours."""
+        return None
+
+    def start(self) -> None:
+        """Begin, in the background. Needs a running event loop."""
+        self._reports.engine_down(self.spec.name, "its engine is starting", 2.0)
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self, grace: float = 0.0) -> None:
+        """Look no more. Until `start` the deployment is down."""
+        self._reports.engine_down(self.spec.name, "its engine is stopped", 5.0)
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        while True:
+            transport = httpx.AsyncHTTPTransport(uds=self.spec.uds)
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://engine", timeout=PROBE_TIMEOUT
+            ) as client:
+                while await _health(client) != "ready":  # noqa: ASYNC110 - another process' event
+                    await asyncio.sleep(PROBE_EVERY)
+                with contextlib.suppress(httpx.HTTPError, ValueError):  # what it says, its supervisor tells
+                    described = await client.get("/tokenizer")
+                    await self._reports.engine_up(self.spec.name, described.json())
+                    await self._while_healthy(client)
+                    self._reports.engine_down(self.spec.name, "its engine stopped and is being restarted", 2.0)
+            await asyncio.sleep(PROBE_EVERY)
+
+    async def _while_healthy(self, client: httpx.AsyncClient) -> None:
+        missed = 0
+        while missed < MISSED_LOOKS:
+            await asyncio.sleep(WATCH_EVERY)
+            missed = 0 if await _health(client) == "ready" else missed + 1
 
 
 async def _health(client: httpx.AsyncClient) -> str:

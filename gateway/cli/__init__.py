@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import shutil
 import socket
 import sys
-from collections.abc import Mapping
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 import typer
@@ -58,6 +61,10 @@ def settings_of(**flags: Any) -> Settings:
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on. [default: 8080]", min=0, max=65535)] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that answer on the port, counting limits through Redis. [default: 1]", min=1),
+    ] = None,
     policy: Annotated[
         str | None, typer.Option(help="A policy file, or the name of one that ships. [default: default]")
     ] = None,
@@ -120,12 +127,7 @@ def serve(
     """
     given = locals()
     settings = settings_of(**{field.name: given[field.name] for field in fields(Settings)})
-    environ = dict(os.environ)
-    if settings.local_model:
-        environ[f"{PREFIX}LOCAL_MODEL"] = settings.local_model
-    loaded_policy, states = loaded_files(policy_path(settings.policy, os.environ), environ)
-    policy_read = PolicyRead(loaded_policy, states, environ)
-    keys_read = KeysRead(*loaded_keys(settings.keys, loaded_policy)) if settings.keys else None
+    policy_read, keys_read = read_files(settings)
     operators = keys_read is not None and bool(keys_read.keys.operators)
     with ExitStack() as listening:
         main_listener = listening.enter_context(bound(settings))
@@ -133,7 +135,40 @@ def serve(
         if settings.admin_port >= 0:
             admin_listener = listening.enter_context(bound_admin(settings, operators=operators))
         stream = listening.enter_context(open_log_file(settings.log))
-        run(settings, policy_read, keys_read, Listeners(main_listener, admin_listener), stream)
+        serving = run if settings.workers == 1 else run_workers
+        serving(settings, policy_read, keys_read, Listeners(main_listener, admin_listener), stream)
+
+
+@main.command(hidden=True)
+def worker(
+    index: Annotated[int, typer.Argument(help="Which of the workers.")],
+    listener: Annotated[int, typer.Option(help="The descriptor of its socket on the port.")],
+    folder: Annotated[Path, typer.Option(help="Where the sockets of engines and of workers' own pages are.")],
+) -> None:
+    """One of the processes that `serve --workers` starts. Ends when its standard input does."""
+    from gateway.workers import socket_of  # noqa: PLC0415
+
+    settings = settings_of()
+    policy_read, keys_read = read_files(settings)
+    with ExitStack() as listening:
+        main_listener = listening.enter_context(socket.socket(fileno=listener))
+        pages = listening.enter_context(socket.socket(socket.AF_UNIX))
+        own = socket_of(folder, index)
+        own.unlink(missing_ok=True)
+        pages.bind(str(own))
+        pages.listen()
+        stream = listening.enter_context(open_log_file(settings.log))
+        run(settings, policy_read, keys_read, Listeners(main_listener, pages), stream, WorkerOf(index, folder))
+
+
+def read_files(settings: Settings) -> tuple[PolicyRead, KeysRead | None]:
+    """The policy and the keys that the settings name; ends the program where one does not load."""
+    environ = dict(os.environ)
+    if settings.local_model:
+        environ[f"{PREFIX}LOCAL_MODEL"] = settings.local_model
+    loaded_policy, states = loaded_files(policy_path(settings.policy, os.environ), environ)
+    keys_read = KeysRead(*loaded_keys(settings.keys, loaded_policy)) if settings.keys else None
+    return PolicyRead(loaded_policy, states, environ), keys_read
 
 
 def open_log_file(path: str) -> BinaryIO:
@@ -196,6 +231,14 @@ class Listeners:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerOf:
+    """Which worker a process is, and the folder of its parent."""
+
+    index: int
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyRead:
     """A policy with the files and variables that it was read from."""
 
@@ -213,46 +256,137 @@ class KeysRead:
 
 
 def run(
-    settings: Settings, read: PolicyRead, keys: KeysRead | None, listeners: Listeners, log_stream: BinaryIO
+    settings: Settings,
+    read: PolicyRead,
+    keys: KeysRead | None,
+    listeners: Listeners,
+    log_stream: BinaryIO,
+    worker_of: WorkerOf | None = None,
 ) -> None:
-    """Serve until a signal. The server's modules are imported here, so that `policy check` starts at once."""
+    """Serve until a signal, as one of several processes where `worker_of` says so. The server's modules are imported
+    here, so that `policy check` starts at once."""
     from gateway.admin import admin_app  # noqa: PLC0415
     from gateway.app import build  # noqa: PLC0415
     from gateway.edge import Application, Edge  # noqa: PLC0415
+    from gateway.engines import EngineRoom  # noqa: PLC0415
     from gateway.reload import KeysReloader, Reloader  # noqa: PLC0415
     from gateway.running import new_id  # noqa: PLC0415
     from gateway.server import Ending, Served, serve_until_stopped  # noqa: PLC0415
     from gateway.telemetry import JsonLog  # noqa: PLC0415
 
+    tell = _teller("" if worker_of is None else f"worker {worker_of.index}: ")
+    gc.set_threshold(*GC_THRESHOLDS)
+    policy, log = read.policy, JsonLog(log_stream, tell)
+    room = None if worker_of is None else EngineRoom(worker_of.folder, keeps=False)
+    with _starting():
+        app, gateway = build(settings, policy, log, tell, keys.keys if keys else None, room=room)
+    if worker_of is None:
+        _say_what_is_served(tell, policy, listeners)
+    reloader = Reloader(policy, read.states, read.environ, gateway)
+    keys_reloader = KeysReloader(keys.states, gateway.access) if keys is not None and gateway.access else None
+    admin = None
+    if listeners.admin is not None:
+        guarded = worker_of is None and is_guarded(settings, keys)
+        pages = admin_app(gateway, reloader, keys_reloader, guarded=guarded)
+        admin = Served(Application.small(pages, Edge(log, new_id)), listeners.admin)
+    followers = [reloader] if keys_reloader is None else [reloader, keys_reloader]
+    ending = Ending(gateway.stop_soon, settings.drain_delay_seconds, settings.drain_seconds)
+    serve_until_stopped(
+        Served(app, listeners.main), admin, followers, ending, None if worker_of is None else sys.stdin.fileno()
+    )
+
+
+def run_workers(
+    settings: Settings, read: PolicyRead, keys: KeysRead | None, listeners: Listeners, log_stream: BinaryIO
+) -> None:
+    """Serve with several processes until a signal."""
+    from gateway.edge import Application, Edge  # noqa: PLC0415
+    from gateway.engines import EngineRoom  # noqa: PLC0415
+    from gateway.follow import Follower  # noqa: PLC0415
+    from gateway.front import front_app  # noqa: PLC0415
+    from gateway.reload import KeysReloader, Reloader  # noqa: PLC0415
+    from gateway.running import Gateway, new_id  # noqa: PLC0415
+    from gateway.server import Served  # noqa: PLC0415
+    from gateway.telemetry import JsonLog  # noqa: PLC0415
+    from gateway.workers import (  # noqa: PLC0415
+        Keeping,
+        Start,
+        Workers,
+        environment_of,
+        serve_workers_until_stopped,
+        shared,
+    )
+
+    tell = _teller("")
+    log = JsonLog(log_stream, tell)
+    with _starting():
+        folder = Path(tempfile.mkdtemp(prefix="hybridgate-"))
+    try:
+        with _starting():  # nobody else had the port, and now it is for the workers
+            address = listeners.main.getsockname()
+            listeners.main.close()
+            kept = shared(address, listeners.main.family)
+        # This process counts nothing and stores nothing: it keeps the engines running.
+        alone = replace(
+            settings, workers=1, redis_url="", redis_zone="", cache_secret="", usage_file="", usage_stream=False
+        )
+        room = EngineRoom(folder, keeps=True)
+        with _starting():
+            gateway = Gateway(alone, read.policy, log, tell, keys.keys if keys else None, room=room)
+        _say_what_is_served(tell, read.policy, Listeners(kept, listeners.admin))
+        tell(f"{settings.workers} workers")
+
+        def command(index: int, listener: int) -> list[str]:
+            own = ["worker", str(index), "--listener", str(listener), "--folder", str(folder)]
+            return [sys.executable, "-m", "gateway.cli", *own]
+
+        start = Start(command, environment_of(settings, os.environ), kept)
+        followers: list[Follower] = [Reloader(read.policy, read.states, read.environ, gateway)]
+        if keys is not None and gateway.access:
+            followers.append(KeysReloader(keys.states, gateway.access))
+
+        workers, admin = Workers(settings.workers, start, tell), None
+        if listeners.admin is not None:
+            pages = front_app(workers, folder, gateway, followers, guarded=is_guarded(settings, keys))
+            admin = Served(Application.small(pages, Edge(log, new_id)), listeners.admin)
+        drain = settings.drain_delay_seconds + settings.drain_seconds
+        serve_workers_until_stopped(workers, Keeping(gateway, followers, admin, drain))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_guarded(settings: Settings, keys: KeysRead | None) -> bool:
+    """Whether the admin port asks for an operator's key."""
+    return settings.admin_host not in _LOOPBACK and keys is not None and len(keys.keys.operators) > 0
+
+
+def _teller(before: str) -> Callable[[str], None]:
     terminal = Console(stderr=True, highlight=False)
 
     def tell(line: str) -> None:
-        terminal.print(line, markup=False, soft_wrap=True)
+        terminal.print(before + line, markup=False, soft_wrap=True)
 
-    gc.set_threshold(*GC_THRESHOLDS)
-    policy, log = read.policy, JsonLog(log_stream, tell)
+    return tell
+
+
+@contextmanager
+def _starting() -> Iterator[None]:
+    """Ends the program with one line where it cannot start."""
     try:
-        app, gateway = build(settings, policy, log, tell, keys.keys if keys else None)
+        yield
     except SettingsError as error:
         fail(str(error))
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
         fail(f"cannot start ({what}{error.strerror or error}): a writable TMPDIR and readable ca_files are needed")
+
+
+def _say_what_is_served(tell: Callable[[str], None], policy: Policy, listeners: Listeners) -> None:
     tell(f"hybridgate: {_url(listeners.main)}/v1, policy {policy.path} ({policy.hash})")
     if listeners.admin is not None:
         tell(f"metrics: {_url(listeners.admin)}/metrics")
     for deployment in policy.deployments.values():
         tell(f"  {deployment.name}: {deployment.model} in {deployment.zone}{_state(deployment.unavailable)}")
-    reloader = Reloader(policy, read.states, read.environ, gateway)
-    keys_reloader = KeysReloader(keys.states, gateway.access) if keys is not None and gateway.access else None
-    admin = None
-    if listeners.admin is not None:
-        guarded = settings.admin_host not in _LOOPBACK and keys is not None and len(keys.keys.operators) > 0
-        pages = admin_app(gateway, reloader, keys_reloader, guarded=guarded)
-        admin = Served(Application.small(pages, Edge(log, new_id)), listeners.admin)
-    followers = [reloader] if keys_reloader is None else [reloader, keys_reloader]
-    ending = Ending(gateway.stop_soon, settings.drain_delay_seconds, settings.drain_seconds)
-    serve_until_stopped(Served(app, listeners.main), admin, followers, ending)
 
 
 def _url(listener: socket.socket) -> str:

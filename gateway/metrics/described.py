@@ -208,6 +208,16 @@ STORE_DAMAGED = Described(
     "Counters of limits in Redis that hold what no gateway wrote. Their limits do what `on_redis_down` says.",
 )
 
+WORKER_UP = Described(
+    "hybridgate_worker_up",
+    "gauge",
+    ("worker",),
+    "1 where the worker answers its parent. With several workers every other metric has the label `worker`, too.",
+)
+WORKER_RESTARTS = Described(
+    "hybridgate_worker_restarts_total", "counter", ("worker",), "Times that the worker was started again."
+)
+
 METRICS = (
     REQUESTS,
     LABELLED,
@@ -253,9 +263,13 @@ METRICS = (
     USAGE_LOST,
     USAGE_WAITING,
 )
+OF_WORKERS = (WORKER_UP, WORKER_RESTARTS)
 
 
 def table() -> str:
     """The metrics as a Markdown table."""
-    rows = [f"| `{m.name}` | {m.kind} | {', '.join(f'`{label}`' for label in m.labels)} | {m.help} |" for m in METRICS]
+    rows = [
+        f"| `{m.name}` | {m.kind} | {', '.join(f'`{label}`' for label in m.labels)} | {m.help} |"
+        for m in (*METRICS, *OF_WORKERS)
+    ]
     return "\n".join(["| metric | type | labels | meaning |", "|---|---|---|---|", *rows])
