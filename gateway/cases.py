@@ -26,7 +26,17 @@ from gateway.policyfile.values import Nusd, OrAlone, Seconds, Text, Version, Wor
 from gateway.refusal import refusal
 from gateway.routing import decide
 from gateway.types import UNSCANNABLE, Decision, Gate, RequestFacts, usd
-from gateway.written import RequestShape, StateShape, asked, configured, facts_of, in_state, laid_over, snapshot_of
+from gateway.written import (
+    RequestShape,
+    StateShape,
+    asked,
+    configured,
+    facts_of,
+    in_order,
+    in_state,
+    laid_over,
+    snapshot_of,
+)
 
 SUFFIX = "_test.yaml"
 
@@ -188,7 +198,7 @@ def read_cases(path: str, text: str) -> tuple[CaseFile | None, list[Problem]]:
     if file.intact and "cases" in root.keys and not root.items("cases"):
         problems.append(file.problem('"cases" holds none', "cases"))
     if problems or file.shape.policy is None:
-        return None, _in_order(problems)
+        return None, in_order(problems)
     return CaseFile(path, file.shape.policy, file.shape.environment or {}, file, tuple(cases)), []
 
 
@@ -230,11 +240,7 @@ def undefined(file: CaseFile, policy: Policy) -> list[Problem]:
             for name in written:
                 if name not in known:
                     problems.append(entry.problem(_no_such(noun, name, known), "expect", key))
-    return _in_order(problems)
-
-
-def _in_order(problems: Iterable[Problem]) -> list[Problem]:
-    return sorted(set(problems), key=lambda p: (p.line, p.column, p.message))
+    return in_order(problems)
 
 
 def _check_state(

@@ -213,6 +213,20 @@ class Match:
         return True
 
     @property
+    def never(self) -> bool:
+        """Whether no request matches, as far as the conditions alone tell: what it excepts is all that it asks for, it
+        wants a flag both ways, or no alternative can hold. Never wrongly true."""
+        flags: dict[str, bool] = {}
+        for key, value, *_ in self.conditions:
+            if value.__class__ is bool and flags.setdefault(key, value) is not value:
+                return True
+            if key == "not" and value.conditions and value.covers(self):
+                return True
+            if key == "any" and all(branch.never for branch in value):
+                return True
+        return False
+
+    @property
     def needs(self) -> frozenset[Capability]:
         """What every request that matches asks of a deployment."""
         asked: dict[Capability, bool | None] = {"tools": self.tools, "images": self.images, "schema": self.schema}

@@ -7,7 +7,7 @@ Owns their shapes and what each key means. Refuses to decide, and to read files 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from math import inf
@@ -220,7 +220,12 @@ def read(path: str, text: str, shape: type[S]) -> tuple[S | None, list[Problem]]
     if root is None:
         return None, problems
     found = check(shape, root, "", problems.append)
-    return (None, problems) if problems else (found.shape, [])
+    return (None, in_order(problems)) if problems else (found.shape, [])
+
+
+def in_order(problems: Iterable[Problem]) -> list[Problem]:
+    """As they stand in the file, each once."""
+    return sorted(set(problems), key=lambda p: (p.line, p.column, p.message))
 
 
 @dataclass(frozen=True, slots=True)

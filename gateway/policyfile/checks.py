@@ -21,12 +21,16 @@ _ANY = Match()
 
 
 def unreachable(rules: Sequence[Written], default: Written | None) -> Iterator[Problem]:
-    """Rules that an earlier one leaves no request for. One that skips protected requests leaves those."""
+    """Rules that no request matches, or that an earlier one leaves none for. One that skips protected requests leaves
+    those."""
     earlier = Earlier()
     for written in (*rules, *([default] if default else [])):
         if not written.entry.intact:
             continue
         match = written.rule.match
+        if match is not None and match.never:
+            yield written.entry.problem("can never apply: its conditions contradict each other", "when", key=True)
+            continue
         before = earlier.covering(match or _ANY)
         if before is not None:
             why = "matches all its requests" if before.match else "has no conditions"

@@ -11,7 +11,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -425,7 +425,8 @@ def in_time(stated: dict[str, Any], wall: float) -> bool:
 @given(WHENS)
 @settings(deadline=None)
 def test_conditions_mean_what_they_say(when: dict[str, Any]) -> None:
-    """Compiled, a `when` of any depth holds exactly where reading it out does."""
+    """Compiled, a `when` of any depth holds exactly where reading it out does; one that is refused, because it
+    contradicts itself, nowhere."""
     deployments = {
         "version": 1,
         "deployments": {
@@ -442,7 +443,16 @@ def test_conditions_mean_what_they_say(when: dict[str, Any]) -> None:
         "rules": [{"name": "r", "when": when, "candidates": ["d1"]}],
         "default": {"candidates": ["d1"]},
     }
-    compiled = compiled_policy(yaml.safe_dump(policy), yaml.safe_dump(deployments))
+    files = yaml.safe_dump(policy), yaml.safe_dump(deployments)
+    told = problems(*files)
+    if told:
+        event("contradicts itself")
+        assert ["its conditions contradict each other" in each for each in told] == [True]
+        policy["rules"] = []
+        compiled = compiled_policy(yaml.safe_dump(policy), files[1])
+        assert not any(holds(when, facts, compiled, snapshot) for facts, snapshot in REQUESTS)
+        return
+    compiled = compiled_policy(*files)
     match = compiled.rules[0].match
     assert match is not None
     for facts, snapshot in REQUESTS:

@@ -78,7 +78,7 @@ def test_no_request_fails_while_the_policy_changes_and_each_names_the_one_that_d
         while asked < requests:
             asked += 1
             answer = await g.http.post("/v1/chat/completions", json={**BODY, "stream": asked % 4 == 0})
-            assert answer.status_code == 200 and answer.content
+            assert answer.status_code == 200 and answer.content, answer.text
             if asked % 4 == 0 and answer.headers["content-type"].startswith("text/event-stream"):
                 assert answer.text.endswith("data: [DONE]\n\n")
             answers[answer.headers["x-hybridgate-policy"], unquote(answer.headers["x-hybridgate-rule"])] += 1
