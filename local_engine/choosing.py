@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from local_engine.errors import DeviceLost, OutOfMemory
 from local_engine.generation import Choice, Generation, log_error
 from local_engine.scheduler import Batch, Chunk
 from local_engine.sequence import Likelihood, Pick
@@ -84,6 +85,8 @@ def _asked(batch: Batch, open_one: Callable[[str], Generation | None]) -> tuple[
 def _sampled(runner: Runner, logits: Any, rows: Sequence[int], picks: Sequence[Pick]) -> list[int | None]:
     try:
         return runner.sample(logits, rows, picks)
+    except (DeviceLost, OutOfMemory):
+        raise  # no row's fault; the engine ends, or computes the step again in smaller batches
     except Exception as error:  # noqa: BLE001 - one row's fault must not end the others
         log_error("sampling, repeated one by one", error)
         return [_sample_one(runner, logits, row, pick) for row, pick in zip(rows, picks, strict=True)]
@@ -92,6 +95,8 @@ def _sampled(runner: Runner, logits: Any, rows: Sequence[int], picks: Sequence[P
 def _sample_one(runner: Runner, logits: Any, row: int, pick: Pick) -> int | None:
     try:
         return runner.sample(logits, [row], [pick])[0]
+    except (DeviceLost, OutOfMemory):
+        raise
     except Exception as error:  # noqa: BLE001 - ends this request only
         log_error("sampling", error)
         return None

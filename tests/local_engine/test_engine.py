@@ -430,13 +430,22 @@ def test_a_single_request_that_memory_never_suffices_for_ends_alone(text: Text) 
     assert (deltas[-1].finish, state) == (FinishReason.ERROR, State.READY)
 
 
-def test_a_lost_device_ends_all_requests_and_shows_on_the_engine(text: Text) -> None:
-    class Lost(CountingRunner):
-        def forward(self, batch: Batch) -> list[int]:
-            raise DeviceLost("gone")
+class LostInForward(CountingRunner):
+    def forward(self, batch: Batch) -> list[int]:
+        raise DeviceLost("gone")
 
+
+class LostInSampling(CountingRunner):
+    """A CUDA device computes while the host goes on: its errors show where the host first waits for it."""
+
+    def sample(self, logits: list[int], rows: Sequence[int], picks: Sequence[Pick]) -> list[int | None]:
+        raise DeviceLost("gone")
+
+
+@pytest.mark.parametrize("lost", [LostInForward, LostInSampling])
+def test_a_lost_device_ends_all_requests_and_shows_on_the_engine(text: Text, lost: type[CountingRunner]) -> None:
     async def run() -> tuple[list[Delta], State]:
-        async with started(lambda: model(text, Lost())) as engine:
+        async with started(lambda: model(text, lost())) as engine:
             return await drained(engine.add(job("a"))), engine.state
 
     deltas, state = asyncio.run(run())
