@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo install test test-oldest lint format bench lock build clean
+.PHONY: help run demo install test test-oldest test-kernels lint format bench lock build clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,6 +24,9 @@ test: $(VENV)/.dev ## run all tests, the slow ones included
 test-oldest: $(VENV)/.oldest ## the engine against the oldest transformers that it supports
 	@PYTHONPATH=$(VENV)/oldest $(BIN)/python -c "import transformers; print('transformers', transformers.__version__)"
 	PYTHONPATH=$(VENV)/oldest $(BIN)/pytest tests/local_engine/test_runner.py
+
+test-kernels: $(VENV)/.kernels ## the engine's GPU kernels in Triton's interpreter, on a CPU
+	PYTHONPATH=$(VENV)/kernels TRITON_INTERPRET=1 $(BIN)/pytest tests/local_engine/test_paged.py
 
 lint: $(VENV)/.dev ## ruff, mypy, import-linter
 	$(BIN)/ruff check
@@ -74,4 +77,10 @@ $(VENV)/.dev: $(VENV)/.engine requirements/dev.txt requirements/prometheus.sh re
 $(VENV)/.oldest: $(VENV)/.dev requirements/oldest.txt
 	rm -rf $(VENV)/oldest
 	$(PIP) install --quiet --no-deps --require-hashes --target $(VENV)/oldest -r requirements/oldest.txt
+	@touch $@
+
+# In front of it only where the interpreter is wanted: torch for a CPU must not find it.
+$(VENV)/.kernels: $(VENV)/.dev requirements/kernels.txt
+	rm -rf $(VENV)/kernels
+	$(PIP) install --quiet --no-deps --require-hashes --target $(VENV)/kernels -r requirements/kernels.txt
 	@touch $@

@@ -39,13 +39,18 @@ RUN /tmp/debian.sh "${DEBIAN}" python3 libgomp1 && groupadd --gid 10001 hybridga
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin hybridgate \
  && rm /tmp/debian.sh /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow-
 ENV PATH=/opt/hybridgate/bin:/usr/local/bin:/usr/bin:/bin HOME=/tmp HF_HOME=/models PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
-USER 10001:10001
 EXPOSE 8000
 CMD ["hybridgate-engine", "serve", "--host", "0.0.0.0", "--port", "8000"]
 
 FROM runtime AS cpu
 COPY --from=build-cpu /opt/hybridgate /opt/hybridgate
+USER 10001:10001
 
 FROM runtime AS cuda
+ARG DEBIAN=
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY deploy/debian.sh /tmp/
+# With the C compiler Triton builds what launches its kernels, at start, below HOME.
+RUN /tmp/debian.sh "${DEBIAN}" gcc libc6-dev python3-dev && rm /tmp/debian.sh
 COPY --from=build-cuda /opt/hybridgate /opt/hybridgate
+USER 10001:10001

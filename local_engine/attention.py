@@ -14,13 +14,16 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from local_engine.paged import Attend, How, Tables
+
 PAGED_ATTENTION = "hybridgate_paged"
 
 
 class KvCache:
     """Keys and values: [layers, blocks, block size × KV heads × head size].
 
-    Invariant: the last block is never written, so that padding gathers zeros and a masked NaN cannot leak.
+    Invariant: the block `padding_block` is never written, so that padding gathers zeros and a masked NaN cannot leak;
+    the block of `scratch_slot` is written by rows that pad a recorded step, and never read.
     """
 
     def __init__(
@@ -36,8 +39,9 @@ class KvCache:
     ) -> None:
         self.block_size = block_size
         self.padding_block = num_blocks
+        self.scratch_slot = (num_blocks + 1) * block_size
         self._slot_shape = (-1, kv_heads, head_size)
-        shape = (layers, (num_blocks + 1), block_size * kv_heads * head_size)
+        shape = (layers, (num_blocks + 2), block_size * kv_heads * head_size)
         self._all_keys = torch.zeros(shape, dtype=dtype, device=device)
         self._all_values = torch.zeros(shape, dtype=dtype, device=device)
         self._keys = list(self._all_keys)
@@ -54,6 +58,10 @@ class KvCache:
         keys = self._keys[layer].index_select(0, blocks).view(shape)[:, :length]
         values = self._values[layer].index_select(0, blocks).view(shape)[:, :length]
         return keys.transpose(1, 2), values.transpose(1, 2)
+
+    def slots(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values where they lie: [slots, KV heads, head size]."""
+        return self._keys[layer].view(self._slot_shape), self._values[layer].view(self._slot_shape)
 
     def clear(self, blocks: Tensor) -> None:
         """Zero these blocks in all layers."""
@@ -133,12 +141,18 @@ class PrefillSpan:
 
 @dataclass(frozen=True, slots=True)
 class PagedForward:
-    """What one forward's attention needs: where to write [tokens], and how to read."""
+    """What one forward's attention needs: where to write [tokens], and how to read.
+
+    Tokens that decode come first, as `decode` rows that are copied out of the cache, or as `tables` that `attend`
+    follows in place.
+    """
 
     cache: KvCache
     slots: Tensor
-    decode: tuple[DecodeRows, ...]
-    prefill: tuple[PrefillSpan, ...]
+    decode: tuple[DecodeRows, ...] = ()
+    prefill: tuple[PrefillSpan, ...] = ()
+    tables: Tables | None = None
+    attend: Attend | None = None
 
 
 def paged_attention(
@@ -162,9 +176,13 @@ def paged_attention(
     if s_aux is not None:
         raise ValueError("attention sinks are not computed here")
     layer: int = module.layer_idx
-    how = _How(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
+    how = How(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
     paged.cache.write(layer, paged.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
     parts = []
+    if paged.tables is not None:
+        assert paged.attend is not None
+        first = query[0, :, : len(paged.tables.lengths)].transpose(0, 1)
+        parts.append(paged.attend(first, *paged.cache.slots(layer), paged.tables, how))
     for rows in paged.decode:
         part = slice(rows.begin, rows.begin + rows.rows * rows.width)
         parts.append(_decode(query[0, :, part], rows, paged.cache, layer, how))
@@ -175,14 +193,7 @@ def paged_attention(
     return packed[None], None
 
 
-@dataclass(frozen=True, slots=True)
-class _How:
-    scaling: float
-    window: int | None
-    softcap: float | None
-
-
-def _decode(query: Tensor, rows: DecodeRows, cache: KvCache, layer: int, how: _How) -> Tensor:
+def _decode(query: Tensor, rows: DecodeRows, cache: KvCache, layer: int, how: How) -> Tensor:
     """[heads, rows × width, head size] → [rows × width, heads, head size]; the heads of a KV group, and the tokens of
     a row, are packed as queries."""
     keys, values = cache.read(layer, rows.blocks, rows.rows, rows.length)
@@ -203,7 +214,7 @@ def _decode(query: Tensor, rows: DecodeRows, cache: KvCache, layer: int, how: _H
 
 
 def _prefill(
-    query: Tensor, key: Tensor, value: Tensor, span: PrefillSpan, cache: KvCache, layer: int, how: _How
+    query: Tensor, key: Tensor, value: Tensor, span: PrefillSpan, cache: KvCache, layer: int, how: How
 ) -> Tensor:
     """[1, heads, tokens, head size] → [tokens, heads, head size]."""
     if span.blocks is not None:
@@ -223,7 +234,7 @@ def _prefill(
     return attended[0].transpose(0, 1)
 
 
-def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: _How) -> Tensor:
+def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: How) -> Tensor:
     """Attention whose scores are bounded by `softcap` before the mask, which no fused kernel of torch computes."""
     assert how.softcap is not None
     scores = torch.tanh(query @ key.transpose(-1, -2) * (how.scaling / how.softcap)) * how.softcap

@@ -85,6 +85,10 @@ def serve(
     embedding_served_name: Annotated[
         str | None, typer.Option(help="Its name in requests and answers. Default: what --embedding-model says.")
     ] = None,
+    eager: Annotated[
+        bool,
+        typer.Option("--eager", help="On a GPU: no kernels of ours and no recorded steps. Slow; for finding faults."),
+    ] = False,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error; never holds what callers send.")] = (
         "info"
     ),
@@ -150,6 +154,7 @@ def serve(
             draft_model=draft_model,
             speculation_tokens=speculation_tokens,
             speculation_max_running=speculation_max_running,
+            eager=eager,
         )
         status = serve_forever(
             settings,

@@ -30,6 +30,7 @@ class Settings:
     """What the operator chose. Invariant: every value is in its range (`problems` is empty).
 
     Token counts are in tokens, `drain_seconds` in seconds. None means: derived from the model or from memory at load.
+    `eager`: on a GPU, only what torch and transformers bring: no kernels of ours, no recorded steps.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Settings:
     draft_model: str | None = None
     speculation_tokens: int = 8
     speculation_max_running: int = 16
+    eager: bool = False
 
     def __post_init__(self) -> None:
         """Raises ConfigError with all problems at once."""
@@ -61,6 +63,12 @@ class Settings:
     def name(self) -> str:
         """The model's name in answers."""
         return self.served_name or self.model
+
+    @property
+    def most_rows(self) -> int:
+        """Tokens that a step without prompts can have: one a running sequence, or with guesses behind them."""
+        guessed = 0 if self.speculation == "off" else self.speculation_max_running * (1 + self.speculation_tokens)
+        return max(self.max_running, guessed)
 
     @property
     def embedding_name(self) -> str | None:

@@ -24,6 +24,8 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
+from local_engine import cuda
+from local_engine.accelerate import accelerated
 from local_engine.attention import PAGED_ATTENTION, KvCache
 from local_engine.calls import Family, family_of
 from local_engine.checkpoint import FETCH, check_loaded, check_shards, check_types, configuration
@@ -31,15 +33,18 @@ from local_engine.config import BLOCK_SIZE, Limits, Settings, kv_cache_tokens, l
 from local_engine.draft import load_draft
 from local_engine.encoder import load_encoder
 from local_engine.engine import Model
-from local_engine.errors import LoadError
+from local_engine.errors import DeviceLost, LoadError
 from local_engine.grammar import Grammars
 from local_engine.linear import prepare
 from local_engine.lookup import PromptLookup
+from local_engine.paged import Shape
 from local_engine.runner import ModelRunner
 from local_engine.selfcheck import compare, tolerance
 from local_engine.source import DEMO_DRAFT, model_source
 from local_engine.speculation import Drafter, Speculation
 from local_engine.text import Shown, Text
+
+log = logging.getLogger(__name__)
 
 LAYERS = frozenset({"full_attention", "sliding_attention"})
 """Kinds of layers whose keys and values the paged cache holds."""
@@ -109,6 +114,8 @@ def load(settings: Settings) -> Model:
             f"{settings.model} computes something else on a paged cache than by itself (logits differ by "
             f"{difference:.1%}), so it is not served: {WAY_OUT}"
         )
+    if device.type == "cuda" and not settings.eager:
+        runner, how = _accelerated(settings, model, cache, bounds)
     return Model(
         name=settings.name,
         runner=runner,
@@ -123,6 +130,25 @@ def load(settings: Settings) -> Model:
             f"window {bounds.window}, KV cache {bounds.num_blocks * BLOCK_SIZE} tokens"
         ),
     )
+
+
+def _accelerated(settings: Settings, model: Any, cache: KvCache, bounds: Limits) -> tuple[ModelRunner, str]:
+    """The runner for a GPU, and what to say of it."""
+    heads, size = kv_heads(model.config)
+    try:
+        found = accelerated(
+            model,
+            cache,
+            Shape(model.config.num_attention_heads, heads, size, bounds.block_size, model.dtype),
+            bounds,
+            attend=cuda.attention(model.device),
+            recorder=cuda.GraphRecorder,
+            most_rows=settings.most_rows,
+            say=log.info,
+        )
+    except DeviceLost as error:
+        raise LoadError(f"{_first_line(error)}: start with --eager, and say so to those who maintain this") from error
+    return found.runner, "".join(f", {way}" for way in found.ways)
 
 
 def _speculation(settings: Settings, model: Any, text: Text) -> Speculation | None:

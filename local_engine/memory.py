@@ -28,6 +28,7 @@ from local_engine.loading import (
     kv_heads,
     window_of,
 )
+from local_engine.rows import bucket_sizes
 from local_engine.source import model_source
 
 INT4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -152,15 +153,21 @@ def activation_bytes(config: Any, settings: Settings, itemsize: int) -> int:
     return int(max(layer, gathered) + logits)
 
 
+def recorded_bytes(config: Any, settings: Settings, itemsize: int) -> int:
+    """What a GPU holds for recorded steps beside activations, which they share: the logits of each."""
+    return 0 if settings.eager else sum(bucket_sizes(settings.most_rows)) * config.vocab_size * itemsize
+
+
 def _need(model: Any, config: Any, quantization: str, serving: torch.device, settings: Settings) -> Need:
     dtype = dtype_of(settings, quantization, config, serving)
     copied = copied_bytes(model, dtype) if serving.type == "cpu" else 0
+    recorded = recorded_bytes(config, settings, dtype.itemsize) if serving.type == "cuda" else 0
     return Need(
         quantization,
         str(dtype).removeprefix("torch."),
         weight_bytes(model, quantization, dtype.itemsize) + copied,
         kv_bytes_per_token(config, dtype),
-        activation_bytes(config, settings, dtype.itemsize),
+        activation_bytes(config, settings, dtype.itemsize) + recorded,
     )
 
 

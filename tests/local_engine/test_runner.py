@@ -210,20 +210,57 @@ def test_a_neighbours_broken_numbers_do_not_leak_through_padding_or_reused_block
     assert [sequence.tokens for sequence in again] == expected
 
 
+class Failing:
+    """A model, and logits, whose device fails when it is waited for."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 1
+
+    def __call__(self, **_: object) -> None:
+        raise self.error
+
+    def max(self, dim: int) -> None:
+        raise self.error
+
+    def float(self) -> None:
+        raise self.error
+
+    def __getitem__(self, rows: object) -> Failing:
+        return self
+
+
 @pytest.mark.parametrize(
-    ("theirs", "ours"), [(torch.OutOfMemoryError, OutOfMemory), (torch.AcceleratorError, DeviceLost)]
+    ("theirs", "answers", "ours"),
+    [
+        (torch.OutOfMemoryError("no"), True, OutOfMemory),
+        (torch.AcceleratorError("no"), True, DeviceLost),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True, OutOfMemory),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), False, DeviceLost),
+        (RuntimeError("shapes do not fit"), True, RuntimeError),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
 )
-def test_what_a_device_raises_becomes_an_error_of_ours(theirs: type[Exception], ours: type[Exception]) -> None:
-    class Failing:
-        device = torch.device("cpu")
-
-        def __call__(self, **_: object) -> None:
-            raise theirs("no")
-
+def test_what_a_device_raises_becomes_an_error_of_ours_wherever_it_is_waited_for(
+    theirs: Exception, answers: bool, ours: type[Exception]
+) -> None:
+    failing = Failing(theirs)
     cache = KvCache(
-        layers=1, num_blocks=8, block_size=16, kv_heads=1, head_size=4, dtype=torch.float32, device=Failing.device
+        layers=1, num_blocks=8, block_size=16, kv_heads=1, head_size=4, dtype=torch.float32, device=failing.device
     )
     scheduler = Scheduler(Limits(num_blocks=8, window=64))
     scheduler.add(Sequence(id="a", prompt_length=20, tokens=list(range(20)), max_tokens=2))
-    with pytest.raises(ours):
-        ModelRunner(Failing(), cache).forward(scheduler.schedule())
+    runner = ModelRunner(failing, cache, answers=lambda device: answers)
+    logits: Any = failing
+    for work in (
+        lambda: runner.forward(scheduler.schedule()),
+        lambda: runner.sample(logits, [0], [GREEDY]),
+        lambda: runner.likelihoods(logits, [0], [1], [0]),
+    ):
+        with pytest.raises(ours) as raised:
+            work()
+        assert type(raised.value) is ours
