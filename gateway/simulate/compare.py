@@ -18,8 +18,8 @@ from gateway.simulate.world import Run, World, simulate
 Kind = Literal["policy", "baseline"]
 WITHIN = 0.01
 """The attainment that a policy may fall short of the bound's by when their costs are compared: one point."""
-CURVE = (0.9, 0.95, 0.98, 1.0)
-"""Shares of what is attainable at most, for which the picture has the bound."""
+CURVE = (0.9, 0.95, 0.98)
+"""Shares of what is attainable at most, for which the picture has the bound besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +88,13 @@ def compared(entrants: Sequence[tuple[World, Router]], baselines: Sequence[Route
     if not bound:
         return Comparison(world, tuple(entries), tuple(runs), best_threshold=best)
     bounds = Bounds(world, max(own.ended_s for own in scores[: len(entrants)]))
-    most = bounds.most_attainable()
+    reference = bounds.reference()
     for index, (of, _) in enumerate(entrants):
         if of.policy.deployments == world.policy.deployments:
             own = scores[index]
             entries[index] = replace(entries[index], bound=bounds.least_cost(own.met, own.refused))
-    curve = tuple(bounds.least_cost(share * most) for share in CURVE)
-    return Comparison(world, tuple(entries), tuple(runs), curve[-1], curve, best)
+    curve = (*(bounds.least_cost(share * reference.attainment, rounds=1) for share in CURVE), reference)
+    return Comparison(world, tuple(entries), tuple(runs), reference, curve, best)
 
 
 def _better(own: Score, others: Sequence[Score]) -> Iterator[str]:
