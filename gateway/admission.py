@@ -17,7 +17,7 @@ a request goes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple, Protocol
@@ -365,16 +365,20 @@ class Asking:
         self.full = limiter.full()
         self.error: GatewayError | None = None
 
-    async def hold(self, deployment: Deployment) -> Holding | None:
+    def hold(self, deployment: Deployment) -> Awaitable[Holding | None]:
         """Set aside what an attempt takes of all limits; None where one of them keeps the request from this deployment,
         which `full` then tells. Raises what a caller is told whose limits are used up wherever it goes."""
-        if self._beginning is not None or self._kept is not None:
-            kept = await self._taken()
-            if kept is not None and kept.deployment == deployment.name:
-                if kept.error is not None:
-                    raise kept.error
-                return kept.held
-            await _withdrawn(kept)
+        if self._beginning is None and self._kept is None:
+            return self._set_aside(deployment)
+        return self._gone_on(deployment)
+
+    async def _gone_on(self, deployment: Deployment) -> Holding | None:
+        kept = await self._taken()
+        if kept is not None and kept.deployment == deployment.name:
+            if kept.error is not None:
+                raise kept.error
+            return kept.held
+        await _withdrawn(kept)
         return await self._set_aside(deployment)
 
     async def _set_aside(self, deployment: Deployment) -> Holding | None:

@@ -134,7 +134,19 @@ class Terms:
     limits, of the deployment's; `own_by_one` of those of the caller's that count requests. `bounded`: some budget is
     strict. `by_one`: those of them alone that count requests; None where there are none."""
 
-    __slots__ = ("_counted", "_until", "all", "bounded", "by_one", "needs_price", "own", "own_by_one", "there", "wants")
+    __slots__ = (
+        "_counted",
+        "_holds",
+        "_until",
+        "all",
+        "bounded",
+        "by_one",
+        "needs_price",
+        "own",
+        "own_by_one",
+        "there",
+        "wants",
+    )
 
     def __init__(self, terms: Sequence[Term]) -> None:
         self.all = tuple(terms)
@@ -146,15 +158,21 @@ class Terms:
         self.wants = frozenset(Amounts._fields[term.part] for term in terms if term.counted not in BY_ONE)
         by_one = [term for term in terms if term.counted in BY_ONE]
         self.by_one: Terms | None = (self if len(by_one) == len(terms) else Terms(by_one)) if by_one else None
-        self._counted: list[tuple[Limit, int]] = []
+        self._holds: list[Hold] = []  # those of what is counted by the request are right as they are
+        self._counted: list[tuple[int, Limit, int]] = []  # the others: position, limit, part
         self._until = float("-inf")
 
     def holds(self, amounts: Amounts, now: float) -> list[Hold]:
         """What a request takes of each, in the same order, at `now` (seconds since 1970)."""
         if now >= self._until:
-            self._counted = [(term.limit(now), term.part) for term in self.all]
+            self._holds = [Hold(term.limit(now), 1) for term in self.all]
+            counted = enumerate(zip(self.all, self._holds, strict=True))
+            self._counted = [(i, hold.limit, term.part) for i, (term, hold) in counted if term.counted not in BY_ONE]
             self._until = min(term.until for term in self.all)
-        return [Hold(limit, amounts[part]) for limit, part in self._counted]
+        holds = self._holds.copy()
+        for position, limit, part in self._counted:
+            holds[position] = Hold(limit, amounts[part])
+        return holds
 
     def amounts(self, facts: RequestFacts, deployment: Deployment, long_output: int | None) -> Amounts:
         """`long_output`: tokens that few of the caller's answers exceed; None where nobody knows."""
@@ -171,8 +189,10 @@ class Terms:
         if self.bounded:
             most_tokens = (deployment.most_prompt_tokens(facts.prompt) or 0) + facts.n * most_output
             most_nusd = most_cost(deployment, facts) or 0
-        # Where no window is known any number may be asked for; what is counted ends at MOST, above every limit.
-        return Amounts(min(tokens, MOST), min(most_tokens, MOST), min(nusd, MOST), min(most_nusd, MOST))
+        if tokens > MOST or most_tokens > MOST or nusd > MOST or most_nusd > MOST:
+            # Where no window is known any number may be asked for; what is counted ends at MOST, above every limit.
+            return Amounts(min(tokens, MOST), min(most_tokens, MOST), min(nusd, MOST), min(most_nusd, MOST))
+        return Amounts(tokens, most_tokens, nusd, most_nusd)
 
 
 def spent_on(deployment: Deployment, usage: Usage) -> Spent:

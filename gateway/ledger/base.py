@@ -55,10 +55,10 @@ class Hold(NamedTuple):
     amount: int
 
 
-@dataclass(frozen=True, slots=True)
-class Spent:
+class Spent(NamedTuple):
     """What a reservation really took: tokens of prompt and answer, nano-dollars; whether it counts as a request of its
-    caller (an attempt after which another deployment is tried does not), and as an attempt on its deployment."""
+    caller (an attempt after which another deployment is tried does not), and as an attempt on its deployment. A tuple,
+    as `Hold` is."""
 
     tokens: int
     nusd: int
@@ -66,11 +66,10 @@ class Spent:
     attempt: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
+class Reservation(NamedTuple):
     """Holds that are all placed. `used`: how much of each limit is taken, these holds included. `placed`: the second or
     the period's start that each is booked under. It ends once: settled, released, or at its lease's end (`until_ms`,
-    milliseconds since 1970), when slots come free and all else stays booked as reserved."""
+    milliseconds since 1970), when slots come free and all else stays booked as reserved. A tuple, as `Hold` is."""
 
     id: str
     holds: tuple[Hold, ...]

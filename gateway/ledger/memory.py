@@ -165,7 +165,7 @@ class MemoryLedger:
         now_ms = int(now * 1000)
         if self._open.get(id, now_ms) > now_ms:
             raise ValueError("a reservation of that id is open")
-        accounts, used, places = [], [], []
+        accounts, places, after = [], [], []
         worst: tuple[Hold, int] | None = None
         known = self._accounts
         for hold in holds:
@@ -174,10 +174,11 @@ class MemoryLedger:
                 checked(holds)
             account = known.get(limit.account) or self._new(limit)
             taken, place = account.at(limit, now_ms)
+            taken += amount
             accounts.append(account)
-            used.append(taken)
             places.append(place)
-            if taken + amount > limit.most and (worst is None or worst[1] != NEVER_MS):
+            after.append(taken)
+            if taken > limit.most and (worst is None or worst[1] != NEVER_MS):
                 never = amount > limit.most
                 wait = NEVER_MS if never else account.wait_ms(limit, amount, place, now_ms)
                 if worst is None or never or wait > worst[1]:
@@ -185,13 +186,15 @@ class MemoryLedger:
         if len({*accounts}) != len(holds):
             checked(holds)
         if worst is not None:
-            return Refused(worst[0], None if worst[1] == NEVER_MS else worst[1], tuple(used))
+            used = tuple(taken - hold.amount for taken, hold in zip(after, holds, strict=True))
+            return Refused(worst[0], None if worst[1] == NEVER_MS else worst[1], used)
         until_ms = now_ms + int(lease_s * 1000)
-        for index, (_, amount) in enumerate(holds):
-            accounts[index].add(id, places[index], amount, until_ms)
-            used[index] += amount
-        self._remember(id, until_ms, now_ms)
-        return Reservation(id, tuple(holds), tuple(used), tuple(places), until_ms)
+        for account, place, hold in zip(accounts, places, holds, strict=True):
+            account.add(id, place, hold[1], until_ms)
+        if len(self._open) >= self._sweep_at:
+            self._sweep(now_ms)
+        self._open[id] = until_ms
+        return Reservation(id, tuple(holds), tuple(after), tuple(places), until_ms)
 
     async def renew(self, reservation: Reservation, lease_s: float, now: float) -> bool:
         """See `Ledger`."""
@@ -236,8 +239,7 @@ class MemoryLedger:
         account = self._accounts[limit.account] = _KINDS[limit.kind]()
         return account
 
-    def _remember(self, id: str, until_ms: int, now_ms: int) -> None:
-        if len(self._open) >= self._sweep_at:  # those of which nobody told the end
-            self._open = {known: until for known, until in self._open.items() if until > now_ms}
-            self._sweep_at = max(_SWEEP_ABOVE, 2 * len(self._open))
-        self._open[id] = until_ms
+    def _sweep(self, now_ms: int) -> None:
+        """Forget those of which nobody told the end."""
+        self._open = {known: until for known, until in self._open.items() if until > now_ms}
+        self._sweep_at = max(_SWEEP_ABOVE, 2 * len(self._open))

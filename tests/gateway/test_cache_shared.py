@@ -35,15 +35,15 @@ from gateway.policy import Invariant, Policy
 from gateway.record import facts_from_record
 from gateway.serving import Serving
 from gateway.store import MOST_WAIT, TIMEOUT, Store
-from gateway.terms import Amounts, terms_of
+from gateway.terms import NO_AMOUNTS, terms_of
 from gateway.types import ON_PREMISES, Caching, Caller, Usage
 from tests.fakes import CARD, CLOUD, HOME, OTHER, Clock, FakeBackend, Ids, Log, completion, policy
 from tests.gateway.test_cache_path import stream, text_of
 from tests.gateway.test_store import BUSY, break_
+from tests.patient import PATIENT, PatientLedger
 from tests.redis_proxy import Proxy, proxied
 from tests.redis_server import redis_cluster, redis_sentinel, redis_server
 
-PATIENT = 30.0
 ALWAYS = Caching(60.0, "always")
 
 
@@ -302,7 +302,7 @@ def test_limits_and_stored_answers_take_one_exchange_before_the_call_and_one_aft
     async def check() -> None:
         async with proxied(url) as proxy, Store(proxy.url, timeout=PATIENT) as store:
             await store.run(("FLUSHALL",), within=PATIENT)
-            ledger, home = SharedLedger(store, RedisLedger(store)), Counted(proxy)
+            ledger, home = PatientLedger(store), Counted(proxy)
             if streams:
                 home.scripts = [stream("hel", "lo") for _ in range(7)]
             gateway = Gateway(store, P, {**backends(), "home": home}, keys=(LIMITED,), ledger=ledger)
@@ -330,15 +330,17 @@ def test_limits_and_stored_answers_take_one_exchange_before_the_call_and_one_aft
 def test_wherever_redis_is_equal_requests_are_one_call_and_each_counts(anywhere: str) -> None:
     async def check(store: Store) -> None:
         known = backends(home=[slow()])
-        ledgers = [SharedLedger(store, RedisLedger(store)) for _ in range(3)]
+        ledgers = [PatientLedger(store) for _ in range(3)]
         replicas = [Gateway(store, P, known, keys=(LIMITED,), ledger=ledger) for ledger in ledgers]
         answers = await asyncio.gather(*(replicas[n % 3].ask(key="limited") for n in range(30)))
         assert calls(known) == 1 and {text_of(data) for _, data in answers} == {"hello"}
         await settled(*replicas)
         for ledger in ledgers:
             await ledger.close(patience=PATIENT)
-        probe = terms_of("limited", "acme", LIMITED.limits, "", None).holds(Amounts(one=0), time.time())
-        told = await ledgers[0].reserve("probe", [hold for hold in probe if hold.limit.kind != "slots"], 30.0, 0.0)
+        probe = terms_of("limited", "acme", LIMITED.limits, "", None).holds(NO_AMOUNTS, time.time())
+        told = await ledgers[0].reserve(
+            "probe", [Hold(h.limit, 0) for h in probe if h.limit.kind != "slots"], 30.0, 0.0
+        )
         assert isinstance(told, Reservation)
         used = {hold.limit.account: used for hold, used in zip(told.holds, told.used, strict=True)}
         assert used["key:limited requests/min"] == 30 and used["key:limited tokens/min"] == 12, "5 and 7, once"
