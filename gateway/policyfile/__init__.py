@@ -4,8 +4,17 @@ Owns the language as it is written, apart from what evaluates it. Refuses to rea
 repeat secrets.
 """
 
-from gateway.policyfile.compile import PolicyErrors, compile_policy
+from gateway.policyfile.compile import MOST_PROBLEMS, PolicyErrors, compile_policy
 from gateway.policyfile.deployments import LOCAL_MODEL_VARIABLE
-from gateway.policyfile.tree import MAX_BYTES, Problem
+from gateway.policyfile.tree import MAX_BYTES, MOST_LOGGED, Problem, first_of
 
-__all__ = ["LOCAL_MODEL_VARIABLE", "MAX_BYTES", "PolicyErrors", "Problem", "compile_policy"]
+__all__ = [
+    "LOCAL_MODEL_VARIABLE",
+    "MAX_BYTES",
+    "MOST_LOGGED",
+    "MOST_PROBLEMS",
+    "PolicyErrors",
+    "Problem",
+    "compile_policy",
+    "first_of",
+]

@@ -6,6 +6,7 @@ Owns the order of the steps and the policy's hash. Refuses to read files itself:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import PurePath
 from types import MappingProxyType
@@ -26,10 +27,12 @@ from gateway.types import UNSCANNABLE
 
 Read = Callable[[str], str]
 
+MOST_PROBLEMS = 1_000  # a file that has more of them is another kind of file, and each takes a while to word
+
 
 class PolicyErrors(Exception):
-    """A policy that does not load. `problems` are all that were found, in the files' order, the policy's before the
-    deployments'."""
+    """A policy that does not load. `problems` are all that were found, but for `MOST_PROBLEMS`, in the files' order,
+    the policy's before the deployments'."""
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
@@ -47,6 +50,10 @@ def compile_policy(
     return _Compilation(path, read, env, price_map, detectors).policy()
 
 
+class _TooMany(Exception):
+    """Enough is wrong."""
+
+
 class _Compilation:
     """One run over both files. Every problem found goes to `problems`; the policy exists only if there is none."""
 
@@ -62,25 +69,35 @@ class _Compilation:
         self.files: list[str] = []
 
     def policy(self) -> Policy:
+        with suppress(_TooMany):
+            policy = self._policy()
+            if policy is not None:
+                return policy
+        raise self._errors()
+
+    def report(self, problem: Problem) -> None:
+        if len(self.problems) > MOST_PROBLEMS:
+            raise _TooMany
+        self.problems.append(problem)
+
+    def _policy(self) -> Policy | None:
         root = self._tree(self.path, Place(self.path))
         if root is None:
-            raise self._errors()
+            return None
         content = [root.plain]
-        file = check(PolicyShape, root, "", self.problems.append)
+        file = check(PolicyShape, root, "", self.report)
         self.problems += file.missing()
         tree = self._deployments_tree(file)
         content.append(tree.plain if tree else None)
-        existing = declared(tree, self.env, self.price_map, self.problems.append) if tree else None
+        existing = declared(tree, self.env, self.price_map, self.report) if tree else None
         compiled = self._compiled(root, file, existing)
-        if self.problems or compiled is None:
-            raise self._errors()
-        return compiled(_hash(content))
+        return None if self.problems or compiled is None else compiled(_hash(content))
 
     def _compiled(
         self, root: Node, file: Checked[PolicyShape], existing: Declared | None
     ) -> Callable[[str], Policy] | None:
         """All entries of the policy file, checked by themselves, then together. What is returned wants the hash."""
-        report = self.problems.append
+        report = self.report
         patterns = patterns_of(root, file, self.detectors, report)
         labels = labels_of(root, self.detectors.union(root.keys_under("patterns")), report)
         slo = slo_of(root, report)
@@ -146,6 +163,9 @@ class _Compilation:
     def _errors(self) -> PolicyErrors:
         order = {file: index for index, file in reversed(list(enumerate(self.files)))}
         found = sorted(set(self.problems), key=lambda p: (order[p.file], p.line, p.column, p.message))
+        if len(self.problems) > MOST_PROBLEMS:
+            some = f"more than {MOST_PROBLEMS:,} things are wrong, of which these are some"
+            found[MOST_PROBLEMS:] = [Place(self.path).problem(some)]
         return PolicyErrors(tuple(found))
 
 

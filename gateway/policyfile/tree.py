@@ -21,6 +21,7 @@ import yaml
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
 MAX_NODES = 200_000
+MOST_LOGGED = 100  # problems of one file that is not loaded
 
 Scalar = str | int | float | bool
 Loc = Sequence[str | int]
@@ -58,6 +59,14 @@ class Problem:
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
         return f"{where}: {self.message}"
+
+
+def first_of(problems: Sequence[Problem], most: int) -> Sequence[Problem]:
+    """The first problems, and where there are more, one that says how many."""
+    more = len(problems) - most
+    if more <= 0:
+        return problems
+    return (*problems[:most], Problem(problems[0].file, 0, 0, f"and {more:,} more things that are wrong"))
 
 
 Mark = Any  # of PyYAML, which has no types: where an event begins

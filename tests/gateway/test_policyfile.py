@@ -11,7 +11,7 @@ import yaml
 
 from gateway.conditions import Hours, Load, Range
 from gateway.policy import Invariant, LabelSource, Match, Policy, Require, Rule, Slo
-from gateway.policyfile import MAX_BYTES, PolicyErrors, compile_policy
+from gateway.policyfile import MAX_BYTES, MOST_PROBLEMS, PolicyErrors, compile_policy
 from gateway.routing import decide
 from gateway.types import Deployment, Price, Timeouts
 from tests.bench.policy import FACTS, fleet_of, loading
@@ -469,6 +469,18 @@ def test_a_file_that_is_too_large_is_not_looked_at() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mistakes", [MOST_PROBLEMS - 1, MOST_PROBLEMS, MOST_PROBLEMS + 1, 20_000])
+def test_of_a_file_where_all_is_wrong_so_much_is_told(mistakes: int) -> None:
+    """Each sentence takes its time, and nobody reads them all. Twenty thousand of one rule's keys are as many."""
+    rules = "".join(f"  - {{name: r{n}, when: {{tag: t{n}}}, candidates: [elsewhere]}}\n" for n in range(mistakes))
+    keys = "".join(f"  elsewhere-{n}: 1\n" for n in range(mistakes))
+    for text in (f"{POLICY}rules:\n{rules}", f"{POLICY}slo:\n{keys}"):
+        told = problems(text)
+        assert len(told) == min(mistakes, MOST_PROBLEMS + 1)
+        cut = told[-1] == "etc/policy.yaml: more than 1,000 things are wrong, of which these are some"
+        assert cut is (mistakes > MOST_PROBLEMS)
+
+
 def test_patterns_that_are_too_much_together_are_a_problem() -> None:
     """Each is right by itself."""
     patterns = {f"p{number}": rf"{number}\pL{{40}}" for number in range(200)}

@@ -66,6 +66,8 @@ ELSEWHERE = {
     "the file is larger than .* bytes",
     "the file is not UTF-8 text: byte .* is wrong",
     "it failed",
+    "more than .* things are wrong, of which these are some",
+    "and .* more things that are wrong",
     '.* is set, but there is .* called ".*"',
     "several local engines and none of them is",
     "no deployment with `backend: local` and no url,",

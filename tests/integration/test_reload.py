@@ -114,6 +114,7 @@ def test_no_request_fails_while_the_policy_changes_and_each_names_the_one_that_d
         assert len(answers) == len(rules) == 1 + changes // 2, "every policy that loads has decided something"
         assert Counter((line["policy"], line["rule"]) for line in booked) == answers
         assert {line["outcome"] for line in booked} == {"ok"} and len({line["decision"] for line in booked}) >= requests
+        assert [line["failed"] for line in booked if "failed" in line] == []
         assert {line["attempts"] for line in booked} == {1}
 
     asyncio.run(check())
@@ -167,6 +168,20 @@ def test_what_does_not_load_is_shown_and_the_gateway_stays_ready(tmp_path: Path)
             lines = [line for line in g.log.lines if line["event"] == "policy"]
             assert len(lines) == 3 and all(line["level"] == "error" and line["line"] > 0 for line in lines)
             assert (await g.http.post("/v1/chat/completions", json=BODY)).headers["x-hybridgate-rule"] == "first"
+
+    asyncio.run(check())
+
+
+def test_of_a_file_where_all_is_wrong_the_log_has_the_beginning(tmp_path: Path) -> None:
+    """No request waits until thousands of lines are written."""
+
+    async def check() -> None:
+        async with world(tmp_path) as (g, path, *_):
+            write(path, policy("x", "a") + "slo:\n" + "".join(f"  c{number}: 1s\n" for number in range(500)))
+            await g.until(lambda: g.gateway.policy_state.refusals == 1)
+            lines = [line for line in g.log.lines if line["event"] == "policy"]
+            assert len(lines) == 101 and lines[-1]["message"] == "and 400 more things that are wrong"
+            assert (await g.http.get("/readyz")).json()["policy"]["error_count"] == 500
 
     asyncio.run(check())
 
