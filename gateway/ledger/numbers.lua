@@ -5,11 +5,11 @@ local MOST = 2^53
 
 local function whole(number) return string.format('%d', number) end -- Lua would write 1.7e15
 
--- A whole number from 0, in the only form that Redis itself counts on with; nil for anything else.
+-- A whole number from 0, which Lua can count on with; nil for anything else. (Redis itself counts with fewer forms of
+-- one, so sums are set, not incremented: a script that fails half-way has reserved the half.)
 local function count(text)
-  if type(text) == 'string' and #text <= 18 and (text == '0' or string.find(text, '^[1-9]%d*$')) then
-    return tonumber(text)
-  end
+  local number = tonumber(text or nil)
+  if number and number >= 0 and number <= MOST and number % 1 == 0 then return number end
 end
 
 local function milliseconds(given) -- empty: the server's own time
@@ -33,17 +33,18 @@ local function change_booked(kind, key, place, change, id)
     redis.pcall('ZREM', key, id)
     return
   end
-  change = math.min(change, MOST)
+  if change == 0 then return end -- such as of requests
   local head = redis.pcall('HMGET', key, kind == 'period' and 'p' or place, 's')
   if head.err then return end
   local found, sum = head[1], count(head[2])
+  if not sum then return end
+  change = math.max(math.min(change, MOST - sum), -sum)
   if kind == 'rolling' then
-    found = count(found)
-    if not found or not sum then return end
-    change = math.max(change, -found, -sum)
-    redis.call('HINCRBY', key, place, whole(change))
-  elseif found ~= place or not sum then
-    return
+    local there = count(found)
+    if not there then return end
+    change = math.max(change, -there)
+    redis.call('HSET', key, place, whole(there + change), 's', whole(sum + change))
+  elseif found == place then
+    redis.call('HSET', key, 's', whole(sum + change))
   end
-  redis.call('HINCRBY', key, 's', whole(math.max(change, -sum)))
 end

@@ -9,6 +9,7 @@
 -- Whatever the keys hold, the script ends: it looks at no more seconds than a window has.
 local now = milliseconds(ARGV[1])
 local second = math.floor(now / 1000)
+local this_second = whole(second)
 local id, lease = ARGV[2], tonumber(ARGV[3])
 local record = record_of(KEYS[1])
 if record == nil then return {-2, 1} end
@@ -28,32 +29,34 @@ local kinds = {}
 kinds.rolling = {
   at = function(hold)
     local window = tonumber(hold.extra)
-    local head = redis.pcall('HMGET', hold.key, 'o', 'n', 's', whole(second))
+    local head = redis.pcall('HMGET', hold.key, 'o', 'n', 's', this_second)
     if head.err then return false end
     if not (head[1] or head[2] or head[3]) then
       hold.oldest, hold.newest, hold.place, hold.used = second, second, second, 0
       return redis.call('EXISTS', hold.key) == 0
     end
-    local oldest, newest, sum, there = count(head[1]), count(head[2]), count(head[3]), head[4]
+    local oldest, newest, sum = count(head[1]), count(head[2]), count(head[3])
     if not (oldest and newest and sum) then return false end
     if oldest > newest or newest - oldest > window or newest > second + A_DAY then return false end
-    local place = math.max(newest, second)
-    if place > second then there = redis.call('HGET', hold.key, whole(place)) end
-    if there and not count(there) then return false end
+    local place, there = second, head[4]
+    if newest > second then place, there = newest, redis.call('HGET', hold.key, whole(newest)) end
+    hold.there = count(there or 0)
+    if not hold.there then return false end
     local first = place - window
     if oldest < first then
       local seconds, amounts = amounts_between(hold.key, oldest, math.min(first - 1, newest))
       for i = 1, #seconds do
-        local amount = count(amounts[i] or '0')
+        local amount = count(amounts[i] or 0)
         if not amount then return false end
         sum = sum - amount
       end
       if sum < 0 or (first > newest and sum > 0) then return false end
       redis.call('HDEL', hold.key, unpack(seconds))
       oldest = first
-      redis.call('HSET', hold.key, 'o', whole(oldest), 's', whole(sum))
+      redis.call('HSET', hold.key, 'o', whole(oldest), 's', whole(sum), 'n', whole(place))
+    elseif place > newest then
+      redis.call('HSET', hold.key, 'n', whole(place))
     end
-    if place > newest then redis.call('HSET', hold.key, 'n', whole(place)) end
     hold.known, hold.oldest, hold.newest, hold.place, hold.used = true, oldest, newest, place, sum
     return true
   end,
@@ -61,15 +64,18 @@ kinds.rolling = {
     local excess = hold.used + hold.amount - hold.most
     local seconds, amounts = amounts_between(hold.key, hold.oldest, hold.newest)
     for i = 1, #seconds do
-      excess = excess - (count(amounts[i] or '0') or 0)
+      excess = excess - (count(amounts[i] or 0) or 0)
       if excess <= 0 then return (tonumber(seconds[i]) + tonumber(hold.extra) + 1) * 1000 - now end
     end
     return nil -- the seconds hold less than the sum says
   end,
   add = function(hold)
-    if not hold.known then redis.call('HSET', hold.key, 'o', whole(hold.place), 'n', whole(hold.place)) end
-    redis.call('HINCRBY', hold.key, whole(hold.place), whole(hold.amount))
-    redis.call('HINCRBY', hold.key, 's', whole(hold.amount))
+    local place, sum = whole(hold.place), whole(hold.used + hold.amount)
+    if hold.known then
+      redis.call('HSET', hold.key, place, whole(hold.there + hold.amount), 's', sum)
+    else
+      redis.call('HSET', hold.key, place, sum, 's', sum, 'o', place, 'n', place)
+    end
     redis.call('EXPIRE', hold.key, whole(hold.place - second + tonumber(hold.extra) + 60))
   end,
 }
@@ -92,7 +98,7 @@ kinds.period = {
     if known and known >= start then
       hold.place, hold.used = known, sum
     else
-      hold.place, hold.used, hold.new = start, 0, true
+      hold.place, hold.used = start, 0
     end
     return true
   end,
@@ -103,8 +109,7 @@ kinds.period = {
     return 86400000
   end,
   add = function(hold)
-    if hold.new then redis.call('HSET', hold.key, 'p', whole(hold.place), 's', '0') end
-    redis.call('HINCRBY', hold.key, 's', whole(hold.amount))
+    redis.call('HSET', hold.key, 'p', whole(hold.place), 's', whole(hold.used + hold.amount))
     local last = hold.starts[#hold.starts]
     redis.call('EXPIRE', hold.key, whole(math.max(last - second, 0) + 86400))
   end,

@@ -120,7 +120,12 @@ def write(redis: Redis, stored: Mapping[str, Stored]) -> None:
 
 
 def count(text: object) -> int | None:
-    return int(text) if isinstance(text, str) and re.fullmatch(r"0|[1-9][0-9]{0,17}", text) else None
+    """The whole number that a text is to C, however it is written."""
+    try:
+        number = float(int(str(text), 16)) if str(text).startswith("0x") else float(str(text))
+    except ValueError:
+        return None
+    return int(number) if 0 <= number <= 2**53 and number == int(number) else None
 
 
 def readable(record: Stored) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gateway.supervisor import FIRST_BACKOFF, WATCH_EVERY, EngineSpec, Supervisor
+from gateway.supervisor import FIRST_BACKOFF, WATCH_EVERY, EngineSpec, Onlooker, Supervisor
 
 ENGINE = """
 import http.server, json, os, socket, socketserver, sys, threading
@@ -118,6 +118,24 @@ def test_an_engine_is_started_described_and_stopped(tmp_path: Path) -> None:
 
     reports = supervised(tmp_path, "ok", check)
     assert reports.described["context_window"] == 64 and "hello from ok" in reports.lines
+
+
+def test_another_process_sees_the_same_engine_come_go_and_come_back(tmp_path: Path) -> None:
+    async def check(supervisor: Supervisor, reports: Reports, waits: list[float]) -> None:
+        seen = Reports()
+        onlooker = Onlooker(supervisor.spec, seen)
+        onlooker.start()
+        await until(lambda: seen.events == ["its engine is starting", "up"])
+        assert seen.described["context_window"] == 64 and onlooker.pid is None and supervisor.pid is not None
+        await supervisor.stop()
+        await until(lambda: seen.events[-1] == "its engine stopped and is being restarted")
+        supervisor.start()
+        await until(lambda: seen.events[-1] == "up")
+        first = supervisor.pid
+        await onlooker.stop()
+        assert seen.events[-1] == "its engine is stopped" and supervisor.pid == first, "it ends nothing"
+
+    supervised(tmp_path, "ok", check)
 
 
 def test_an_engine_that_is_killed_is_back_without_waiting(tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+"""The parent of workers, against small programs that play a worker: they fail to start, die, and do not end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from gateway.workers import FIRST_BACKOFF, Start, Workers, shared
+
+BROKEN = "import sys; sys.exit(3)"
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+LISTENING = (
+    "import socket, sys; s = socket.socket(fileno=int(sys.argv[1])); s.listen()\n"
+    "while True: c, _ = s.accept(); c.sendall(sys.argv[2].encode()); c.close()"
+)
+
+
+Check = Callable[[Workers, list[str], tuple[str, int]], Awaitable[None]]
+
+
+def command_of(program: str, index: int, listener: int) -> list[str]:
+    return [sys.executable, "-c", program, str(listener), str(index)]
+
+
+def kept(program: str, many: int, check: Check) -> None:
+    """Run so many of a program until the check is done."""
+
+    async def run() -> None:
+        told: list[str] = []
+        with shared(("127.0.0.1", 0), socket.AF_INET) as port:
+            start = Start(partial(command_of, program), dict(os.environ), port)
+            workers = Workers(many, start, told.append)
+            running = asyncio.create_task(workers.run())
+            try:
+                async with asyncio.timeout(60):
+                    await check(workers, told, port.getsockname())
+            finally:
+                workers.stop()
+                workers.send(signal.SIGKILL)
+                await running
+        assert all(worker.pid is None for worker in workers.all), "none outlives it"
+
+    asyncio.run(run())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - what is awaited happens in another process
+        await asyncio.sleep(0.01)
+
+
+def test_one_that_fails_to_start_is_started_again_after_longer_and_longer_pauses() -> None:
+    async def check(workers: Workers, told: list[str], at: tuple[str, int]) -> None:
+        await until(lambda: len(told) == 3)
+        pauses = [FIRST_BACKOFF, 2 * FIRST_BACKOFF, 4 * FIRST_BACKOFF]
+        assert told == [f"worker 0 exited with status 3; started again in {pause:g} s" for pause in pauses]
+        assert workers.all[0].restarts == 3
+
+    kept(BROKEN, 1, check)
+
+
+def test_one_that_does_not_end_can_be_killed() -> None:
+    async def check(workers: Workers, told: list[str], at: tuple[str, int]) -> None:
+        await until(lambda: all(worker.pid is not None for worker in workers.all))
+        await asyncio.sleep(0.1)
+
+    kept(STUBBORN, 2, check)
+
+
+def test_each_listens_on_the_port_and_one_that_dies_leaves_it_to_the_others() -> None:
+    async def check(workers: Workers, told: list[str], at: tuple[str, int]) -> None:
+        async def asked() -> str:
+            try:
+                reader, writer = await asyncio.open_connection(*at)
+            except OSError:
+                return ""
+            said = await reader.read()
+            writer.close()
+            return said.decode()
+
+        seen: set[str] = set()
+        while seen < {"0", "1"}:
+            seen |= {await asked()} - {""}
+        workers.all[0].send(signal.SIGKILL)
+        await until(lambda: workers.all[0].restarts == 1)
+        answered = {await asked() for _ in range(20)}
+        assert "1" in answered and "" not in answered, "nobody is sent to the one that is gone"
+
+    kept(LISTENING, 2, check)
