@@ -25,7 +25,7 @@ from gateway.errors import ConnectFailed, ConnectionLost, Retryable, UpstreamFai
 
 MOST_HEAD_BYTES = 64 * 1024  # of a head, a trailer or a chunk's extensions, and one read of the socket
 MOST_BUFFERED_BYTES = 256 * 1024  # of a body that nobody has taken yet; then reading stops
-IDLE_SECONDS = 30.0  # an idle connection is kept; less than the shortest of common balancers and firewalls
+IDLE_SECONDS = 4.0  # an idle connection is kept; less than the 5 of servers that do not say it (uvicorn, llama.cpp)
 _COPY_BELOW = 16 * 1024  # head and body are sent as one piece
 
 _TCP_INFO = getattr(socket, "TCP_INFO", None)  # Linux
@@ -173,8 +173,8 @@ class Http1Connection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether a request can be written now."""
-        return not self._transport.is_closing()
+        """Whether a request can be written now. Where its idle time is over, the server may be closing it just now."""
+        return not self._transport.is_closing() and self.loop.time() < self._idle_until
 
     async def exchange(self, head: bytes, body: bytes, silence: float | None) -> Http1Response:
         """Send a request, wait for the head of its answer. Raises a `Retryable`; `NeverRead` where the connection was

@@ -12,12 +12,19 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import pytest
+import uvicorn
 import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.backends.http1_client import Addresses, Http1Upstream
-from gateway.backends.http1_connection import MOST_BUFFERED_BYTES, MOST_HEAD_BYTES, Http1Connection, Http1Response
+from gateway.backends.http1_connection import (
+    IDLE_SECONDS,
+    MOST_BUFFERED_BYTES,
+    MOST_HEAD_BYTES,
+    Http1Connection,
+    Http1Response,
+)
 from gateway.errors import ConnectFailed, ConnectionLost, Retryable, UpstreamFailed
 from tests.raw_http import CHUNKED_HEAD, Peer, Seen, Transport, always, answer, chunk, serving
 
@@ -37,11 +44,13 @@ class Keeper:
 
     def __init__(self) -> None:
         self.free = 0
+        self.usable = False  # when it was last free, before any clock has rung
 
     def opened(self, connection: Http1Connection) -> None: ...
 
     def freed(self, connection: Http1Connection) -> None:
         self.free += 1
+        self.usable = connection.usable
 
     def gone(self, connection: Http1Connection) -> None: ...
 
@@ -267,6 +276,23 @@ def test_an_idle_connection_is_closed_before_the_server_says_it_will(run: Callab
             return seen.gone
 
     assert run(work()) == 1
+
+
+def test_an_idle_connection_is_not_used_once_its_time_is_over_whoever_has_closed_it(run: Callable[[Any], Any]) -> None:
+    """A busy process may come to the request before it comes to the clock."""
+
+    async def usable(head: bytes) -> bool:
+        played = Played()
+        await played.exchange([answer(b"{}", head)])
+        return played.owner.usable
+
+    assert run(usable(b"Keep-Alive: timeout=60")) is True
+    assert run(usable(b"Keep-Alive: timeout=1")) is False
+
+
+def test_an_idle_connection_is_closed_before_uvicorn_does_which_does_not_say_when() -> None:
+    """It waits 5 s, and so do vLLM, SGLang and llama.cpp's server. Both at once, and the request is lost."""
+    assert uvicorn.Config("").timeout_keep_alive > IDLE_SECONDS
 
 
 def test_the_connection_that_was_used_last_is_used_first(run: Callable[[Any], Any]) -> None:
