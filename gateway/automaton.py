@@ -7,6 +7,7 @@ run would find nothing, and say so.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 import re2
@@ -21,7 +22,7 @@ _PROBES = ("", "a", "a a", "1.\na", "é ")
 _PROBE = "\x00\x01\x00"  # whatever else fires there, something does if the automaton runs
 
 T = TypeVar("T")
-Search = Callable[[bytes, int], "tuple[int, int] | None"]
+Search = Callable[[bytes, int, int], list[tuple[int, int]]]
 
 
 def _options() -> re2.Options:
@@ -42,7 +43,7 @@ class Automaton(Generic[T]):
         patterns = [*patterns, (_PROBE, patterns[0][1])]
         for pattern, _ in patterns:
             searched.Add(pattern)
-        self._meanings: list[T] = [meaning for _, meaning in patterns]
+        self._meaning: Callable[[int], T] = [meaning for _, meaning in patterns].__getitem__
         self._match: Callable[[bytes], list[int]] = searched._set.Match  # what `Match` of the wrapper calls
         try:
             searched.Compile()
@@ -54,24 +55,14 @@ class Automaton(Generic[T]):
 
     def fired(self, text: bytes) -> list[T]:
         """What stands for the patterns that occur in the text."""
-        found = self._match(text)
-        if not found:
-            return []
-        meanings = self._meanings
-        return [meanings[index] for index in found]
+        return list(map(self._meaning, self._match(text)))
 
 
 def searcher(pattern: str) -> Search:
-    """A function of a text and a place: where the pattern first matches from there on, or None."""
+    """A function of a text, a place and the text's length: a list that begins with the bounds of the first match from
+    that place on, both -1 where there is none."""
     # What `search` of the wrapper calls: its generator and its match object cost twice what the search does.
-    match = re2.compile(pattern, _options())._regexp.Match
-    anywhere = re2._Anchor.UNANCHORED
-
-    def searched(text: bytes, position: int) -> tuple[int, int] | None:
-        place: tuple[int, int] = match(anywhere, text, position, len(text))[0]
-        return None if place[0] < 0 else place
-
-    return searched
+    return partial(re2.compile(pattern, _options())._regexp.Match, re2._Anchor.UNANCHORED)
 
 
 def pattern_problem(pattern: str) -> str | None:

@@ -100,7 +100,8 @@ _MARKS = _class(_COMPOSING | set(filter(_is_mark, map(chr, _LOOKED_AT))))
 _COMPOSES = re.compile(f"[{_class(_COMPOSING)}]")
 # All above U+FFFF as one range, which is one comparison.
 _SINGLE = f"[{_class(character for character in _REPLACED if character <= _LAST_OF_BMP)}\U00010000-\U0010ffff]"
-_SINGLES = re.compile(_SINGLE)
+_SINGLES, _RUNS = re.compile(_SINGLE), re.compile(f"{_SINGLE}+")
+_TRANSLATION = str.maketrans(_REPLACED)
 _CLUSTERS = re.compile(f"([^{_MARKS}][{_MARKS}]{{1,{MOST_MARKS}}})[{_MARKS}]*|{_SINGLE}")
 
 
@@ -117,7 +118,11 @@ def legible(text: str) -> str:
     """The same with placeholders as they are."""
     if text.isascii():
         return text
-    return (_CLUSTERS if _COMPOSES.search(text) else _SINGLES).sub(_replacement, text)
+    return _CLUSTERS.sub(_replacement, text) if _COMPOSES.search(text) else _RUNS.sub(_replaced, text)
+
+
+def _replaced(found: re.Match[str]) -> str:
+    return found[0].translate(_TRANSLATION)
 
 
 def _replacement(found: re.Match[str]) -> str:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from gateway.automaton import Automaton, Search, pattern_problem, searcher
-from gateway.detectors import CLUES, DIGIT_KINDS, KINDS, ROWS, RUNS, Numbers, Row
-from gateway.detectors.base import Seen
+from gateway.detectors import DIGIT_KINDS, KINDS, ROWS, RUN, Numbers, Row
+from gateway.detectors.base import OutOfWorkError, Seen
 from gateway.fold import CHANGES, Aligned, encode, folded
 from gateway.types import UNSCANNABLE
 
@@ -66,10 +66,11 @@ class Scanner:
         self.kinds = wanted
         rows = [row for row in ROWS if row.kind in wanted]
         words: list[_Hint] = [(row.hint or row.pattern, _RowFinder(row)) for row in rows if not row.counts]
-        words += [(CLUES[kind], kind) for kind in sorted(wanted & CLUES.keys())]
         counts: list[_Hint] = [(row.hint or row.pattern, _RowFinder(row)) for row in rows if row.counts]
-        if wanted & DIGIT_KINDS:
-            counts.append((RUNS, Numbers(wanted & DIGIT_KINDS)))
+        self._numbers = Numbers(wanted & DIGIT_KINDS)
+        if self._numbers.kinds:
+            words += self._numbers.words
+            counts += self._numbers.counts
         own: list[_Hint] = [
             (pattern, _RowFinder(Row(name, pattern))) for name, pattern in patterns.items() if name in wanted
         ]
@@ -93,10 +94,24 @@ class Scanner:
             fired += automaton.fired(text)
         if not fired:
             return _NOTHING
+        seen = Seen(MOST_WORK, every=False)
         try:
-            return frozenset(_look(text, fired, every=False).kinds)
+            self._look(text, fired, seen)
         except Exception:  # noqa: BLE001 - whatever a check failed of, what was not looked at may be anything
-            return frozenset({UNSCANNABLE}.union(*(one.kinds for one in fired if isinstance(one, _Finder))))
+            kinds = {one.kind for one in fired if isinstance(one, _RowFinder)}
+            return frozenset({UNSCANNABLE, *kinds, *(self._numbers.kinds if RUN in fired else ())})
+        return frozenset(seen.kinds) if seen.kinds else _NOTHING
+
+    def _look(self, text: bytes, fired: Sequence[_Meaning], seen: Seen) -> None:
+        """Note what the detectors find whose hints fired: numbers of digits alone after what may claim these. Raises
+        `OutOfWorkError`."""
+        for meaning in fired:
+            if isinstance(meaning, int):
+                seen.clues |= meaning
+            elif meaning is not None:
+                meaning.find(text, seen)
+        if seen.clues:
+            self._numbers.find(text, seen)
 
     def spans(self, text: str) -> tuple[Span, ...] | None:
         """Every occurrence of every kind, in order and without overlap; None where that cannot be said. Where kinds
@@ -122,60 +137,52 @@ class Scanner:
         fired = self._words.fired(aligned.text)
         for automaton in self._others:
             fired += automaton.fired(aligned.text)
-        return [
-            Span(kind, aligned.starts[start], aligned.ends[end - 1])
-            for kind, start, end in _look(aligned.text, fired, every=True).found
-        ]
+        seen = Seen(MOST_WORK, every=True)
+        self._look(aligned.text, fired, seen)
+        return [Span(kind, aligned.starts[start], aligned.ends[end - 1]) for kind, start, end in seen.found]
 
 
 class _RowFinder:
     """A row of the table at work."""
 
-    __slots__ = ("_row", "_search", "kinds")
+    __slots__ = ("_check", "_claims", "_overlaps", "_search", "kind")
 
     def __init__(self, row: Row) -> None:
-        self.kinds = frozenset((row.kind,))
-        self._row = row
+        self.kind = row.kind
+        self._check = row.check
+        self._claims = row.claims
+        self._overlaps = row.overlaps
         self._search: Search = searcher(row.pattern)
 
     def find(self, text: bytes, seen: Seen) -> None:
         """Note the candidates that the row's check accepts."""
-        row, search = self._row, self._search
-        to_the_end = seen.all or row.claims
-        if row.kind in seen.kinds and not to_the_end:
+        to_the_end = seen.all or self._claims
+        if self.kind in seen.kinds and not to_the_end:
             return
-        position = 0
-        while (candidate := search(text, position)) is not None:
-            seen.spend(WORK_OF_CANDIDATE)
-            start, end = candidate
-            place = row.check(text, start, end)
+        position, length = 0, len(text)
+        while True:
+            start, end = self._search(text, position, length)[0]
+            if start < 0:
+                return
+            seen.left -= WORK_OF_CANDIDATE
+            if seen.left < 0:
+                raise OutOfWorkError
+            place = self._check(text, start, end)
             if place is None:
                 # A rejected match of limited length may hide one that begins within it.
-                position = start + 1 if row.overlaps else max(end, start + 1)
+                position = start + 1 if self._overlaps else max(end, start + 1)
                 continue
-            seen.add(row.kind, place)
-            if row.claims:
-                seen.claimed.append(place)
             if not to_the_end:
+                seen.kinds.add(self.kind)
                 return
+            seen.add(self.kind, place)
+            if self._claims:
+                seen.claimed.append(place)
             position = max(place[1], end)
 
 
-_Finder = _RowFinder | Numbers
-_Meaning = _Finder | str | None  # a clue is a string, and None says that the text has to be folded
+_Meaning = _RowFinder | int | None  # a number is a clue for numbers, and None says that the text has to be folded
 _Hint = tuple[str, _Meaning]
-
-
-def _look(text: bytes, fired: Sequence[_Meaning], *, every: bool) -> Seen:
-    """What the detectors that fired find, those of digits after what may claim these. Raises `OutOfWorkError`."""
-    seen = Seen({clue for clue in fired if clue.__class__ is str}, MOST_WORK, every)
-    for finder in fired:
-        if finder.__class__ is _RowFinder:
-            finder.find(text, seen)
-    for finder in fired:
-        if finder.__class__ is Numbers:
-            finder.find(text, seen)
-    return seen
 
 
 def _united(spans: Iterable[Span]) -> list[Span]:

@@ -6,9 +6,9 @@ Refuses to run the patterns (`labels.py` does), and any text that is not folded 
 
 from gateway.detectors import accounts, credentials, documents, people
 from gateway.detectors.base import Place, Row
-from gateway.detectors.numbers import CLUES, DIGIT_KINDS, RUNS, Numbers
+from gateway.detectors.numbers import DIGIT_KINDS, RUN, Numbers
 
 ROWS: tuple[Row, ...] = (*people.ROWS, *accounts.ROWS, *documents.ROWS, *credentials.ROWS)
 KINDS: frozenset[str] = DIGIT_KINDS | {row.kind for row in ROWS}
 
-__all__ = ["CLUES", "DIGIT_KINDS", "KINDS", "ROWS", "RUNS", "Numbers", "Place", "Row"]
+__all__ = ["DIGIT_KINDS", "KINDS", "ROWS", "RUN", "Numbers", "Place", "Row"]

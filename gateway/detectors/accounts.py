@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from gateway.detectors.base import Place, Row
+from gateway.detectors.digits import marked
 
 # Country: what follows the check digits; n a digit, a a letter, c either.
 _ACCOUNTS = {
@@ -35,7 +36,7 @@ _START = rf"(?i)(?:^|[^0-9A-Za-z])(?:{'|'.join(_ACCOUNTS)}) ?\d{_GAP}\d(?:{_GAP}
 _COUNTRIES = "|".join(_ACCOUNTS)
 _HINT = rf"(?i)(?:^|[^0-9A-Za-z])(?:(?:{_COUNTRIES})\d\d|(?:{_COUNTRIES}) \d\d{_GAP}\d\d)"
 _MARKUP = re.compile(rb"</?[a-z]+>|&nbsp;|\\[nrt]")
-_NOT_ALNUM = bytes(code for code in range(256) if not bytes((code,)).isalnum())
+_SPACED = bytes(code if bytes((code,)).isalnum() else 32 for code in range(256))
 _WRITTEN = {
     length: re.compile(rb"(?:(?:</?[a-z]+>|&nbsp;|\\[nrt]|[^0-9A-Za-z])*[0-9A-Za-z]){%d}(?![0-9A-Za-z])" % length)
     for length in set(_LENGTHS.values())
@@ -43,12 +44,18 @@ _WRITTEN = {
 _NUMBERS = {ord(letter): str(number) for number, letter in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZ", 10)}
 
 
+_COUNTRY = {country: str(int("".join(_NUMBERS[ord(letter)] for letter in country))) for country in _ACCOUNTS}
+
+
 def is_iban(compact: str) -> bool:
     """Whether upper-case letters and digits have their country's shape and are 1 modulo 97."""
-    shape = _SHAPES.get(compact[:2])
+    country = compact[:2]
+    shape = _SHAPES.get(country)
     if shape is None or shape.fullmatch(compact, 4) is None:
         return False
-    return int((compact[4:] + compact[:4]).translate(_NUMBERS)) % 97 == 1
+    account = compact[4:]
+    number = account if account.isdigit() else account.translate(_NUMBERS)
+    return int(number + _COUNTRY[country] + compact[2:4]) % 97 == 1
 
 
 def iban(text: bytes, start: int, end: int) -> Place | None:
@@ -57,14 +64,22 @@ def iban(text: bytes, start: int, end: int) -> Place | None:
     while not text[start : start + 1].isalnum():
         start += 1
     candidate = text[start:end]
-    if b"<" in candidate or b"&" in candidate or b"\\" in candidate:
-        candidate = _MARKUP.sub(b"", candidate)
-    compact = candidate.translate(None, _NOT_ALNUM).decode("ascii").upper()
+    tagged = marked(candidate)
+    words = (_MARKUP.sub(b" ", candidate) if tagged else candidate).translate(_SPACED).split()
+    compact = b"".join(words).upper().decode("ascii")
     wanted = _LENGTHS[compact[:2]]
     if not is_iban(compact[:wanted]):
         return None
-    written = _WRITTEN[wanted].match(text, start)
-    return None if written is None else written.span()
+    if tagged:
+        written = _WRITTEN[wanted].match(text, start)
+        return None if written is None else written.span()
+    place = start
+    for word in words:
+        place = text.find(word, place) + len(word)
+        wanted -= len(word)
+        if wanted <= 0:
+            break
+    return None if wanted or text[place : place + 1].isalnum() else (start, place)
 
 
 ROWS = (Row("iban", f"{_START}{{11,30}}", iban, _HINT, overlaps=True, claims=True),)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 Place = tuple[int, int]
@@ -41,30 +40,32 @@ class Row:
 
 
 class Seen:
-    """What is known of a text while its detectors look at it: which `clues` fired, what was `found`, which places are
-    `claimed` by what may be no other number, and the work that may still be done. `all` asks for every occurrence, else
-    the first of each kind will do."""
+    """What is known of a text while its detectors look at it: which `clues` fired (of
+    numbers, as bits), what was `found`, which places are
+    `claimed` by what may be no other number, and the work that is `left` to be done. `all` asks for every occurrence,
+    else the first of each kind will do, and only the `kinds` are kept."""
 
-    __slots__ = ("_left", "all", "claimed", "clues", "found", "kinds")
+    __slots__ = ("all", "claimed", "clues", "found", "kinds", "left")
 
-    def __init__(self, clues: AbstractSet[str], work: int, every: bool) -> None:
-        self.clues = clues
+    def __init__(self, work: int, *, every: bool) -> None:
+        self.clues = 0
         self.all = every
         self.found: list[Found] = []
         self.kinds: set[str] = set()
         self.claimed: list[Place] = []
-        self._left = work
+        self.left = work
 
     def spend(self, work: int) -> None:
         """Raises `OutOfWorkError` where not so much is left."""
-        self._left -= work
-        if self._left < 0:
+        self.left -= work
+        if self.left < 0:
             raise OutOfWorkError
 
     def add(self, kind: str, place: Place) -> None:
         """Note what was found."""
         self.kinds.add(kind)
-        self.found.append((kind, *place))
+        if self.all:
+            self.found.append((kind, *place))
 
 
 class OutOfWorkError(Exception):

@@ -5,8 +5,9 @@ Sources: ranges of ISO/IEC 7812 as listed in Wikipedia's "Payment card number".
 
 from __future__ import annotations
 
-from gateway.detectors.base import Place
-from gateway.detectors.digits import BREAK, SPACE, Run
+from collections.abc import Callable, Sequence
+
+from gateway.detectors.digits import BREAK, GAP, SPACE, Groups, Run, shaped
 from gateway.detectors.words import CARD
 
 # Issuers' prefixes, from and to, with the lengths they issue.
@@ -50,7 +51,6 @@ def _issued() -> list[int]:
 
 
 _ISSUED = _issued()
-_FIRST = frozenset(b"12345689")
 # From ASCII digits to their values, and to the sum of the digits of twice their value.
 _VALUE = bytes.maketrans(b"0123456789", bytes(range(10)))
 _DOUBLED = bytes.maketrans(b"0123456789", bytes((0, 2, 4, 6, 8, 1, 3, 5, 7, 9)))
@@ -63,7 +63,7 @@ def luhn(digits: bytes) -> bool:
 
 def is_card(digits: bytes) -> bool:
     """Whether an issuer has cards of that length that begin so, and the check digit is right."""
-    return bool(_ISSUED[int(digits[:4])] >> len(digits) & 1) and luhn(digits) and len(set(digits)) > 1
+    return bool(_ISSUED[int(digits[:4])] >> len(digits) & 1) and luhn(digits) and digits.count(digits[:1]) < len(digits)
 
 
 # How cards are printed, by the size of the first group; and what joins groups that need no such shape.
@@ -75,73 +75,83 @@ _SHAPES = {
 _USUAL = frozenset((SPACE, BREAK, b"-", b".", b""))
 _FRACTION = b"."
 
-
-def possible(sizes: tuple[int, ...]) -> bool:
-    """Whether groups of these sizes may be a card."""
-    count = len(sizes)
-    return (
-        (count == 1 and SHORTEST <= sizes[0] <= LONGEST)
-        or sizes in _SHAPES.get(sizes[0], ())
-        or (count in (4, 5) and set(sizes[:-1]) == {4} and sizes[-1] < 4)
-        or (count > 5 and max(sizes) <= 3 and len(set(sizes[:-1])) == 1 and sum(sizes) <= LONGEST)
+# An RE2 pattern that fires wherever groups have the sizes of a card.
+HINT = "|".join(
+    (
+        rf"\d{{{SHORTEST},}}",
+        shaped(shape for shapes in _SHAPES.values() for shape in shapes),
+        rf"(?:^|[^0-9])(?:\d{{4}}{GAP}){{2,4}}\d{{1,3}}(?:[^0-9]|$)",
+        *(rf"(?:\d{{{size}}}{GAP}){{{count}}}\d{{1,3}}" for size, count in ((1, 11), (2, 6), (3, 5))),
     )
+)
+
+Window = tuple[int, int, Callable[[Run, int, int], bool]]
 
 
-def places(run: Run) -> list[Place]:
-    """Where the cards stand, also one of which a line break splits a group."""
-    found = [run.place(first, last) for first, last in _cards(run)]
-    if not found and 0 < run.joints.count(BREAK) < 3:  # more are a column of numbers
-        mended = run.mended()
-        whole = len(run.sizes) == 2  # else a long number at the end of one line, and the beginning of the next
-        found = [mended.place(first, last) for first, last in _cards(mended) if whole or first < last]
-    return found
+def windows(sizes: tuple[int, ...]) -> tuple[Window, ...]:
+    """The first and last groups of what may be a card by its sizes, in the order in which they are tried; and whether
+    what joins them makes it one."""
+    found: list[Window] = []
+    for first, size in enumerate(sizes):
+        if SHORTEST <= size <= LONGEST:
+            found.append((first, first, _alone))
+        for shape in _SHAPES.get(size, ()):
+            if sizes[first : first + len(shape)] == shape:
+                found.append((first, first + len(shape) - 1, _joined_as_one))
+        if size == 4 and (last := _end_of_uneven(sizes, first)):
+            found.append((first, last, _uneven))
+    even = len(sizes) > 5 and max(sizes) <= 3 and len(set(sizes[:-1])) == 1
+    if even and _WITHOUT_WORDS <= sum(sizes) <= LONGEST:
+        found.append((0, len(sizes) - 1, _evenly_cut))
+    return tuple(found)
 
 
-def _cards(run: Run) -> list[tuple[int, int]]:
-    """The first and last groups of each card."""
-    found: list[tuple[int, int]] = []
-    count = len(run.sizes)
-    for first in range(count):
-        if run.digits[first][0] in _FIRST and not (found and first <= found[-1][1]):
-            last = _last_of_card(run, first)
-            if last is not None:
-                found.append((first, last))
-    if not found and count > 5 and max(run.sizes) <= 3 and _evenly_cut(run):
-        found.append((0, count - 1))
-    return found
+def _end_of_uneven(sizes: tuple[int, ...], first: int) -> int:
+    """The last of groups of four and a shorter last one; 0 where there are none."""
+    last, total = first, 4
+    while last + 1 < len(sizes) and sizes[last] == 4 and total <= LONGEST:
+        last += 1
+        total += sizes[last]
+    return last if sizes[last] < 4 and SHORTEST <= total <= LONGEST else 0
 
 
-def _last_of_card(run: Run, first: int) -> int | None:
-    size = run.sizes[first]
-    if SHORTEST <= size <= LONGEST:
-        fits = run.before(first) != _FRACTION and is_card(run.digits[first]) and not run.glued(first, first)
-        return first if fits and (size >= _WITHOUT_WORDS or CARD.before(run.text, run.place(first, first)[0])) else None
-    for shape in _SHAPES.get(size, ()):
-        last = first + len(shape) - 1
+def find(run: Run, known: Sequence[Window], broken: bool) -> tuple[Run, Sequence[Groups]]:
+    """The first and last groups of each card, also of one of which a line break splits a group: the run that they are
+    groups of. `known`: the windows of the run's sizes. `broken`: there are line breaks in it."""
+    found = _groups(run, known)
+    if found or not broken or run.joints.count(BREAK) > 2:  # more are a column of numbers
+        return run, found
+    mended = run.mended()
+    whole = len(run.sizes) == 2  # else a long number at the end of one line, and the beginning of the next
+    return mended, [place for place in _groups(mended, windows(mended.sizes)) if whole or place[0] < place[1]]
+
+
+def _groups(run: Run, known: Sequence[Window]) -> Sequence[Groups]:
+    found: list[Groups] = []
+    free = 0
+    for first, last, fits in known:
         if (
-            run.sizes[first : last + 1] == shape
-            and _joined_as_one(run, first, last)
+            first >= free
             and is_card(run.together(first, last))
             and not run.glued(first, last)
+            and fits(run, first, last)
         ):
-            return last
-    return _last_of_uneven(run, first) if size == 4 else None
+            found.append((first, last))
+            free = last + 1
+    return found
 
 
-def _last_of_uneven(run: Run, first: int) -> int | None:
-    """Groups of four and a shorter last one."""
-    last, total = first, 4
-    while last + 1 < len(run.sizes) and run.sizes[last] == 4 and run.joints[last] in _USUAL:
-        last += 1
-        total += run.sizes[last]
-        if total > LONGEST:
-            return None
-        if run.sizes[last] < 4:
-            fits = total >= SHORTEST and is_card(run.together(first, last)) and not run.glued(first, last)
-            return (
-                last if fits and (total >= _WITHOUT_WORDS or CARD.before(run.text, run.place(first, last)[0])) else None
-            )
-    return None
+def _alone(run: Run, first: int, last: int) -> bool:
+    return run.before(first) != _FRACTION and _named(run, first, run.sizes[first])
+
+
+def _uneven(run: Run, first: int, last: int) -> bool:
+    return _USUAL.issuperset(run.joints[first:last]) and _named(run, first, sum(run.sizes[first : last + 1]))
+
+
+def _named(run: Run, first: int, digits: int) -> bool:
+    """Whether there are so many digits, or a word before them, that they may be a card."""
+    return digits >= _WITHOUT_WORDS or CARD.before(run.text, run.start(first))
 
 
 def _joined_as_one(run: Run, first: int, last: int) -> bool:
@@ -154,14 +164,6 @@ def _joined_as_one(run: Run, first: int, last: int) -> bool:
     return joints.count(joint) == len(joints) and run.before(first) != joint and run.after(last) != joint
 
 
-def _evenly_cut(run: Run) -> bool:
-    """Whether all digits are one card in equal groups of one, two or three."""
-    digits = run.together(0, len(run.sizes) - 1)
-    return (
-        _WITHOUT_WORDS <= len(digits) <= LONGEST
-        and len(set(run.sizes[:-1])) == 1
-        and len(set(run.joints)) == 1
-        and run.joints[0] != BREAK
-        and is_card(digits)
-        and not run.glued(0, len(run.sizes) - 1)
-    )
+def _evenly_cut(run: Run, first: int, last: int) -> bool:
+    """Equal groups of one, two or three, all joined in the same way."""
+    return len(set(run.joints)) == 1 and run.joints[0] != BREAK

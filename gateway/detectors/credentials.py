@@ -57,10 +57,16 @@ _PREFIXES = (
     r"|PMAK-|NR[AJIR]|AT(?:ATT|CTT|BB)|figd_|gl(?:sa|c)_|sntry|\bpat|LTAI|AKID|AQVN|dt0|nfp_|vc[pk]_|sb[pv]_|sb_secret|pscale_|rnd_|HRKU|shippo_|duffel_|EZ[AT]K|tfp_|fio-u|sgp_"
     r"|sq[uap]_|AKCp|API-|sha256~|A3-|fm[12]|fo1_|ico-|pnu_|rdme_|[skp]k\.eyJ|\dQ~"
 )
-_PLACEHOLDER = searcher(
+_for_placeholders = searcher(
     r"(?i)your|example|sample|changeme|change_me|placeholder|dummy|redacted|(?-i:x{4}|X{4})|\*\*\*\*|\.\.\.|insert|<[a-z_ -]+>|process\.env"
     r"|getenv|environ|1234567890abcdef|\[[A-Z_]+_[0-9]+\]"
 )
+
+
+def _is_placeholder(value: bytes) -> bool:
+    return _for_placeholders(value, 0, len(value))[0][0] >= 0
+
+
 _HEX = re.compile(rb"[0-9a-fA-F]+")
 
 
@@ -68,16 +74,20 @@ _MOST_WEIGHED = 128  # characters of a value
 _WEIGHTS = [0.0, *(count * math.log2(count) for count in range(1, _MOST_WEIGHED + 1))]
 
 
-def _entropy(text: bytes) -> float:
-    """Shannon's entropy in bits a character."""
+def _evenly(text: bytes, bits: float) -> bool:
+    """Whether Shannon's entropy is at least so many bits a character."""
     text = text[:_MOST_WEIGHED]
-    return math.log2(len(text)) - sum(map(_WEIGHTS.__getitem__, map(text.count, set(text)))) / len(text)
+    length = len(text)
+    signs = set(text)
+    # The least that so many different signs can have is where all but one of them stand there once.
+    most = (math.log2(length) - bits) * length
+    return _WEIGHTS[length - len(signs) + 1] <= most or sum(map(_WEIGHTS.__getitem__, map(text.count, signs))) <= most
 
 
 def token(text: bytes, start: int, end: int) -> Place | None:
     """A provider's prefix and enough of what follows it."""
     value = text[start:end]
-    if _PLACEHOLDER(value, 0) or text[max(0, start - 1) : start].isalnum() or _entropy(value[-20:]) < 2.5:
+    if text[max(0, start - 1) : start].isalnum() or _is_placeholder(value) or not _evenly(value[-20:], 2.5):
         return None
     return start, end
 
@@ -100,21 +110,29 @@ _LINK = re.compile(
 )
 
 
+_LETTER = re.compile(rb"[A-Za-z]")
+_DIGIT = re.compile(rb"\d")
+_HUMP = re.compile(rb"[a-z][A-Z]")
+_ALNUM = re.compile(rb"[A-Za-z0-9]+")
+
+
 def _random(value: bytes) -> bool:
     """Whether a value looks drawn by chance: letters and digits, evenly used; not a word, a path or a placeholder."""
-    if _PLACEHOLDER(value, 0) or not re.search(rb"[A-Za-z]", value):
+    if not _LETTER.search(value) or _is_placeholder(value):
         return False
-    if not re.search(rb"\d", value):  # of 24 letters drawn by chance from 64 signs, one in a hundred has no digit
-        return len(value) >= 24 and len(re.findall(rb"[a-z][A-Z]", value)) >= 6 and _entropy(value) >= 4
-    return _entropy(value) >= (3.0 if _HEX.fullmatch(value) else 3.5)
+    if not _DIGIT.search(value):  # of 24 letters drawn by chance from 64 signs, one in a hundred has no digit
+        return len(value) >= 24 and len(_HUMP.findall(value)) >= 6 and _evenly(value, 4)
+    return _evenly(value, 3.0 if _HEX.fullmatch(value) else 3.5)
 
 
 def _mixed(value: bytes) -> bool:
     """Whether a value is one long run of digits and letters in both cases, or of hexadecimal digits."""
-    run = max(re.findall(rb"[A-Za-z0-9]+", value), key=len)
-    if len(run) >= 24 and _HEX.fullmatch(run):
-        return True
-    return len(run) >= 16 and bool(re.search(rb"[a-z]", run) and re.search(rb"[A-Z]", run) and re.search(rb"\d", run))
+    run = max(_ALNUM.findall(value), key=len)
+    if len(run) < 16:
+        return False
+    return (len(run) >= 24 and _HEX.fullmatch(run) is not None) or not (
+        run.islower() or run.isupper() or run.isalpha() or run.isdigit()
+    )
 
 
 def assigned(text: bytes, start: int, end: int) -> Place | None:
@@ -124,8 +142,8 @@ def assigned(text: bytes, start: int, end: int) -> Place | None:
         first, last = found.span()
         if first > end + _REACH:
             break
-        field = _FIELD.match(text, first, last - 16)
-        first = field.end() if field is not None else first
+        if (equals := text.find(b"=", first, last - 16)) > 0 and _FIELD.match(text, first, equals + 1):
+            first = equals + 1
         value = text[first:last]
         close = link is not None and first <= link.end()
         if text[last : last + 1] != b"(" and _random(value) and (close or _mixed(value)):
@@ -191,6 +209,7 @@ _NO_PASSWORD = re.compile(
 )
 _WEAK = re.compile(r"[0-9]|[^\W_]\W[^\W_]|[a-z][A-Z]")  # what a word of a sentence has not
 _ASSIGNED = re.compile(r"^[\w.-]+[=:]|\w@[\w-]+\.\w")  # a field with its value, an address
+_SHORTEST_ALONE = 6  # characters
 _WORDS_FOR_NONE = frozenset(
     [
         "required",
@@ -318,7 +337,7 @@ def password(text: bytes, start: int, end: int) -> Place | None:
         close = link is not None and number == 0 and found.start() == place
         if found.start() > _REACH or number > 7:
             return None
-        if not close and _WEAK.search(value) is None:
+        if not close and (len(value) < _SHORTEST_ALONE or _WEAK.search(value) is None):
             continue
         value = value if close else value.rstrip(".?!:")
         if _is_password(value, after[found.end() : found.end() + 1], after[place - 1 : place], close):
@@ -331,37 +350,38 @@ def password(text: bytes, start: int, end: int) -> Place | None:
 
 def _is_password(value: str, following: str, quote: str, close: bool) -> bool:
     if (
-        len(value) < (3 if close else 6)
+        len(value) < (3 if close else _SHORTEST_ALONE)
+        or following == "("
+        or value[:1] in "/~"
+        or "://" in value
+        or value.count("/") > 1
         or _MARKED.match(value)
+        or value.lower().strip("*.!?_:") in _WORDS_FOR_NONE
+        or not any(map(str.isalnum, value))
         or _NO_PASSWORD.fullmatch(value)
-        or _PLACEHOLDER(value.encode(), 0)
+        or _is_placeholder(value.encode())
     ):
         return False
-    if value.lower().strip("*.!?_:") in _WORDS_FOR_NONE or not any(map(str.isalnum, value)) or following == "(":
+    letters = any(map(str.isalpha, value))
+    if not close:
+        if not value.isascii() or not letters or _ASSIGNED.search(value):
+            return False
+        return any(map(str.isdigit, value)) or _is_special(value) or len(re.findall(r"[a-z][A-Z]", value)) >= 3
+    if any(map(str.isdigit, value)) or _is_special(value):
+        return True
+    if not value.isascii():
         return False
-    has_digit = any(map(str.isdigit, value))
-    letters = [sign for sign in value if sign.isalpha()]
-    special = any(not sign.isalnum() and sign not in "-./" for sign in value[1:-1])
-    if value[:1] in "/~" or "://" in value or (value.count("/") > 1):
-        return False
-    if close:
-        quoted = quote in ('"', "'", "`")
-        return (
-            has_digit
-            or special
-            or (quoted and value.isascii() and len(value) >= 5)
-            or (
-                bool(letters)
-                and value.isascii()
-                and not value.islower()
-                and not value.istitle()
-                and not value.isupper()
-                and "." not in value
-            )
-        )
-    if not value.isascii() or not letters or _ASSIGNED.search(value):
-        return False
-    return has_digit or special or len(re.findall(r"[a-z][A-Z]", value)) >= 3
+    if quote in ('"', "'", "`") and len(value) >= 5:
+        return True
+    return letters and "." not in value and not (value.islower() or value.istitle() or value.isupper())
+
+
+_SPECIAL = re.compile(r"[^\w\-./]|_")
+
+
+def _is_special(value: str) -> bool:
+    """Whether there is a sign within that words do not have."""
+    return _SPECIAL.search(value, 1, len(value) - 1) is not None
 
 
 def credentials(text: bytes, start: int, end: int) -> Place | None:
@@ -369,7 +389,7 @@ def credentials(text: bytes, start: int, end: int) -> Place | None:
     first, last = text.rindex(b":", start, end) + 1, text.rindex(b"@", start, end)
     value = text[first:last]
     if (
-        _PLACEHOLDER(value, 0)
+        _is_placeholder(value)
         or value.lower() in (b"password", b"pass", b"pwd", b"secret")
         or value[:1] in (b"$", b"<", b"{")
     ):

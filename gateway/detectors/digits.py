@@ -6,67 +6,128 @@ Owns what may stand between two groups. Refuses to know what numbers there are.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
 from gateway.detectors.base import Place
 
 # Between two groups: up to eight signs; where there is markup, a tag, an entity or an escaped line break is one of them.
-_PLAIN = re.compile(rb"\d(?:[^0-9A-Za-z]{0,8}+\d){6,}+")
 _SIGN = r"(?:[^0-9A-Za-z<&\\]|<(?:/?[a-z]+>)?|&(?:nbsp;)?|\\[nrt]?)"
-_MARKED = re.compile(rb"\d(?:" + _SIGN.encode() + rb"{0,8}+\d){6,}+")
+_RUNS = re.compile(rb"\d++(?:%s{1,8}+\d++)++|\d{7,}+" % _SIGN.encode())
+# Where there is no markup, most runs are all from one letter to the next, and found in a third of the time.
+MOST_SIGNS = 8
+_UNLETTERED = re.compile(rb"\d[^A-Za-z]{6,}(?<=\d)")
+_SEPARATED = re.compile(rb"[^0-9]{9}")
 _GROUP = re.compile(rb"(\d+)")
-# An RE2 pattern that fires wherever there is a run.
-HINT = rf"\d(?:{_SIGN}{{0,8}}\d){{6}}"
-LEAST = 7  # digits in a run
+LEAST = 7  # digits in a run that may be anything
+# RE2 patterns: what may stand between two groups, or more; and one that fires wherever there is a run.
+GAP = f"{_SIGN}+"
+HINT = rf"\d(?:{_SIGN}{{0,8}}\d){{{LEAST - 1}}}"
 
+
+def more(digits: int) -> str:
+    """RE2: so many digits more of a run."""
+    return rf"(?:{_SIGN}*\d){{{digits}}}"
+
+
+def shaped(shapes: Iterable[tuple[int, ...]]) -> str:
+    """RE2: groups of these sizes."""
+    written = sorted({GAP.join(rf"\d{{{size}}}" for size in shape) for shape in shapes})
+    return rf"(?:^|[^0-9])(?:{'|'.join(written)})(?:[^0-9]|$)"
+
+
+_LESS, _AND, _BACKSLASH, LINE_END = b"<&\\\n"
+_DIGITS = b"0123456789"
+_SPACED = bytes(code if code in _DIGITS else 32 for code in range(256))
+
+Groups = tuple[int, int]  # the first and the last of some
 SPACE, BREAK = b" ", b"\n"
 _JOINTS = {
-    one + two: (one + two).strip() or (BREAK if b"\n" in one + two else SPACE)
+    before + one + after: one.strip() + after.strip() or (BREAK if one == b"\n" else SPACE)
+    for before in (b"", b" ")
     for one in (b" ", b"-", b".", b"/", b"(", b")", b"\n", b",")
-    for two in (b"", b" ", b"-", b"(", b")")
+    for after in (b"", b" ", b"-", b"(", b")")
 }
+
+
+def marked(text: bytes) -> bool:
+    """Whether there may be tags, entities and escapes in a text."""
+    # The codes of signs: looking for `b"<"`, Python first makes an error of its not being a number.
+    return _LESS in text or _AND in text or _BACKSLASH in text
+
+
+def stretches(text: bytes) -> Iterator[re.Match[bytes]]:
+    """What holds all runs of groups of digits, one each: but for those that `parts` takes apart."""
+    return (_RUNS if marked(text) else _UNLETTERED).finditer(text)
+
+
+def groups(stretch: bytes) -> list[bytes]:
+    """The groups of digits in it."""
+    return stretch.translate(_SPACED).split()
+
+
+def parts(text: bytes, begin: int, end: int) -> Iterator[re.Match[bytes]] | None:
+    """The runs of a stretch where these are several: more than eight signs stand between two of them."""
+    if _SEPARATED.search(text, begin, end) is None or marked(text):
+        return None
+    return _RUNS.finditer(text, begin, end)
 
 
 class Run:
     """Groups in a row: their digits and sizes, and what joins each to the next one: the signs between them without white
-    space, or a space, or a line break where there is one and nothing else. Not changed once made."""
+    space, or a space, or a line break where there is one and nothing else. Not changed once made; what takes time is
+    found out when it is asked for: most runs are nothing by their digits alone."""
 
-    __slots__ = ("_begin", "_bounds", "_pieces", "digits", "joints", "sizes", "text")
+    __slots__ = ("_bounds", "_joints", "_pieces", "begin", "digits", "end", "sizes", "text")
 
-    def __init__(
-        self, text: bytes, begin: int, pieces: list[bytes], digits: list[bytes], sizes: tuple[int, ...]
-    ) -> None:
-        """`pieces` are what stands from `begin` on: nothing or signs, and groups of digits, in turn."""
+    def __init__(self, text: bytes, begin: int, end: int, digits: list[bytes], sizes: tuple[int, ...]) -> None:
         self.text = text
-        self._begin = begin
-        self._bounds: list[int] | None = None
-        self._pieces = pieces
+        self.begin = begin
+        self.end = end
         self.digits = digits
         self.sizes = sizes
-        self.joints = [_JOINTS.get(piece) or _joint(piece) for piece in pieces[2:-1:2]]
+        self._joints: list[bytes] | None = None
+        self._pieces: list[bytes] | None = None
+        self._bounds: list[int] | None = None
 
     @property
-    def length(self) -> int:
-        """Bytes from the first group to the last."""
-        return sum(map(len, self._pieces))
+    def pieces(self) -> list[bytes]:
+        """Nothing, then the groups with what stands between them, then nothing."""
+        if self._pieces is None:
+            self._pieces = _GROUP.split(self.text[self.begin : self.end])
+        return self._pieces
+
+    @property
+    def joints(self) -> list[bytes]:
+        """What joins each group but the last to the next one."""
+        if self._joints is None:
+            signs = self.text[self.begin : self.end].translate(None, _DIGITS)
+            if len(signs) + 1 == len(self.sizes):
+                self._joints = [_JOINT_OF_SIGN[sign] for sign in signs]
+            else:
+                self._joints = [_JOINTS.get(piece) or _joint(piece) for piece in self.pieces[2:-1:2]]
+        return self._joints
 
     def place(self, first: int, last: int) -> Place:
         """Where the groups `first` to `last`, the latter included, stand in the text."""
         bounds = self._bounds
         if bounds is None:
-            bounds = self._bounds = list(accumulate(map(len, self._pieces), initial=self._begin))
+            bounds = self._bounds = list(accumulate(map(len, self.pieces), initial=self.begin))
         return bounds[2 * first + 1], bounds[2 * last + 2]
+
+    def start(self, first: int) -> int:
+        """Where a group begins."""
+        return self.place(first, first)[0] if first else self.begin
 
     def together(self, first: int, last: int) -> bytes:
         """The digits of those groups."""
-        return b"".join(self.digits[first : last + 1])
+        return self.digits[first] if first == last else b"".join(self.digits[first : last + 1])
 
     def sign(self, group: int) -> bytes:
         """The last three bytes before a group."""
         if group:
-            return (self.digits[group - 1] + self._pieces[2 * group])[-3:]
-        return self.text[max(0, self._begin - 3) : self._begin]
+            return (self.digits[group - 1] + self.pieces[2 * group])[-3:]
+        return self.text[max(0, self.begin - 3) : self.begin]
 
     def before(self, first: int) -> bytes:
         """What joins a group to the one before it; nothing where it is the first."""
@@ -74,40 +135,34 @@ class Run:
 
     def after(self, last: int) -> bytes:
         """What joins a group to the one after it; nothing where it is the last."""
-        return self.joints[last] if last < len(self.joints) else b""
+        return self.joints[last] if last + 1 < len(self.sizes) else b""
 
     def glued(self, first: int, last: int) -> bool:
         """Whether a letter touches the groups."""
-        text, begin = self.text, self._begin
+        text, begin, end = self.text, self.begin, self.end
         if first == 0 and begin and text[begin - 1 : begin].isalpha():
             return True
-        if last < len(self.joints):
-            return False
-        end = begin + self.length
-        return text[end : end + 1].isalpha()
+        return last + 1 == len(self.sizes) and text[end : end + 1].isalpha()
 
     def mended(self) -> Run:
         """The same with groups that a line break parts as one: it may have split one in two. Line breaks count as
         digits in `place`."""
-        pieces = self._pieces[:2]
-        for joint, between, group in zip(self.joints, self._pieces[2:-1:2], self.digits[1:], strict=True):
+        pieces = self.pieces[:2]
+        for joint, between, group in zip(self.joints, self.pieces[2:-1:2], self.digits[1:], strict=True):
             if joint == BREAK:
                 pieces[-1] += between + group
             else:
                 pieces += (between, group)
         digits = [bytes(filter(_IS_DIGIT, group)) for group in pieces[1::2]]
-        return Run(self.text, self._begin, [*pieces, b""], digits, tuple(map(len, digits)))
-
-
-def runs(text: bytes) -> Iterator[tuple[Place, list[bytes]]]:
-    """All runs of at least `LEAST` digits: where they stand, and their pieces as `Run` wants them."""
-    marked = b"<" in text or b"&" in text or b"\\" in text
-    for found in (_MARKED if marked else _PLAIN).finditer(text):
-        yield found.span(), _GROUP.split(found[0])
+        mended = Run(self.text, self.begin, self.end, digits, tuple(map(len, digits)))
+        mended._pieces = [*pieces, b""]
+        mended._joints = [joint for joint in self.joints if joint != BREAK]
+        return mended
 
 
 def _joint(between: bytes) -> bytes:
     return b"".join(between.split()) or (BREAK if BREAK in between else SPACE)
 
 
-_IS_DIGIT = frozenset(b"0123456789").__contains__
+_JOINT_OF_SIGN = [_joint(bytes((code,))) for code in range(256)]
+_IS_DIGIT = frozenset(_DIGITS).__contains__

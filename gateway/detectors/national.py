@@ -11,16 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import mul
 
+from gateway.automaton import Automaton
 from gateway.detectors.cards import luhn
-from gateway.detectors.digits import BREAK, SPACE, Run
+from gateway.detectors.digits import BREAK, SPACE, Groups, Run, shaped
 from gateway.detectors.words import Words
 
 _ZERO = ord("0")
+_VALUE = bytes.maketrans(b"0123456789", bytes(range(10)))
 
 
 def _sum(digits: bytes, weights: Sequence[int]) -> int:
-    return sum((digit - _ZERO) * weight for digit, weight in zip(digits, weights, strict=False))
+    return sum(map(mul, digits.translate(_VALUE), weights))
 
 
 def _day(digits: bytes) -> bool:
@@ -43,8 +47,11 @@ def _modulus_11_10(digits: bytes) -> bool:
 
 def german_tax(digits: bytes) -> bool:
     """Of the first ten digits one occurs two or three times, all others once; modulus 11, 10."""
-    counts = sorted(digits[:10].count(digit) for digit in set(digits[:10]))
-    return digits[0] != _ZERO and counts[-1] in (2, 3) and counts[-2] == 1 and _modulus_11_10(digits)
+    body = digits[:10]
+    kinds = set(body)
+    if len(kinds) not in (8, 9) or digits[0] == _ZERO:
+        return False
+    return (len(kinds) == 9 or 3 in map(body.count, kinds)) and _modulus_11_10(digits)
 
 
 def french(digits: bytes) -> bool:
@@ -270,7 +277,7 @@ def hungarian(digits: bytes) -> bool:
     return _sum(digits, (3, 7) * 4) % 10 == digits[8] - _ZERO
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Identity:
     """A country's number: its check, the sizes of its groups where it is `strong` and what joins them, and its names."""
 
@@ -341,60 +348,87 @@ _BY_LENGTH = {
 _LONGEST = max(_BY_LENGTH)
 _JOINTS = frozenset((SPACE, BREAK, b"-", b".", b"/", b"+"))
 
+# An RE2 pattern that fires wherever groups have the shape of one.
+HINT = shaped(shape for each in IDENTITIES for shape in each.strong)
 
-_STRONG = frozenset(shape for each in IDENTITIES for shape in each.strong)
+# The first and last groups; and those identities whose shape these have, or that a word must name.
+Window = tuple[int, int, tuple[Identity, ...], tuple[Identity, ...]]
+_BY_SHAPE = {
+    shape: tuple(each for each in IDENTITIES if shape in each.strong) for each in IDENTITIES for shape in each.strong
+}
+_SHAPES = {
+    size: sorted((shape for shape in _BY_SHAPE if shape[0] == size), key=len)
+    for size in {shape[0] for shape in _BY_SHAPE}
+}
 
 
-def possible(sizes: tuple[int, ...]) -> bool:
-    """Whether groups of these sizes may be one."""
-    return sizes in _STRONG
+def windows(sizes: tuple[int, ...]) -> tuple[Window, ...]:
+    """What has the shape of one, by the first group and then by the last."""
+    return tuple(
+        (first, first + len(shape) - 1, _BY_SHAPE[shape], ())
+        for first, size in enumerate(sizes)
+        for shape in _SHAPES.get(size, ())
+        if sizes[first : first + len(shape)] == shape
+    )
 
 
-def possible_after_a_word(sizes: tuple[int, ...]) -> bool:
-    """Whether they may be one where a word says so."""
-    return sum(sizes) in _BY_LENGTH
-
-
-def groups(run: Run, worded: bool) -> list[tuple[int, int]]:
-    """The first and last groups of each. `worded`: a name of one of them stands somewhere in the text."""
-    places: list[tuple[int, int]] = []
-    sizes, count = run.sizes, len(run.sizes)
-    first = 0
-    while first < count:
-        last, total = first, sizes[first]
-        found = None
-        while total <= _LONGEST:
-            if total in _BY_LENGTH and _is_one(run, first, last, _BY_LENGTH[total], worded):
-                found = last
-            if last + 1 == count or run.joints[last] not in _JOINTS:
-                break
-            last += 1
+def windows_after_a_word(sizes: tuple[int, ...]) -> tuple[Window, ...]:
+    """What may be one by its length, in the same order."""
+    found: list[Window] = []
+    for first in range(len(sizes)):
+        total = 0
+        for last in range(first, len(sizes)):
             total += sizes[last]
-        if found is not None:
-            places.append((first, found))
-            first = found
-        first += 1
+            if total > _LONGEST:
+                break
+            if known := _BY_LENGTH.get(total):
+                found.append((first, last, _BY_SHAPE.get(sizes[first : last + 1], ()), known))
+    return tuple(found)
+
+
+def groups(run: Run, known: Sequence[Window], worded: bool) -> list[Groups]:
+    """The first and last groups of each, the longest that begin with a group. `known`: the windows of its sizes.
+    `worded`: a name of one of them stands somewhere in the text."""
+    places: list[Groups] = []
+    named: Sequence[Identity] = ()
+    named_at = -1
+    for first, last, strong, identities in known:
+        if places and places[-1][0] < first <= places[-1][1]:
+            continue
+        if worded and named_at != first:
+            named, named_at = _named(run.text, run.start(first)), first
+        digits = run.together(first, last)
+        if any(each.check(digits) and _fits(run, first, last, each) for each in strong) or (
+            named and any(each in named and each.check(digits) for each in identities) and _whole(run, first, last)
+        ):
+            if places and places[-1][0] == first:
+                places.pop()
+            places.append((first, last))
     return places
 
 
-def _is_one(run: Run, first: int, last: int, known: Sequence[Identity], worded: bool) -> bool:
-    if run.glued(first, last):
-        return False
-    shape, digits = run.sizes[first : last + 1], b""
-    alone = (
-        run.before(first) not in run.joints[first:last]
-        and run.after(last) not in run.joints[first:last]
+def _whole(run: Run, first: int, last: int) -> bool:
+    """Whether the groups may be one number."""
+    return _JOINTS.issuperset(run.joints[first:last]) and not run.glued(first, last)
+
+
+def _fits(run: Run, first: int, last: int, identity: Identity) -> bool:
+    """Whether they are joined as those of this one are, and to nothing around them."""
+    inner = run.joints[first:last]
+    return (
+        identity.joints.issuperset(inner)
+        and _whole(run, first, last)
+        and run.before(first) not in inner
+        and run.after(last) not in inner
         and run.sign(first)[-1:] not in (b".", b"-", b"+")
     )
-    for identity in known:
-        strong = alone and shape in identity.strong and identity.joints.issuperset(run.joints[first:last])
-        if strong or worded:
-            digits = digits or run.together(first, last)
-            if identity.check(digits) and (strong or _named(run, first, identity)):
-                return True
-    return False
 
 
-def _named(run: Run, first: int, identity: Identity) -> bool:
-    start = run.place(first, first)[0]
-    return identity.words.before(run.text, start) or GENERAL.before(run.text, start)
+_NAMES: Automaton[tuple[Identity, ...]] = Automaton(
+    [(f"(?i){GENERAL.pattern}", IDENTITIES), *((f"(?i){each.words.pattern}", (each,)) for each in IDENTITIES)]
+)
+
+
+def _named(text: bytes, start: int) -> Sequence[Identity]:
+    """Those that a word shortly before a place names."""
+    return list(chain.from_iterable(_NAMES.fired(text[max(0, start - 48) : start])))

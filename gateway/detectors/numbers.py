@@ -1,50 +1,60 @@
 """Which numbers of digits alone a text holds: cards, social security, national identity and phone numbers.
 
 Owns the order in which groups of digits are claimed: what has a check digit first, phones last. Refuses to look at texts
-where the automaton saw no run of digits, and at runs whose groups have the sizes of nothing.
+where the automaton saw nothing that could be one, and at runs whose groups have the sizes of nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
+from typing import NamedTuple, TypeVar
 
-from gateway.detectors import cards, national, phones, ssn
+from gateway.detectors import cards, national, phones, ssn, words
 from gateway.detectors.base import Place, Seen
-from gateway.detectors.digits import HINT, Run, runs
-from gateway.detectors.words import PHONE, SSN
+from gateway.detectors.digits import HINT, LEAST, LINE_END, MOST_SIGNS, Groups, Run, groups, parts, stretches
 
 DIGIT_KINDS = frozenset(("credit_card", "us_ssn", "national_id", "phone"))
-# What the automaton looks for: runs of digits, and words without which some numbers are not looked at.
-RUNS = HINT
-CLUES: Mapping[str, str] = {
-    "us_ssn": f"(?i){SSN.pattern}",
-    "national_id": f"(?i){national.ANY.pattern}",
-    "phone": f"(?i){PHONE.pattern}",
+# Clues that an automaton gives, each a bit: a run of digits; groups that by their sizes may be a number with a check
+# digit, and such that may be a phone number; and words, each for the kind whose numbers need it.
+RUN, LIKELY, PHONE, PHONE_WORD, SOCIAL_WORD, IDENTITY_WORD = (1 << bit for bit in range(6))
+_WORDS = {
+    "phone": (f"(?i){words.PHONE.pattern}", PHONE_WORD),
+    "us_ssn": (f"(?i){words.SSN.pattern}", SOCIAL_WORD),
+    "national_id": (f"(?i){national.ANY.pattern}", IDENTITY_WORD),
 }
+PHONES = PHONE | PHONE_WORD
+_CHECKED = {"credit_card": cards.HINT, "us_ssn": ssn.HINT, "national_id": national.HINT}
 WORK_OF_GROUP = 4
-_MOST_PLANNED = 12  # groups; longer runs are looked at for everything
+T = TypeVar("T")
+_MOST_PLANNED = 12  # groups; what longer runs may be is worked out anew
 
 
-@lru_cache(maxsize=4096)
-def _plan(sizes: tuple[int, ...]) -> frozenset[str]:
-    """What groups of these sizes may be: kinds, and with `?` those that a word must stand before."""
-    windows = [sizes[first:last] for first in range(len(sizes)) for last in range(first + 1, len(sizes) + 1)]
-    return frozenset(
-        kind
-        for kind, possible in (
-            ("credit_card", cards.possible),
-            ("us_ssn", ssn.possible),
-            ("us_ssn?", ssn.possible_after_a_word),
-            ("national_id", national.possible),
-            ("national_id?", national.possible_after_a_word),
-            ("phone", phones.possible),
-        )
-        if any(map(possible, windows))
-    )
+class Plan(NamedTuple):
+    """What groups of some sizes may be: the windows of cards, social security numbers and national identity numbers.
+    `enough`: there are digits enough for anything."""
+
+    enough: bool
+    cards: Sequence[cards.Window]
+    ssn: Sequence[ssn.Window]
+    national: Sequence[national.Window]
 
 
-_EVERYTHING = frozenset((*DIGIT_KINDS, "us_ssn?", "national_id?"))
+def _planned(sizes: tuple[int, ...]) -> Plan:
+    return Plan(sum(sizes) >= LEAST, cards.windows(sizes), ssn.windows(sizes), national.windows(sizes))
+
+
+def _kept(windows: Callable[[tuple[int, ...]], T]) -> Callable[[tuple[int, ...]], T]:
+    """The same, which is kept for runs that are not long: texts have few sizes of groups."""
+    kept = lru_cache(maxsize=4096)(windows)
+    return lambda sizes: kept(sizes) if len(sizes) <= _MOST_PLANNED else windows(sizes)
+
+
+_plan = lru_cache(maxsize=4096)(_planned)
+_ssn_after_a_word = _kept(ssn.windows_after_a_word)
+_national_after_a_word = _kept(national.windows_after_a_word)
 
 
 class Numbers:
@@ -55,60 +65,95 @@ class Numbers:
     def __init__(self, wanted: frozenset[str]) -> None:
         self.kinds = wanted
 
+    @property
+    def words(self) -> list[tuple[str, int]]:
+        """RE2 patterns of words, each with its clue."""
+        return [hint for kind, hint in _WORDS.items() if kind in self.kinds]
+
+    @property
+    def counts(self) -> list[tuple[str, int]]:
+        """RE2 patterns of digits, each with its clue."""
+        hints = [(HINT, RUN)]
+        if likely := [hint for kind, hint in _CHECKED.items() if kind in self.kinds]:
+            hints.append(("|".join(likely), LIKELY))
+        if "phone" in self.kinds:
+            hints.append((phones.HINT, PHONE))
+        return hints
+
     def find(self, text: bytes, seen: Seen) -> None:
         """Note each kind and place."""
-        wanted, clues = self.kinds, seen.clues
-        named, several_lines = "phone" in clues, b"\n" in text
-        for (begin, end), pieces in runs(text):
-            if seen.claimed and any(first <= begin and end <= last for first, last in seen.claimed):
-                continue
-            digits = pieces[1::2]
+        clues, lines = seen.clues, LINE_END in text
+        if clues & RUN and (lines or clues != RUN):
+            self._find(text, seen, stretches(text), lines)
+
+    def _find(self, text: bytes, seen: Seen, found: Iterable[re.Match[bytes]], lines: bool) -> None:
+        clues, claimed = seen.clues, seen.claimed
+        for stretch in found:
+            digits = groups(stretch[0])
             sizes = tuple(map(len, digits))
-            seen.spend(WORK_OF_GROUP * len(sizes))
-            anything = len(sizes) > _MOST_PLANNED or (several_lines and _broken(pieces))
-            plan = _EVERYTHING if anything else _plan(sizes)
-            phone = "phone" in wanted
-            if not plan and not (phone and (named or phones.begun(text, digits))):
+            begin, end = stretch.span()
+            if end - begin - sum(sizes) > MOST_SIGNS and (several := parts(text, begin, end)):
+                self._find(text, seen, several, lines)
                 continue
-            run = Run(text, begin, pieces, digits, sizes)
-            taken = _claimed(run, seen.claimed) if seen.claimed else set()
-            if plan and not taken:
-                self._checked(seen, plan, run, taken)
-            if phone and len(taken) < len(sizes) and (named or "phone" in plan or phones.begun(text, digits)):
-                for place in phones.places(run, named, taken):
-                    seen.add("phone", place)
-            if not seen.all and wanted <= seen.kinds:
+            plan = _plan(sizes) if len(sizes) <= _MOST_PLANNED else _planned(sizes)
+            if not plan.enough or (claimed and _within(claimed, begin, end)):
+                continue
+            seen.spend(WORK_OF_GROUP * len(sizes))
+            run = Run(text, begin, end, digits, sizes)
+            taken = _claimed(run, claimed) if claimed else _NONE
+            if not taken:
+                taken = self._checked(seen, plan, run, lines and text.find(b"\n", begin, end) > 0)
+            if (clues & PHONES or taken) and len(taken) < len(sizes):
+                self._phones(seen, run, taken)
+            if seen.kinds and not seen.all and self.kinds <= seen.kinds:
                 return
 
-    def _checked(self, seen: Seen, plan: frozenset[str], run: Run, taken: set[int]) -> None:
-        """Numbers that have a check digit, or nearly."""
-        wanted, clues = self.kinds, seen.clues
-        if "credit_card" in plan and "credit_card" in wanted and (places := cards.places(run)):
-            taken.update(range(len(run.sizes)))
-            for place in places:
-                seen.add("credit_card", place)
+    def _checked(self, seen: Seen, plan: Plan, run: Run, broken: bool) -> AbstractSet[int]:
+        """Numbers that have a check digit, or nearly; the groups that they take. `broken`: there are line breaks."""
+        kinds, clues = self.kinds, seen.clues
+        if (plan.cards or broken) and "credit_card" in kinds:
+            where, found = cards.find(run, plan.cards, broken)
+            if found:
+                _note(seen, "credit_card", where, found)
+                return set(range(len(run.sizes)))
+        if "us_ssn" in kinds:
+            worded = clues & SOCIAL_WORD
+            windows = _ssn_after_a_word(run.sizes) if worded else plan.ssn
+            if windows and (found := ssn.groups(run, windows, bool(worded))):
+                return _note(seen, "us_ssn", run, found)
+        if "national_id" in kinds:
+            worded = clues & IDENTITY_WORD
+            identities = _national_after_a_word(run.sizes) if worded else plan.national
+            if identities and (found := national.groups(run, identities, bool(worded))):
+                return _note(seen, "national_id", run, found)
+        return _NONE
+
+    def _phones(self, seen: Seen, run: Run, taken: AbstractSet[int]) -> None:
+        if "phone" not in self.kinds or ("phone" in seen.kinds and not seen.all):
             return
-        for kind, module in _AFTER_CARDS:
-            worded = kind in clues
-            if kind in wanted and not taken and (kind in plan or (worded and f"{kind}?" in plan)):
-                _take(seen, kind, run, module.groups(run, worded), taken)
+        for first, last in phones.groups(run, bool(seen.clues & PHONE_WORD), taken):
+            seen.add("phone", phones.place(run, first, last) if seen.all else (run.begin, run.end))
 
 
-_AFTER_CARDS = (("us_ssn", ssn), ("national_id", national))
+_NONE: AbstractSet[int] = frozenset()
 
 
-def _broken(pieces: list[bytes]) -> bool:
-    """Whether line breaks stand between groups."""
-    return b"\n" in b"".join(pieces[2:-1:2])
+def _note(seen: Seen, kind: str, run: Run, found: Iterable[Groups]) -> AbstractSet[int]:
+    """The groups that are taken."""
+    seen.kinds.add(kind)
+    if seen.all:
+        seen.found += [(kind, *run.place(first, last)) for first, last in found]
+    return {group for first, last in found for group in range(first, last + 1)}
 
 
-def _take(seen: Seen, kind: str, run: Run, found: list[tuple[int, int]], taken: set[int]) -> None:
-    for first, last in found:
-        taken.update(range(first, last + 1))
-        seen.add(kind, run.place(first, last))
+def _within(places: Iterable[Place], begin: int, end: int) -> bool:
+    for first, last in places:  # noqa: SIM110 - a generator costs more than the comparisons
+        if first <= begin and end <= last:
+            return True
+    return False
 
 
-def _claimed(run: Run, places: list[Place]) -> set[int]:
+def _claimed(run: Run, places: Iterable[Place]) -> set[int]:
     """The groups that belong to something else."""
     claimed = set()
     for group in range(len(run.sizes)):

@@ -6,8 +6,8 @@ Owns their patterns and checks. Refuses addresses that name no one: loopback, un
 from __future__ import annotations
 
 import re
-from ipaddress import AddressValueError, IPv6Address
 
+from gateway.automaton import searcher
 from gateway.detectors.base import Place, Row, whole
 from gateway.detectors.words import BIRTH
 
@@ -30,52 +30,53 @@ def email(text: bytes, start: int, end: int) -> Place | None:
 
 # ---- addresses of machines ----
 
-_VERSION = re.compile(
-    rb"(?i)(?:version|ver|release|build|driver|firmware|oid|section|chapter|kernel|rev|rv)[\s:.=#v]*\Z|(?:^|[^a-z])v\Z|[a-z]/\Z"
+_version_before = searcher(
+    r"(?i)(?:(?:version|ver|release|build|driver|firmware|oid|section|chapter|kernel|rev|rv)[\s:.=#v]*|(?:^|[^a-z])v|[a-z]/)$"
 )
+_PART_OF_MORE = re.compile(rb"[0-9A-Za-z_][.\-]?\Z|\.\Z")
+_GOES_ON = re.compile(rb"\.\d|[A-Za-z_]|-[A-Za-z0-9]")
 _NAMED_IP = re.compile(rb"(?i)\bip(?:v4)?\b|addr|host|\bdns\b|server|\bsrc|\bdst|client|remote|ping ")
-_MASK = b"255."
+_NO_HOSTS = (b"0", b"127", b"255")
+_ZERO, _COLON = b"0:"
 
 
 def ipv4(text: bytes, start: int, end: int) -> Place | None:
     """Four numbers that are no version, mask, loopback or unspecified address."""
     octets = text[start:end].split(b".")
-    if any((len(octet) > 1 and octet[:1] == b"0") or int(octet) > 255 for octet in octets) or octets[0] in (
-        b"0",
-        b"127",
-        b"255",
-    ):
+    if octets[0] in _NO_HOSTS:
         return None
+    for octet in octets:
+        if octet > b"0" and (octet[0] == _ZERO or (len(octet) == 3 and octet > b"255")):
+            return None
     before = text[max(0, start - 24) : start]
-    if re.search(rb"[0-9A-Za-z_][.\-]?\Z|\.\Z", before) or re.match(
-        rb"\.\d|[A-Za-z_]|-[A-Za-z0-9]", text[end : end + 2]
-    ):
+    if _PART_OF_MORE.search(before, max(0, len(before) - 2)) or _GOES_ON.match(text, end):
         return None
-    if _VERSION.search(before) and not before.endswith(b"//"):
+    if _version_before(before, 0, len(before))[0][0] >= 0 and not before.endswith(b"//"):
         return None
-    if max(map(len, octets)) == 1 and not _NAMED_IP.search(before):
+    if end - start == 7 and not _NAMED_IP.search(before):  # four single digits
         return None
     return start, end
 
 
 def ipv6(text: bytes, start: int, end: int) -> Place | None:
-    """What the standard library reads as an address, with enough of it to be no operator of a language."""
-    while end > start and text[end - 1 : end] == b":" and text[end - 2 : end] != b"::":
+    """Eight groups of up to four hexadecimal digits, or less with `::` for the rest (RFC 4291, 2.2): with enough of
+    them to be no operator of a language, and neither loopback nor unspecified."""
+    while text[end - 1] == _COLON and text[end - 2] != _COLON:
         end -= 1
-    written = text[start:end].decode("ascii")
-    if re.search(rb"[0-9A-Za-z_:.]\Z", text[max(0, start - 1) : start]) or text[end : end + 1].isalnum():
+    before, after = text[max(0, start - 1) : start], text[end : end + 1]
+    if before.isalnum() or after.isalnum() or before in (b"_", b":", b"."):
         return None
-    try:
-        address = IPv6Address(written)
-    except AddressValueError:
-        return None
-    parts = [part for part in written.split(":") if part]
+    written = text[start:end]
+    head, shortened, tail = written.partition(b"::")
+    parts = [*head.split(b":"), *(tail.split(b":") if tail else ())]
     if (
-        address.is_loopback
-        or address.is_unspecified
-        or sum(map(len, parts)) < 5
-        or not any(sign.isdigit() for sign in written)
+        not (len(parts) < 8 if shortened else len(parts) == 8)
+        or not 0 < min(map(len, parts)) <= max(map(len, parts)) < 5
     ):
+        return None
+    digits = b"".join(parts)
+    significant = digits.lstrip(b"0")
+    if len(digits) < 5 or digits.isalpha() or not significant or (significant == b"1" and (tail or not shortened)):
         return None
     return start, end
 

@@ -6,13 +6,17 @@ Source: ssa.gov, "SSN randomization": no area 000, 666 or from 900 on, no group 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from gateway.detectors.digits import BREAK, SPACE, Run
+from gateway.detectors.digits import BREAK, SPACE, Groups, Run, shaped
 from gateway.detectors.words import NUMBERED, SSN
 
 _SHAPE = (3, 2, 4)
+# An RE2 pattern that fires wherever groups have these sizes.
+HINT = shaped((_SHAPE,))
 _PART = re.compile(rb"[0-9A-Za-z][\-./]\Z")
-_JOINTS = frozenset((SPACE, BREAK, b"-", b".", b"/"))
+_HARD = frozenset((b"-", b".", b"/"))
+_JOINTS = _HARD | {SPACE, BREAK}
 
 
 def issued(digits: bytes) -> bool:
@@ -21,49 +25,45 @@ def issued(digits: bytes) -> bool:
     return area not in (b"000", b"666") and area[0] != ord("9") and digits[3:5] != b"00" and digits[5:] != b"0000"
 
 
-def possible(sizes: tuple[int, ...]) -> bool:
-    """Whether groups of these sizes may be one."""
-    return sizes == _SHAPE
+Window = tuple[int, int, bool]
 
 
-def possible_after_a_word(sizes: tuple[int, ...]) -> bool:
-    """Whether they may be one where a word says so."""
-    return sum(sizes) == 9
+def windows(sizes: tuple[int, ...]) -> tuple[Window, ...]:
+    """The first and last groups of what has the shape of one, and that it has."""
+    return tuple((first, first + 2, True) for first in range(len(sizes) - 2) if sizes[first : first + 3] == _SHAPE)
 
 
-def groups(run: Run, worded: bool) -> list[tuple[int, int]]:
-    """The first and last groups of each. `worded`: a word for them stands somewhere in the text."""
-    sizes = run.sizes
-    found: list[tuple[int, int]] = []
-    first = 0
-    while first < len(sizes):
-        last = first + 2
-        if sizes[first : last + 1] == _SHAPE:
-            if (
-                issued(run.together(first, last))
-                and not run.glued(first, last)
-                and (_apart(run, first, last) or (worded and _named(run, first)))
-            ):
-                found.append((first, last))
-                first = last
-        elif worded:
-            last = first
-            while last < len(sizes) - 1 and sum(sizes[first : last + 1]) < 9:
-                last += 1
-            if (
-                sum(sizes[first : last + 1]) == 9
-                and issued(run.together(first, last))
-                and not run.glued(first, last)
-                and _named(run, first)
-            ):
-                found.append((first, last))
-                first = last
-        first += 1
+def windows_after_a_word(sizes: tuple[int, ...]) -> tuple[Window, ...]:
+    """The same, and others with as many digits."""
+    found: list[Window] = []
+    for first in range(len(sizes)):
+        if sizes[first : first + 3] == _SHAPE:
+            found.append((first, first + 2, True))
+            continue
+        last, total = first, sizes[first]
+        while total < 9 and last + 1 < len(sizes):
+            last += 1
+            total += sizes[last]
+        if total == 9:
+            found.append((first, last, False))
+    return tuple(found)
+
+
+def groups(run: Run, known: Sequence[Window], worded: bool) -> list[Groups]:
+    """The first and last groups of each. `known`: the windows of its sizes. `worded`: a word for them stands somewhere
+    in the text."""
+    found: list[Groups] = []
+    free = 0
+    for first, last, by_shape in known:
+        if (
+            first >= free
+            and issued(run.together(first, last))
+            and not run.glued(first, last)
+            and ((by_shape and _apart(run, first, last)) or (worded and SSN.before(run.text, run.start(first))))
+        ):
+            found.append((first, last))
+            free = last + 1
     return found
-
-
-def _named(run: Run, first: int) -> bool:
-    return SSN.before(run.text, run.place(first, first)[0])
 
 
 def _apart(run: Run, first: int, last: int) -> bool:
@@ -71,9 +71,9 @@ def _apart(run: Run, first: int, last: int) -> bool:
     joint = run.joints[first]
     if joint not in _JOINTS or run.joints[first + 1] != joint:
         return False
-    around = {run.before(first), run.after(last)}
-    if joint in around or (joint == SPACE and not around.isdisjoint((b"-", b".", b"/"))):
+    around = run.before(first), run.after(last)
+    if joint in around or (joint == SPACE and not _HARD.isdisjoint(around)):
         return False
     if _PART.search(run.sign(first)):
         return False
-    return joint == b"-" or not NUMBERED.name(run.text, run.place(first, first)[0])
+    return joint == b"-" or not NUMBERED.name(run.text, run.start(first))

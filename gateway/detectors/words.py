@@ -38,11 +38,13 @@ class Words:
 
     def before(self, text: bytes, start: int, reach: int = 48) -> bool:
         """Whether one of them stands in the `reach` bytes before a place."""
-        return self._anywhere(text[max(0, start - reach) : start], 0) is not None
+        around = text[max(0, start - reach) : start]
+        return self._anywhere(around, 0, len(around))[0][0] >= 0
 
     def name(self, text: bytes, start: int) -> bool:
         """Whether one of them is what is said right before a place: with "number" or signs between at most."""
-        return self._last(text[max(0, start - 32) : start], 0) is not None
+        around = text[max(0, start - 32) : start]
+        return self._last(around, 0, len(around))[0][0] >= 0
 
 
 def _ended(words: Iterable[str]) -> str:

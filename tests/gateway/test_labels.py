@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.detectors.accounts import is_iban
+from gateway.detectors.base import Seen
 from gateway.detectors.cards import is_card
+from gateway.detectors.numbers import (
+    DIGIT_KINDS,
+    IDENTITY_WORD,
+    LIKELY,
+    PHONE,
+    PHONE_WORD,
+    RUN,
+    SOCIAL_WORD,
+    Numbers,
+)
 from gateway.fold import CHANGES, Aligned, folded
 from gateway.labels import KINDS, MOST_WORK, WORK_OF_CANDIDATE, Scanner, Span, pattern_problem, placeholder
 
@@ -193,6 +204,7 @@ FOUND = [
             "078‐05‐1120",
             "social security number\n078051120",
             '{"ssn": "219-09-9998"}',
+            "12345678 ---------- 078-05-1120",
             "０７８－０５－１１２０",
         )
     ),
@@ -446,6 +458,31 @@ def test_finds_every_valid_iban(account: str, gap: str, around: str) -> None:
 def test_finds_every_valid_ssn(area: int, group: int, serial: int, around: str) -> None:
     """A number that the Social Security Administration could have issued is found in any surroundings."""
     assert "us_ssn" in SCANNER.scan([f"{around}{area:03d}-{group:02d}-{serial:04d}; {around}"])
+
+
+DIGITS_ALONE = Scanner(DIGIT_KINDS)
+GROUPS = st.lists(
+    st.one_of(
+        st.integers(1, 8).flatmap(lambda size: st.text("0123456789", min_size=size, max_size=size)),
+        st.sampled_from(["4111", "1111", "078", "05", "1120", "030", "415", "555", "2671", "86095742719"]),
+        st.sampled_from(
+            [" ", " ", "-", ".", "/", "\n", " (", ") ", "+", ", ", "<b>", "&nbsp;", "x", " ssn ", "phone "]
+        ),
+        st.integers(7, 10).map(lambda count: "-" * count),
+    ),
+    max_size=14,
+)
+
+
+@settings(deadline=None)
+@given(GROUPS)
+def test_numbers_are_found_without_looking_where_no_hint_is(pieces: list[str]) -> None:
+    """What the automaton does not point at holds none: looking at every run of digits finds no more than a scan."""
+    text = "".join(pieces)
+    seen = Seen(MOST_WORK, every=False)
+    seen.clues = RUN | LIKELY | PHONE | PHONE_WORD | SOCIAL_WORD | IDENTITY_WORD
+    Numbers(DIGIT_KINDS).find(text.encode(), seen)
+    assert seen.kinds == DIGITS_ALONE.scan([text])
 
 
 @settings(deadline=None)
