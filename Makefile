@@ -38,8 +38,11 @@ format: $(VENV)/.dev ## let ruff format and sort
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(VENV)/.dev ## measure against a pass-through and two other gateways (makes their environments in .bench)
+bench: $(VENV)/.dev ## measure against a pass-through and two other gateways (makes their environments in .bench); then limits and stored answers, in memory and in Redis
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench.cache --redis
+	$(BIN)/python -m tests.bench.ledger --redis
+	$(BIN)/python -m tests.bench.replicas
 
 lock: $(VENV)/.dev ## resolve all dependencies anew and write requirements/*.txt
 	$(BIN)/python requirements/lock.py

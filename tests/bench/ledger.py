@@ -28,8 +28,6 @@ from gateway.fleet import Fleet
 from gateway.keys import Key, Keyring, digest_of
 from gateway.labels import Scanner
 from gateway.ledger import Counting, MemoryLedger
-from gateway.ledger.redis_ledger import RedisLedger
-from gateway.ledger.shared import SharedLedger
 from gateway.limits import Allowance, CallerLimits, Limits
 from gateway.serving import Serving
 from gateway.store import Store
@@ -37,6 +35,7 @@ from gateway.types import Caller, RequestFacts, TokenCount, Usage
 from tests.bench.cache import Instant, run_now
 from tests.bench.policy import Figure, measured
 from tests.fakes import Ids, Log, deployment, policy
+from tests.patient import PatientLedger
 from tests.redis_server import redis_server
 
 ACCOUNTED_US = 30.0
@@ -103,7 +102,7 @@ async def figures() -> list[Figure]:
 async def shared_figure(url: str) -> Figure:
     """That of what replicas share."""
     async with Store(url, timeout=5.0) as store:
-        ledger = SharedLedger(store, RedisLedger(store))
+        ledger = PatientLedger(store)
         limiter, ring, ids = limiter_over(ledger), Keyring([Key(digest_of("hg-crm"), LIMITED)]), Ids()
         rounds = []
         for _ in range(ROUNDS):

@@ -22,6 +22,7 @@ from gateway.embedded import embedded
 from gateway.running import new_id
 from gateway.server import config_of
 from gateway.settings import Settings, SettingsError
+from tests.bench.replicas import rows
 from tests.fakes import CARD, Log
 from tests.redis_server import redis_server
 from tests.running import Running, running_from
@@ -186,6 +187,13 @@ def test_two_gateways_share_answers_in_redis_and_an_operator_purges_them(tmp_pat
             assert provider.received == 2
 
     asyncio.run(check())
+
+
+def test_the_benchmark_tells_of_both_places_and_what_a_ping_takes(redis: str) -> None:
+    told = asyncio.run(rows(redis, requests=3))
+    names = ["a miss in Redis", "a miss in memory", "a hit in Redis", "a hit in memory", "a PING"]
+    assert [row.name for row in told] == names and all(row.cpu_us > 0 and row.line() for row in told)
+    assert [row.pings is None for row in told] == [False, True, False, True, False]
 
 
 @pytest.mark.parametrize("held", [None, "hunter2", b"\xff\xfe"])
