@@ -24,9 +24,9 @@ What cannot be done outside of an interval from `a` to `b`, for a request that c
   before, no more than `d - b` is left for later, if its first token comes in time.
 - A prompt's blocks are held in each of its steps, and no chunk is longer than the budget, so later chunks look back at
   all but the last ones.
-- It decodes after its prompt. A sequence that is not preempted makes a token in each step, so it has made at least
-  `(b - d) / longest step` tokens by `b`, and at most `(a - t - P) / shortest step` by `a`, the shortest being one in
-  which it decodes alone.
+- It decodes after its prompt. A sequence that is not preempted makes a token in each step. So it has made at most
+  `(a - t - P) / shortest step` by `a`, the shortest being one in which it decodes alone; and from there, or from `d`
+  on, it makes at least one in each `longest step` until `b`, unless it is at its end.
 - One that is preempted after its first token computes its prompt once more, and has only the end of the run as a limit
   for that and for what it decodes; one whose first token comes late has it for everything.
 

@@ -37,17 +37,22 @@ class Works:
     whatever its own end."""
 
     def __init__(self, columns: Sequence[int], works: Sequence[Work], until: float) -> None:
-        table = np.array([(w.begins, w.ends, w.seconds, w.before, w.after) for w in works], float).reshape(-1, 5)
-        order = np.argsort(table[:, 0], kind="stable")
-        self._columns = np.array(columns, int)[order]
-        self._begins, self._ends, self._seconds, self._before, self._after = table[order].T.copy()
+        some = [(column, work) for column, work in zip(columns, works, strict=True) if work.seconds > 0]
+        some.sort(key=lambda pair: pair[1].begins)
+        table = np.array([(w.begins, w.ends, w.seconds, w.before, w.after) for _, w in some], float).reshape(-1, 5)
+        self._columns = np.array([column for column, _ in some], int)
+        self._runs = np.array([work.runs for _, work in some], bool)
+        self._begins, self._ends, self._seconds, self._before, self._after = table.T.copy()
         self._until = until
 
     def within(self, begins: float, ends: float) -> tuple[Floats, Floats]:
         """Columns and the seconds of work that each has in an interval at least, sorted by column."""
-        early = np.maximum(begins - self._begins, 0.0)
-        late = np.maximum(self._ends - ends, 0.0) if ends < self._until else 0.0
-        seconds = self._seconds - self._before * early - self._after * late
+        seconds = self._seconds - self._before * np.maximum(begins - self._begins, 0.0)
+        if ends < self._until:
+            foot = self._ends - self._seconds / self._after
+            running = np.minimum(seconds, self._after * (ends - np.maximum(begins, foot)))
+            seconds -= self._after * np.maximum(self._ends - ends, 0.0)
+            seconds = np.where(self._runs, running, seconds)
         some = np.nonzero(seconds > 0)[0]
         columns, places = np.unique(self._columns[some], return_inverse=True)
         return columns, np.bincount(places, seconds[some], len(columns))
@@ -64,9 +69,10 @@ class Works:
 
 class _Search:
     """One search. The work in an interval that begins at `a` is, as a function of its end `b`, a sum of ramps, each of
-    which rises from `ends - seconds / after` to `ends`. They are kept as changes of slope and height at each end that
-    is looked at, and summed up once for each `a`. Going back in time, works are added when `a` passes their beginning;
-    those that can be partly done before `a` have ramps of their own, computed anew for each `a`."""
+    which rises at the rate `after` until `ends`, or from `foot` on where it runs. They are kept as changes of slope and
+    height at each end that is looked at, and summed up once for each `a`. Going back in time, works are added when `a`
+    passes their beginning; those that can be partly done before `a` have ramps of their own, computed anew for each
+    `a`."""
 
     def __init__(self, works: Works, some: Floats, share: Floats, turn: int) -> None:
         self._begins, self._seconds, self._share = works._begins[some], works._seconds[some], share
@@ -74,7 +80,7 @@ class _Search:
         ends = np.minimum(self._due, works._until)
         self._at = np.append(_some(np.unique(ends), MOST_ENDS, turn), works._until)
         self._from = _some(np.unique(self._begins), MOST_BEGINNINGS, turn)
-        self._top = np.searchsorted(self._at, ends)
+        self._runs, self._foot = works._runs[some], self._due - self._seconds / self._after
         self._partly = self._begins + self._seconds / self._before  # until when all may be done before
         self._longest = float((self._partly - self._begins).max())
         self._slopes, self._heights = np.zeros(len(self._at) + 1), np.zeros(len(self._at) + 1)
@@ -83,7 +89,7 @@ class _Search:
         reached = len(self._begins)
         for a in self._from[::-1]:
             first = int(np.searchsorted(self._begins, a))
-            self._ramps(np.arange(first, reached), self._seconds[first:reached], self._slopes, self._heights)
+            self._ramps(a, np.arange(first, reached), self._seconds[first:reached], self._slopes, self._heights)
             reached = first
             slopes, heights = self._slopes, self._heights
             near = np.arange(int(np.searchsorted(self._begins, a - self._longest)), first)
@@ -91,7 +97,7 @@ class _Search:
             if len(partly):
                 slopes, heights = slopes.copy(), heights.copy()
                 left = self._seconds[partly] - self._before[partly] * (a - self._begins[partly])
-                self._ramps(partly, left, slopes, heights)
+                self._ramps(a, partly, left, slopes, heights)
             after = int(np.searchsorted(self._at, a, side="right"))
             lengths = self._at[after:] - a
             work = np.cumsum(slopes)[after:-1] * self._at[after:] + np.cumsum(heights)[after:-1]
@@ -100,12 +106,14 @@ class _Search:
                 if excess[best] > _LEAST:
                     yield Overfull(float(a), float(self._at[after + best]), float(excess[best]))
 
-    def _ramps(self, which: Floats, seconds: Floats, slopes: Floats, heights: Floats) -> None:
-        """Add the ramps of these works, of which so many seconds are left."""
-        after, share, top = self._after[which], self._share[which], self._top[which]
-        foot = self._due[which] - seconds / after
-        rise = np.where(after < AT_ONCE, after * share, 0.0)
+    def _ramps(self, a: float, which: Floats, seconds: Floats, slopes: Floats, heights: Floats) -> None:
+        """Add the ramps that these works, of which so many seconds are left at `a`, have in intervals from there."""
+        after, share = self._after[which], self._share[which]
+        runs, due = self._runs[which], self._due[which]
+        foot = np.where(runs, np.maximum(self._foot[which], a), due - seconds / after)
+        top = np.minimum(np.searchsorted(self._at, np.where(runs, foot + seconds / after, due)), len(self._at) - 1)
         low = np.minimum(np.searchsorted(self._at, foot), top)
+        rise = np.where(after < AT_ONCE, after * share, 0.0)
         np.add.at(slopes, low, rise)
         np.add.at(heights, low, -rise * foot)
         np.add.at(slopes, top, -rise)

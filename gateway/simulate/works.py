@@ -30,13 +30,22 @@ class Work:
     """At least `seconds` of charged work, none of it before `begins`, and all of it by `ends`. Of it at most `before`
     seconds a second can be done early, from `begins` on, and at most `after` seconds a second be left for later, until
     `ends`; so in an interval from `a` to `b` there are at least `seconds - before * (a - begins) - after * (ends - b)`
-    (differences below 0 are 0)."""
+    (differences below 0 are 0).
+
+    Where it `runs`, it goes on without a break from `foot` at the latest until all is done, at `after` seconds a second
+    at least; so there are at least `after * (b - max(a, foot))`, or all that cannot have been done before `a`."""
 
     begins: float
     ends: float
     seconds: float
     before: float
     after: float
+    runs: bool = False
+
+    @property
+    def foot(self) -> float:
+        """Until when all of it may be left."""
+        return self.ends - self.seconds / self.after
 
 
 class Least:
@@ -66,7 +75,7 @@ class Least:
         first, whole = self._decoded(prompt, decoded)
         begins, shortest = arrival + least_prompt_s(self._engine, prompt), self._shortest(prompt)
         slowest = due + decoded * self._longest
-        yield Work(begins, slowest, decoded * first, first / shortest, first / self._longest)
+        yield Work(begins, slowest, decoded * first, first / shortest, first / self._longest, runs=True)
         yield Work(begins, min(slowest, end), whole - decoded * first, AT_ONCE, AT_ONCE)
 
     def at_any_time(self, prompt: int, output: int, arrival: float, due: float, end: float) -> Iterator[Work]:

@@ -125,14 +125,15 @@ def test_no_interval_of_a_run_holds_more_than_its_length(
 
 WORKS = st.lists(
     st.builds(
-        lambda begins, length, part, before, after: Work(
-            begins, begins + length, part * min(before, after, 2.0) * length, before, after
+        lambda begins, length, part, before, after, runs: Work(
+            begins, begins + length, part * min(before, after, 2.0) * length, before, after, runs and before >= after
         ),
         st.sampled_from([0.0, 0.25, 1.0, 3.5]) | st.floats(0, 4),
         st.floats(0.01, 3),
         st.floats(0.01, 1),
         st.sampled_from([1.0, 0.25, AT_ONCE]),
         st.sampled_from([1.0, 0.5, AT_ONCE]),
+        st.booleans(),
     ),
     min_size=1,
     max_size=12,
@@ -197,8 +198,10 @@ def test_a_sequence_that_runs_takes_its_part_of_each_step() -> None:
 
     assert decoded(0.0, 1.0) == pytest.approx(0.8 / 0.122)
     assert decoded(0.0, 60.0) == pytest.approx(400)
-    assert decoded(0.05 + 0.1, 1.0) == pytest.approx(0.8 / 0.122 - 0.1 / 0.02)  # that it decodes alone before
-    assert decoded(0.5, 1.0) == 0.0
+    assert decoded(0.15, 1.0) == pytest.approx(0.8 / 0.122)
+    assert decoded(0.5, 1.0) == pytest.approx(0.5 / 0.122)
+    assert decoded(8.0, 9.0) == pytest.approx(400 - (8.0 - 0.05) / 0.02)  # if it decoded alone before
+    assert decoded(8.1, 9.0) == 0.0
 
 
 def test_almost_the_same_interval_is_chosen_once() -> None:
