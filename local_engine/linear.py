@@ -180,7 +180,7 @@ class _Group:
         """The output of one of them; the first that is asked computes all."""
         if self.of is not x or index not in self.outputs:
             self.of = x
-            self.outputs = dict(enumerate(torch.split(self.multiply(x), list(self.sizes), dim=-1)))
+            self.outputs = dict(enumerate(self.multiply(x).split_with_sizes(self.sizes, -1)))
         output = self.outputs.pop(index)
         if not self.outputs:
             self.of = None

@@ -10,19 +10,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.bench.soak import LEAST_PACE, MOST_GROWTH, Defect, Sample, Soak, plain, run, streamed, verdict
+from tests.bench.soak import MOST_GROWTH, MOST_TOLL, Defect, Sample, Soak, plain, run, streamed, verdict
 
 MIB = 2**20
 
 
-def soaked(*, growth: float = 1.0, pace: float = 1.0) -> Soak:
-    """Eighty seconds, of which the last quarter has so many times the memory and tokens of the ones before."""
+def soaked(*, growth: float = 1.0, toll: float = 1.0) -> Soak:
+    """Four times twenty seconds, of which the last quarter has so many times the memory, and costs as much more."""
     soak = Soak(Path("none"), psutil.Process(os.getpid()), random.Random(0))
-    tokens = 0.0
-    for second in range(81):
-        late = second > 60
-        tokens += 100 * (pace if late else 1)
-        soak.samples.append(Sample(second, int(100 * MIB * (growth if late else 1)), tokens, second * 0.5))
+    for quarter in range(4):
+        times = growth if quarter == 3 else 1
+        seconds = range(quarter * 20, quarter * 20 + 20)
+        soak.quarters.append([Sample(at, int(100 * MIB * times), at * 100.0, at * 0.5) for at in seconds])
+        soak.tolls.append(4.0 * (toll if quarter == 3 else 1))
     return soak
 
 
@@ -30,13 +30,14 @@ def soaked(*, growth: float = 1.0, pace: float = 1.0) -> Soak:
     ("changes", "holds", "says"),
     [
         ({}, True, "all holds"),
-        ({"growth": MOST_GROWTH + 0.02}, False, "memory grew from 100.0"),
+        ({"growth": MOST_GROWTH + 0.01}, False, "memory grew from 100.0"),
         ({"growth": MOST_GROWTH - 0.01}, True, "all holds"),
-        ({"pace": LEAST_PACE - 0.05}, False, "throughput fell"),
-        ({"pace": 2.0}, True, "all holds"),
+        ({"toll": MOST_TOLL + 0.02}, False, "the fixed requests cost 1.13"),
+        ({"toll": MOST_TOLL - 0.02}, True, "all holds"),
+        ({"toll": 0.5}, True, "throughput of the fixed requests: 2.00 of the first quarter's"),
     ],
 )
-def test_what_grows_or_falls_is_a_defect(changes: dict[str, float], holds: bool, says: str) -> None:
+def test_what_grows_or_costs_more_is_a_defect(changes: dict[str, float], holds: bool, says: str) -> None:
     table, held = verdict(soaked(**changes))
     assert held is holds
     assert says in table
