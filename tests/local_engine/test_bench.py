@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from local_engine.bench import gguf, report, roofline, rounds, steps
+from local_engine.bench import gguf, peers, report, roofline, rounds, steps
 from local_engine.bench.command import Found, Wanted, compared, markdown, prepared, rooflines, wanted_of
 from local_engine.bench.load import ask, ask_all
 from local_engine.bench.program import BenchError, Launch, Program, free_port, running
@@ -299,6 +299,25 @@ def test_a_shared_environment_installs_nothing(tmp_path: Path) -> None:
     programs, missing = prepared(shared, lambda line: None)
     assert (programs, missing) == ({"transformers": Path(sys.executable).parent / "transformers"}, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_without_a_compiler_llama_cpp_is_left_out_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BenchError, match="no cc and no c\\+\\+; install a C and C\\+\\+ compiler"):
+        peers.install_llama(tmp_path / "work", lambda line: None)
+
+
+def test_what_is_installed_is_not_installed_again(tmp_path: Path) -> None:
+    for install in (peers.install_transformers, peers.install_llama):
+        home = tmp_path / f"{install.__name__}"
+        said: list[str] = []
+        for version in (f"transformers-{peers.TRANSFORMERS}", f"llama-cpp-python-{peers.LLAMA_CPP_PYTHON}"):
+            (home / version).mkdir(parents=True)
+            (home / version / "installed").touch()
+        assert install(home, said.append).is_relative_to(home)
+        assert not said
 
 
 @pytest.mark.parametrize(
