@@ -22,11 +22,16 @@ class Overdue:
         self._say = say
         self._loop = asyncio.get_running_loop()
         self._left = PARTS
-        self._timer = self._loop.call_later(self._part, self._passed)
+        self._due = self._loop.time() + self._part
+        self._timer = self._loop.call_at(self._due, self._passed)
 
     def _passed(self) -> None:
+        now = self._loop.time()
+        if now - self._due > LATE:
+            self._due = now
         self._left -= 1
-        self._timer = self._loop.call_later(self._part, self._passed)
+        self._due += self._part
+        self._timer = self._loop.call_at(self._due, self._passed)
         if not self._left:
             self._left = PARTS
             self._say()
