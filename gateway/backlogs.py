@@ -175,9 +175,18 @@ class EngineBacklog:
             ahead=_shares(self._waiting),
             margins_by_priority=self._margins,
             token_s=load.step_s / max(1, load.running) if self._step_line is None else 0.0,
-            cached_token_s=0.0 if self._step_line is None else self._step_line[1],
+            cached_token_s=self._cached_token_s(load),
             step_tokens=load.max_batch_tokens or DEFAULT_STEP_TOKENS,
         )
+
+    def _cached_token_s(self, load: EngineLoad) -> float:
+        """Seconds of a step for a token in the cache: what looking back at it takes, and its share of what each step
+        takes anyway. A step is shared by no more than the cache holds, so who fills the cache makes more steps."""
+        if self._step_line is None:
+            return 0.0
+        fixed_s, each_s = self._step_line
+        capacity = load.total_blocks * load.block_size
+        return each_s + fixed_s / capacity if capacity else each_s
 
     def queued(self, now: float) -> tuple[float, float, float | None] | None:
         """What one replica is compared with another by: prompt tokens to compute, sequences that waited or ran when it

@@ -5,8 +5,9 @@ to the engine is an offer: so many engine-seconds of work, and so many nano-doll
 the next best place would cost less what this one costs. An offline schedule fills the engine with the offers that save
 most in a second until it is full (a fractional knapsack); so the price of an engine-second is the saving at which those
 above it fill the engine. Work that has no other place (it must stay home, or only here its latency class is met) saves
-without end, and is counted first. Where all fits, the price is that of the least saving (`estimate.congestion_nusd`
-says how much of it counts).
+without end, and is counted first. Where all fits, the price is nothing. What the dearest offers save is told beside it:
+for that a request of a class that would miss because of others has to be kept (`estimate.congestion_nusd` says how much
+of both counts).
 
 Times come in as arguments. Refuses to decide anything: the price is one more cost of a candidate.
 """
@@ -14,6 +15,7 @@ Times come in as arguments. Refuses to decide anything: the price is one more co
 from __future__ import annotations
 
 from math import exp2, inf, log
+from typing import NamedTuple
 
 from gateway.measures import DecayingHistogram
 
@@ -24,49 +26,73 @@ LEAST_SEEN_S = 10.0  # the first offers are taken to be those of so many seconds
 REMEMBERED_S = 5 * HALF_LIFE  # a priority that asked for nothing since has no room to keep
 LONGEST_S = 10.0  # how long those may wait who do not say
 
-_WITHOUT_END = 1e18
+_DEAREST = 0.95  # the quantile of the savings that stands for the dearest: the highest of all may be of one odd request
 
 
 class Demand:
-    """Of one engine. Invariant: `price_nusd` and `rooms` are as of the last offer, at most `PRICED_EVERY` seconds of
+    """Of one engine. Invariant: the prices and `rooms` are as of the last offer, at most `PRICED_EVERY` seconds of
     offers behind. `rooms` are the priorities of the offers of late, the lowest first, each with the seconds that it has
-    until its first token."""
+    until its first token, and whether any of it had no other place."""
 
     def __init__(self) -> None:
-        self._offers = DecayingHistogram(HALF_LIFE)
-        self._highest = 0.0
+        self._offers = DecayingHistogram(HALF_LIFE)  # of those that have another place
+        self._bound_s = 0.0  # engine-seconds of those that have not, as of `_bound_at`
+        self._bound_at = 0.0
         self._began: float | None = None
         self._priced_at = -inf
-        self._limits: dict[int, tuple[float, float]] = {}  # by priority: seconds, and when it was last told
+        self._rooms: dict[int, _Room] = {}
         self.price_nusd = 0.0
-        self.rooms: tuple[tuple[int, float], ...] = ()
+        self.dearest_nusd = 0.0
+        self.rooms: tuple[tuple[int, float, bool], ...] = ()
 
-    def offered(self, engine_s: float, saved_per_s: float, by_ms: float | None, priority: int, now: float) -> None:
+    def offered(
+        self, engine_s: float, saved_per_s: float, by_ms: float | None, priority: int, now: float, *, late: bool = False
+    ) -> None:
         """A request that could go there: its work in engine-seconds, what it would save in each, in nano-dollars
-        (infinite where it has no other place), when it wants its first token, and its priority."""
+        (infinite where it has no other place), when it wants its first token, and its priority. `late` where that will
+        not be, so that it says nothing of how long the others of that priority can wait."""
         if self._began is None:
             self._began = now
         if not (saved_per_s > 0 and 0 < engine_s < inf):
             return
         if saved_per_s < inf:
-            self._highest = max(self._highest, saved_per_s)
-        self._limits[priority] = (min(by_ms / 1000 if by_ms is not None else inf, LONGEST_S), now)
-        self._offers.add(min(saved_per_s, _WITHOUT_END), now, engine_s)
+            self._offers.add(saved_per_s, now, engine_s)
+        else:
+            self._bound_s = self._bound(now) + engine_s
+            self._bound_at = now
+        if not late:
+            limit_s = min(by_ms / 1000 if by_ms is not None else inf, LONGEST_S)
+            known = self._rooms.get(priority)
+            bound_at = now if saved_per_s == inf else known.bound_at if known is not None else -inf
+            self._rooms[priority] = _Room(limit_s, now, bound_at)
         if now - self._priced_at > PRICED_EVERY:
             self._priced_at = now
-            self.price_nusd = self._price(now, now - self._began)
-            self.rooms = tuple(
-                [
-                    (known, limit)
-                    for known, (limit, told_at) in sorted(self._limits.items())
-                    if now - told_at <= REMEMBERED_S
-                ]
-            )
+            self._reckon(now)
 
-    def _price(self, now: float, seen_s: float) -> float:
-        """The saving above which the offers of late fill the engine. What was offered over a time decays as its seconds
-        do, so an engine's seconds of late are worth as much as an integral of the decay."""
-        rate = log(2) / HALF_LIFE
-        seconds = (1 - exp2(-seen_s / HALF_LIFE)) / rate
-        full = self._offers.heaviest(FILLED * max(seconds, LEAST_SEEN_S), now) or 0.0
-        return min(full, self._highest)
+    def _bound(self, now: float) -> float:
+        return self._bound_s * exp2((self._bound_at - now) / HALF_LIFE)
+
+    def _reckon(self, now: float) -> None:
+        """The price is the saving above which the offers of late fill what is left of the engine. What was offered over
+        a time decays as its seconds do, so an engine's seconds of late are worth as much as an integral of the
+        decay."""
+        seen_s = now - (now if self._began is None else self._began)
+        seconds = (1 - exp2(-seen_s / HALF_LIFE)) * HALF_LIFE / log(2)
+        left = FILLED * max(seconds, LEAST_SEEN_S) - self._bound(now)
+        self.price_nusd = self._offers.heaviest(left, now) or 0.0
+        self.dearest_nusd = self._offers.quantile(_DEAREST) or 0.0
+        self.rooms = tuple(
+            [
+                (priority, room.limit_s, now - room.bound_at <= REMEMBERED_S)
+                for priority, room in sorted(self._rooms.items())
+                if now - room.told_at <= REMEMBERED_S
+            ]
+        )
+
+
+class _Room(NamedTuple):
+    """Seconds that a priority has until its first token, when it was told, and when it last had no other place."""
+
+    limit_s: float
+    told_at: float
+    bound_at: float

@@ -29,9 +29,11 @@ from gateway.types import (
 FIRST_MARGIN = 1.5
 
 LAST = 1 << 30  # a priority after all others
-ROOM = 0.5  # the share of the time to a first token that a queue may take; the rest is for those who overtake it
-MEMORY = 0.5  # the share of the cache that may be given away; the rest is for running sequences to grow and for bursts
-RISING = 2.0  # twice as full is four times as dear: little below the room, prohibitive above
+ROOM = 0.9  # the share of the time to a first token that a queue may take of those who can leave it for another place
+KEPT = 0.35  # of those who cannot: the rest is for those like them who come later and overtake
+MEMORY = 0.8  # the share of the cache that may be given away; the rest is for running sequences to grow and for bursts
+RISING = 2.0  # twice as full is four times as dear
+KEEPING = 4.0  # twice as near to what must be kept is sixteen times as dear: little below the room, prohibitive above
 STEEPEST = 10.0
 
 
@@ -160,34 +162,43 @@ def congestion_nusd(
 ) -> int:
     """What the room that a request takes at an engine costs the others, in nano-dollars.
 
-    Its engine-seconds at the price of one, which is what the work that finds no room because of it would have saved
-    (see demand.py), times how full the engine is: (fullness) ^ RISING, the fullness being the most of
+    Its engine-seconds times two prices (see demand.py). The price of a second is what the work that finds no room
+    because of it would have saved; it counts as far as the engine is full, (fullness) ^ RISING, the fullness being the
+    more of
 
     - for each priority that it delays, its own and those after it: the wait for a first token, without this request, as
-      a share of what such requests can wait, over ROOM;
-    - the share of the cache that would be in use with it, over MEMORY: long prompts that must stay need blocks at once,
-      and a full cache slows each step.
+      a share of what such requests can wait, over ROOM; at most 1, for who does not make it leaves the queue, and no
+      more than that saving is lost;
+    - the share of the cache that would be in use with it and what waits (no more of that than is computed while a
+      sequence holds its blocks, for then they are free again), over MEMORY: long prompts that must stay need blocks at
+      once, and a full cache slows each step.
 
-    In an idle engine that is next to nothing; where the room is used up it is the whole saving, and who saves less in a
-    second than the others do goes elsewhere. It is nothing where the price is no number.
+    What the dearest save counts for those who cannot leave, (wait, as a share of what they can wait, over KEPT) ^
+    KEEPING: they would miss their class, which no saving makes good. In an idle engine all of that is next to nothing.
+    It is nothing where a price is no number.
     """
-    price = status.engine_second_nusd
-    if not 0.0 < price < inf:
+    price, dearest = status.engine_second_nusd, status.dearest_nusd
+    if not (0.0 <= price < inf and 0.0 <= dearest < inf and price + dearest > 0.0):
         return 0
     wait_s = forecast_ms(backlog, 0, LAST, now) / 1000
     ahead, passed = backlog.ahead, 0
-    share, most = 0.0 if ahead else 1.0, 0.0
-    for other, limit_s in status.rooms:  # both are sorted by priority: one pass, for this is done in each decision
+    share, most, kept = 0.0 if ahead else 1.0, 0.0, 0.0
+    for other, limit_s, bound in status.rooms:  # both are sorted by priority: one pass, for each decision does this
         while passed < len(ahead) and ahead[passed][0] <= other:
             share, passed = ahead[passed][1], passed + 1
         if other >= priority and share > most * limit_s:
             most = share / limit_s
-    full = wait_s * most / ROOM
-    used = backlog.used_blocks + (backlog.tokens + prompt_tokens) / backlog.block_size
+        if bound and other >= priority and share > kept * limit_s:
+            kept = share / limit_s
+    full = min(1.0, wait_s * most / ROOM)
     if backlog.free_blocks < inf:
+        taken = min(backlog.tokens + prompt_tokens, max(prompt_tokens, backlog.prefill_tokens_per_s * backlog.hold_s))
+        used = backlog.used_blocks + taken / backlog.block_size
         full = max(full, used / (MEMORY * (backlog.used_blocks + backlog.free_blocks)))
-    dearer: float = min(full, STEEPEST) ** RISING
-    return round(price * engine_s * dearer)
+    dear: float = price * min(full, STEEPEST) ** RISING
+    if kept:
+        dear += dearest * min(wait_s * kept / KEPT, STEEPEST) ** KEEPING
+    return round(engine_s * dear)
 
 
 def saved_per_engine_second(candidate: Candidate, candidates: Sequence[Candidate]) -> float | None:

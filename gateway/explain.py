@@ -12,7 +12,7 @@ from typing import Any
 from gateway.estimate import likely_bill
 from gateway.policy import AUTO, Policy
 from gateway.refusal import refusal
-from gateway.types import Decision, RequestFacts, Snapshot, usd
+from gateway.types import Candidate, Decision, RequestFacts, Snapshot, usd
 
 
 def rules_tried(policy: Policy, facts: RequestFacts, snapshot: Snapshot, decision: Decision) -> list[tuple[str, str]]:
@@ -35,6 +35,8 @@ def explanation(policy: Policy, facts: RequestFacts, snapshot: Snapshot, decisio
         "because": decision.because,
         "labels": sorted(decision.labels),
         "slo": decision.slo,
+        "priority": decision.priority,
+        "late": decision.late,
         "cache": None if decision.caching is None else asdict(decision.caching),
         "prompt_tokens": {"estimate": facts.prompt.estimate, "at_most": facts.prompt.bound, **facts.prompt.exact},
         "deployment": decision.candidates[0].deployment if decision.candidates else None,
@@ -48,6 +50,7 @@ def explanation(policy: Policy, facts: RequestFacts, snapshot: Snapshot, decisio
                 "cost_usd": _dollars(candidate.cost_nusd),
                 "bill_usd": _dollars(likely_bill(policy.deployments[candidate.deployment], facts)),
                 "congestion_usd": _dollars(candidate.congestion_nusd),
+                "engine": _engine(candidate, snapshot),
                 "first_token_p95_ms": candidate.first_token_ms,
                 "per_token_p95_ms": candidate.per_token_ms,
                 "total_p95_ms": candidate.total_ms,
@@ -65,6 +68,18 @@ def explanation(policy: Policy, facts: RequestFacts, snapshot: Snapshot, decisio
         error = refusal(decision)
         told["refusal"] = {"status": error.status, "code": error.code, "message": error.message}
     return told
+
+
+def _engine(candidate: Candidate, snapshot: Snapshot) -> dict[str, float | None] | None:
+    """What the request takes of an engine, and the two prices of its seconds; None where it is none that says."""
+    if candidate.engine_s is None:
+        return None
+    status = snapshot.deployments[candidate.deployment]
+    return {
+        "seconds": candidate.engine_s,
+        "second_usd": _dollars(round(status.engine_second_nusd)),
+        "dearest_second_usd": _dollars(round(status.dearest_nusd)),
+    }
 
 
 def _dollars(nusd: int | None) -> float | None:

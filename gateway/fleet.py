@@ -253,7 +253,7 @@ class Fleet:
                 saved = saved_per_engine_second(candidate, decision.candidates)
                 if saved is not None:
                     self._known[candidate.deployment].demand.offered(
-                        candidate.engine_s, saved, by_ms, decision.priority, now
+                        candidate.engine_s, saved, by_ms, decision.priority, now, late=decision.late
                     )
 
     def started(
@@ -412,6 +412,7 @@ class Fleet:
             None if engine is None else engine.backlog(now),
             0.0 if engine is None else known.demand.price_nusd,
             () if engine is None else known.demand.rooms,
+            0.0 if engine is None else known.demand.dearest_nusd,
         )
 
     def _circuit(self, target: Target, now: float) -> tuple[str | None, float, CircuitState]:
@@ -441,4 +442,5 @@ class Fleet:
             None if engine is None else engine.backlog(now),
             0.0 if engine is None else known.demand.price_nusd,
             () if engine is None else known.demand.rooms,
+            0.0 if engine is None else known.demand.dearest_nusd,
         )

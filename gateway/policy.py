@@ -225,6 +225,14 @@ class Policy:
         rank = len(self.slo_ranks) if slo is None else self.slo_ranks[slo]
         return 2 * rank + (permit.zones is None or permit.masked_zones != frozenset())
 
+    def class_for(self, first_token_ms: float) -> str | None:
+        """The strictest class that a first token after so long meets; None where none does."""
+        for name in self.slo_ranks:  # the strictest first
+            limit = self.slo[name].first_token_p95_ms
+            if limit is not None and first_token_ms <= limit:
+                return name
+        return None
+
     @property
     def kinds(self) -> frozenset[str]:
         """The detectors that the labels use; the others need not run."""

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 
 from gateway.fleet import Fleet, Flight
+from gateway.routing import look_again
 from gateway.types import Patience
 
 
@@ -21,7 +22,7 @@ class Queueing:
         self._fleet = fleet
         self._clock = clock
         self._flight = flight
-        self._left_s = patience.left_s
+        self._patience = patience
         self._limit = limit
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(patience.after_s, self._look)
@@ -32,7 +33,12 @@ class Queueing:
         self._timer.cancel()
 
     def _look(self) -> None:
-        """Leave, unless the first token is about to come."""
-        if not self._fleet.comes_soon(self._flight, self._left_s, self._clock()):
+        """Leave, unless the first token is about to come; then look again, as long as leaving is of use."""
+        if not self._fleet.comes_soon(self._flight, self._patience.left_s, self._clock()):
             self.left = True
             self._limit.reschedule(self._loop.time())
+            return
+        more = look_again(self._patience)
+        if more is not None:
+            self._patience = more
+            self._timer = self._loop.call_later(more.after_s, self._look)

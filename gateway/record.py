@@ -29,7 +29,7 @@ _FLAGS = ("stream", "tools", "images", "schema")
 _SETS = ("key_tags", "tags", "labels", "masked_labels", "deployments")
 _PLAIN = ("tenant", "key_id", "max_tokens", "n", "slo", "max_cost_nusd", "likely_output")
 
-_LATENCIES = ("first_token_p95_ms", "per_token_p95_ms", "busy", "engine_second_nusd")
+_LATENCIES = ("first_token_p95_ms", "per_token_p95_ms", "busy", "engine_second_nusd", "dearest_nusd")
 _BACKLOG = (
     "tokens",
     "prefill_tokens_per_s",
@@ -204,7 +204,7 @@ def _status(told: Mapping[str, Any]) -> DeploymentStatus:
         circuit=circuit,
         first_token_p95_ms_by_size=tuple(told.get("first_token_p95_ms_by_size", ())),
         backlog=None if backlog is None else _backlog(backlog, told.get("margins", ())),
-        rooms=tuple((priority, seconds) for priority, seconds in told.get("rooms", ())),
+        rooms=tuple((priority, seconds, any(bound)) for priority, seconds, *bound in told.get("rooms", ())),
         **values,
     )
 

@@ -46,6 +46,20 @@ HURRY = 1.5
 """So many times its 95th percentile is left for the next one when an engine's queue is left for it: 99 of 100 are in
 time, where latencies vary as those of clouds do."""
 
+LATER = 1.5
+"""A class can still be met where its limit is so many times the forecast: who goes later is overtaken by others."""
+
+UNMEASURED_MS = 500.0
+"""Half of the time is left for a next one that was never measured, and no less than this: a class that is stricter is
+not left for what may be no faster."""
+
+LOOKS = 0.75
+"""Where a first token was about to come and did not, the queue is looked at again with this share of the time left."""
+
+LAST_LOOK = 3.0
+"""The last look is where this share of what was left at the first one is left: half of the next one's 95th percentile,
+which is its median where latencies vary as those of clouds do."""
+
 
 def decide(policy: Policy, facts: RequestFacts, snapshot: Snapshot) -> Decision:
     """The ranked candidates for these facts now, each gate's rejections beside them. Raises `UnknownModel` where
@@ -166,6 +180,7 @@ def _weigh(policy: Policy, rule: Rule, facts: RequestFacts, permit: Permit, snap
     by_ms = _first_token_by_ms(require, slo)
     if require is not None and by_ms is not None and facts.stream and len(candidates) > 1:
         _let_queue(candidates, policy, question, snapshot, by_ms)
+    late = by_ms is not None and _serve_later(candidates, policy, question, permit, snapshot, by_ms)
     if rule.match is not None and rule.match.does_not_fit:
         # Why a rule for long prompts matched belongs to why nothing else may answer.
         for name in sorted(rule.match.does_not_fit.difference(rule.candidates)):
@@ -183,9 +198,10 @@ def _weigh(policy: Policy, rule: Rule, facts: RequestFacts, permit: Permit, snap
         policy.hash,
         slo.name if slo is not None else None,
         rule.timeouts,
-        priority,
+        question.priority,
         by_ms,
         rule.cache,
+        late,
     )
 
 
@@ -209,6 +225,40 @@ def _let_queue(
         prompt = question.facts.prompt.about(policy.deployments[candidate.deployment].tokenizer)
         if forecast_ms(backlog, prompt, question.priority, snapshot.now) <= after_ms:
             candidates[index] = question.in_time(candidate, by_ms)
+
+
+def _serve_later(
+    candidates: list[Candidate],
+    policy: Policy,
+    question: _Question,
+    permit: Permit,
+    snapshot: Snapshot,
+    by_ms: float,
+) -> bool:
+    """Where nobody is in time, and the engine that is nearest to it would be late even by the forecast itself, the
+    request is served there as one of the first class that can still be met: at its own place it would be late all the
+    same, and those behind it because of it. Whether it is."""
+    for candidate in candidates:
+        if candidate.meets:
+            return False
+    soonest = inf
+    for candidate in candidates:
+        backlog = snapshot.deployments[candidate.deployment].backlog
+        if candidate.engine_s is not None and backlog is not None:
+            prompt = question.facts.prompt.about(policy.deployments[candidate.deployment].tokenizer)
+            soonest = min(soonest, forecast_ms(backlog, prompt, question.priority, snapshot.now))
+    if not by_ms < soonest < inf:
+        return False
+    priority = policy.priority(policy.class_for(LATER * soonest), permit)
+    if priority <= question.priority:
+        return False
+    question.priority = priority
+    for index, candidate in enumerate(candidates):
+        if candidate.engine_s is not None:
+            name = candidate.deployment
+            again = question.predicted(policy.deployments[name], snapshot.deployments[name])
+            candidates[index] = again._replace(masked=candidate.masked)
+    return True
 
 
 def _first_token_by_ms(require: Require | None, slo: Slo | None) -> float | None:
@@ -292,11 +342,20 @@ def patience(decision: Decision, outcomes: Sequence[Outcome], passed_ms: float) 
         return None
     tried = {outcome.attempt.deployment for outcome in outcomes}
     left = [candidate for candidate in decision.candidates if candidate.deployment not in tried]
-    if len(left) < 2 or left[0].engine_s is None or left[1].first_token_ms is None:
+    if len(left) < 2 or left[0].engine_s is None:
         return None
-    needed_ms = HURRY * left[1].first_token_ms
+    next_ms = left[1].first_token_ms
+    needed_ms = max(UNMEASURED_MS, by_ms / 2) if next_ms is None else HURRY * next_ms
     after_ms = by_ms - passed_ms - needed_ms
-    return Patience(after_ms / 1000, needed_ms / 1000) if after_ms > 0 else None
+    return Patience(after_ms / 1000, needed_ms / 1000, needed_ms / 1000 / LAST_LOOK) if after_ms > 0 else None
+
+
+def look_again(patience: Patience) -> Patience | None:
+    """How long to wait on where the first token is about to come; None where it is too late to go elsewhere."""
+    left_s = LOOKS * patience.left_s
+    if left_s < patience.least_s:
+        return None
+    return Patience(patience.left_s - left_s, left_s, patience.least_s)
 
 
 def next_attempt(decision: Decision, outcomes: Sequence[Outcome]) -> Attempt:

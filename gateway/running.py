@@ -180,11 +180,6 @@ class Gateway:
             self.access = Access(settings.keys, keys, self.path, log, tell)
             self.metrics.keys = self._key_figures
 
-    @property
-    def _only_keeps(self) -> bool:
-        """Whether this process keeps engines running for others, which answer the requests."""
-        return self._room is not None and self._room.keeps
-
     def _store_of(self, settings: Settings) -> Store | None:
         """What replicas share, where there is something. Raises `SettingsError` where its address cannot be one."""
         if not settings.redis_url:
@@ -363,7 +358,7 @@ class Gateway:
 
     def _look_elsewhere(self, generation: _Generation) -> None:
         """At what this policy's deployments say of themselves; not where others answer requests."""
-        if not self._only_keeps:
+        if self._room is None or not self._room.keeps:
             self._replicas.follow(generation.watched())
             self._loads.follow(generation.sources(self._replicas.known))
 
@@ -435,8 +430,6 @@ class Gateway:
         gc.freeze()  # what is loaded by now stays: a later collection need not look at it again
 
     async def _warm(self) -> None:
-        if self._only_keeps:
-            return
         async with self._warm_lock:
             deployments = [d for d in self.path.serving.policy.deployments.values() if d.unavailable is None]
             encodings = {d.tokenizer for d in deployments if d.tokenizer.startswith("tiktoken:")}

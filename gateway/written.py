@@ -14,7 +14,7 @@ from math import inf
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import orjson
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from gateway.errors import BadRequest
 from gateway.facts import Stated, facts_from
@@ -36,7 +36,6 @@ from gateway.policyfile.values import (
     Word,
     Words,
     between,
-    whole,
 )
 from gateway.tokens import count as count_tokens
 from gateway.types import (
@@ -58,8 +57,6 @@ PREFILL_TOKENS_PER_S = 10_000
 DECODE_TOKENS_PER_S = 100
 
 TIME = "2026-01-07T12:00:00+00:00"  # a Wednesday
-
-_MOST, _MOST_TOKENS = 1_000_000, 100_000_000
 
 _TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
 _SCHEMA = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object"}}}
@@ -89,22 +86,22 @@ def _draw(value: Any) -> float:
 
 
 def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1_000_000:
         raise ValueError("must be a whole number")
     return value
 
 
 def _positive(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _MOST_TOKENS:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= 100_000_000:
         raise ValueError("must be a whole number above 0")
     return value
 
 
-Positive = Annotated[int, BeforeValidator(_positive), whole(1, _MOST_TOKENS)]
+Positive = Annotated[int, BeforeValidator(_positive), Field(ge=1)]
 Moment = Annotated[str, AfterValidator(_moment)]
 Share = Annotated[float, BeforeValidator(_share), between(0, 1)]
-Draw = Annotated[float, BeforeValidator(_draw), WithJsonSchema({"type": "number", "minimum": 0, "exclusiveMaximum": 1})]
-Whole = Annotated[int, BeforeValidator(_whole), whole(0, _MOST)]
+Draw = Annotated[float, BeforeValidator(_draw), between(0, 1)]
+Whole = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
 
 
 class KeyShape(Shape):

@@ -270,9 +270,6 @@ def bench(
     shared: Annotated[
         bool, typer.Option("--shared", help="Take `transformers` from this environment: no package index is needed.")
     ] = False,
-    gpu: Annotated[
-        bool, typer.Option("--gpu", help="All figures of this machine's GPU instead, for both shapes of 7 B.")
-    ] = False,
     prepare: Annotated[bool, typer.Option("--prepare", help="Only install the peers.")] = False,
     out: Annotated[Path | None, typer.Option("--json", help="File for all that was measured.")] = None,
 ) -> None:
@@ -283,7 +280,7 @@ def bench(
     \b
       hybridgate-engine bench --prepare
       hybridgate-engine bench
-      hybridgate-engine bench --gpu --json gpu.json
+      hybridgate-engine bench --device cuda --shape llama-2-7b --precisions bf16 --peers transformers --shared
     """
     from local_engine.bench import command  # noqa: PLC0415 - torch and transformers take seconds to import
     from local_engine.bench.program import BenchError  # noqa: PLC0415 - as above
@@ -292,12 +289,6 @@ def bench(
     try:
         plan = Plan(streams=tuple(map(int, streams.split(","))), rounds=rounds, new_tokens=tokens)
         wanted = command.wanted_of(shape, precisions, peers, plan, work.resolve(), device, shared=shared)
-        if gpu:
-            shown, document = command.on_gpu(wanted.work, _say)
-            typer.echo(shown)
-            if out is not None:
-                out.write_bytes(document)
-            return
         if prepare:
             raise typer.Exit(1 if command.prepared(wanted, _say)[1] else 0)
         if device != "cpu":

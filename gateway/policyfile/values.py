@@ -160,11 +160,6 @@ def between(low: float, high: float) -> WithJsonSchema:
     return WithJsonSchema({"type": "number", "minimum": low, "maximum": high})
 
 
-def whole(low: int, high: int) -> WithJsonSchema:
-    """In the schema: whole numbers from `low` to `high`."""
-    return WithJsonSchema({"type": "integer", "minimum": low, "maximum": high})
-
-
 def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
     def check(value: str) -> str:
         if not pattern.fullmatch(value):
@@ -196,7 +191,7 @@ Share = Annotated[float, BeforeValidator(_share), between(1e-4, 1.0)]
 ShareAYear = Annotated[float, BeforeValidator(_share_a_year), between(0.0, 1.0)]
 Pue = Annotated[float, BeforeValidator(_pue), between(1.0, 5.0)]
 Years = Annotated[float, BeforeValidator(_years), like(_YEARS)]
-Count = Annotated[int, BeforeValidator(_count), whole(1, 1024)]
+Count = Annotated[int, BeforeValidator(_count), Field(ge=1, le=1024)]
 Version = Annotated[int, BeforeValidator(_version), WithJsonSchema({"const": 1})]
 Text = Annotated[str, Field(min_length=1), _matching(_PRINTABLE, "text in one line, without control characters")]
 Sentence = Annotated[str, Field(min_length=1)]

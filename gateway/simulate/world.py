@@ -24,7 +24,7 @@ from gateway.errors import (
 )
 from gateway.fleet import Fleet, Flight
 from gateway.policy import Policy
-from gateway.routing import next_attempt, patience
+from gateway.routing import look_again, next_attempt, patience
 from gateway.simulate.cloud import CloudModel, RateLimit, Weather
 from gateway.simulate.engine import Engine
 from gateway.simulate.engine import Sequence as InEngine
@@ -188,6 +188,9 @@ class _Simulation:
                 if not self._fleet.comes_soon(trip.flight, trip.patience.left_s, now):
                     self._engines[trip.flight.deployment].abort(trip.in_engine)
                     self._attempt_failed(trip, UpstreamLate(), now)
+                elif (more := look_again(trip.patience)) is not None:
+                    trip.patience = more
+                    self._at(now + more.after_s, "leaves", trip, trip.attempt)
             case "late" if not trip.started:
                 if trip.in_engine is not None and trip.flight is not None:
                     self._engines[trip.flight.deployment].abort(trip.in_engine)

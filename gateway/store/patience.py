@@ -8,8 +8,9 @@ import asyncio
 from collections.abc import Callable
 
 LATE = 0.005  # seconds by which a timer may be late
+GRACE = 0.02  # seconds for what has come meanwhile
 PARTS = 4  # of a time; each is over in one turn of the event loop at the soonest, and a reply is read in two or three
-LOOKS = 8  # at what has come, a millisecond apart and in turns of their own, after a deadline that came late
+LEAST_TURNS, MOST_TURNS = 3, 8  # of the event loop, after a deadline that it was late for
 
 
 class Overdue:
@@ -22,16 +23,11 @@ class Overdue:
         self._say = say
         self._loop = asyncio.get_running_loop()
         self._left = PARTS
-        self._due = self._loop.time() + self._part
-        self._timer = self._loop.call_at(self._due, self._passed)
+        self._timer = self._loop.call_later(self._part, self._passed)
 
     def _passed(self) -> None:
-        now = self._loop.time()
-        if now - self._due > LATE:
-            self._due = now
         self._left -= 1
-        self._due += self._part
-        self._timer = self._loop.call_at(self._due, self._passed)
+        self._timer = self._loop.call_later(self._part, self._passed)
         if not self._left:
             self._left = PARTS
             self._say()
@@ -69,24 +65,31 @@ class Patience:
 
 class Deadline:
     """Calls `over` within so many seconds, unless it is cancelled before. Where the event loop is late for that, what
-    has come is read first, in `LOOKS` more turns of it: a few milliseconds, unless it is still busy."""
+    has come is read first: a few turns of it, which take less than a millisecond unless it is still busy, and then
+    `GRACE` at most."""
 
-    __slots__ = ("_due", "_handle", "_looks", "_loop", "_over")
+    __slots__ = ("_due", "_handle", "_loop", "_over", "_turns", "_until")
 
     def __init__(self, seconds: float, over: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._due = self._loop.time() + seconds - LATE  # so that one which is a little late is in time
         self._over = over
-        self._looks = 0
-        self._handle = self._loop.call_at(self._due, self._check)
+        self._turns = 0
+        self._until = 0.0
+        self._handle: asyncio.Handle = self._loop.call_at(self._due, self._check)
 
     def _check(self) -> None:
-        in_time = not self._looks and self._loop.time() - self._due <= LATE
-        if in_time or self._looks == LOOKS:
+        now = self._loop.time()
+        if not self._turns:
+            if now - self._due <= LATE:
+                self._over()
+                return
+            self._until = now + GRACE
+        if self._turns == MOST_TURNS or (self._turns >= LEAST_TURNS and now >= self._until):
             self._over()
             return
-        self._looks += 1
-        self._handle = self._loop.call_later(0.001, self._check)
+        self._turns += 1
+        self._handle = self._loop.call_soon(self._check)
 
     def cancel(self) -> None:
         """It has come."""

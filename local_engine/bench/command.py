@@ -14,17 +14,19 @@ from typing import Any
 import orjson
 import torch
 
-from local_engine.bench import gguf, gpu, peers, report, rounds, steps
+from local_engine.bench import gguf, peers, report, rounds, steps
 from local_engine.bench.program import BenchError, Launch, Program, free_port, running
-from local_engine.bench.roofline import copy_bandwidth, table
+from local_engine.bench.roofline import Roofline, copy_bandwidth, measure, table
 from local_engine.bench.rounds import Plan, Prefix, Run
 from local_engine.bench.shapes import SHAPES, Shape, write
 from local_engine.config import Settings
 from local_engine.loading import load
+from local_engine.memory import inspect
 
 Say = Callable[[str], None]
 PEERS = ("transformers", "llama.cpp")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+QUANTIZATIONS = ("bf16", "int8", "int4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,19 +185,17 @@ def rooflines(wanted: Wanted, say: Say) -> str:
     """Decoding of this shape on the device as a share of what its memory could give, in every quantization, as a table
     in Markdown. Raises LoadError."""
     device = torch.device(wanted.device)
+    dtype = torch.bfloat16
+    source = write(wanted.shape, wanted.work / "models" / f"{wanted.shape.name}-bf16", say, dtype)
     bandwidth = copy_bandwidth(device)
     say(f"copy bandwidth {bandwidth / 1e9:.0f} GB/s")
-    source = gpu.source_of(wanted.shape, wanted.work, say, device)
-    found = gpu.rooflines(wanted.shape, source, device, bandwidth, say)
-    return table(wanted.shape.name, bandwidth, found.rooflines)
-
-
-def on_gpu(work: Path, say: Say) -> tuple[str, bytes]:
-    """All figures of the CUDA device, in Markdown and as JSON. Raises BenchError where there is none, and LoadError."""
-    if not torch.cuda.is_available():
-        raise BenchError("--gpu: torch finds no CUDA device")
-    found = gpu.run(torch.device("cuda"), work, say, gpu.MEASURED_SHAPES, gpu.Plan(), gpu.peer_rate)
-    return gpu.markdown(found), gpu.document(found)
+    embedding = wanted.shape.vocabulary * wanted.shape.hidden * dtype.itemsize
+    found: list[Roofline] = []
+    for quantization in QUANTIZATIONS:
+        say(f"measuring {quantization}")
+        settings = Settings(model=str(source), quantization=quantization)
+        found.append(measure(load(settings), inspect(settings), quantization, embedding, device, bandwidth))
+    return table(wanted.shape.name, bandwidth, found)
 
 
 def wanted_of(

@@ -86,46 +86,44 @@ def copy_bandwidth(device: torch.device, size: int | None = None, repeats: int =
 
 
 def measure(
-    model: Model,
-    found: Inspection,
-    quantization: str,
-    embedding_bytes: int,
-    device: torch.device,
-    bandwidth: float,
-    repeats: int = REPEATS,
+    model: Model, found: Inspection, quantization: str, embedding_bytes: int, device: torch.device, bandwidth: float
 ) -> Roofline:
     """Decoding at each batch that the limits allow, and first tokens. Nobody else may use the runner meanwhile."""
     need = next(one for one in found.needs if one.quantization == quantization)
     vocabulary = model.text.vocab_size
     limits = model.limits
     context = min(CONTEXT, limits.capacity - 1)
-
-    def step(load: Load) -> float:
-        return _step_seconds(model.runner, load, limits, vocabulary, device, repeats)
-
     decoded = []
     for batch in BATCHES:
         load = Load(sequences=batch, context=context)
         if batch <= limits.max_running and batch * -(-context // limits.block_size) <= limits.num_blocks:
-            seconds = step(load)
+            seconds = _step_seconds(model.runner, load, limits, vocabulary, device)
             decoded.append(Decoded(batch, step_bytes(need, embedding_bytes, batch, context), seconds, bandwidth))
     most = min(limits.max_batch_tokens, limits.capacity // 2)
-    first = sum(map(step, _chunks(min(PROMPT, limits.capacity), most, 0)))
-    realtime = sum(map(step, _chunks(min(REALTIME_PROMPT, most), most - RUNNING, RUNNING)))
+    first = sum(_chunks(model.runner, min(PROMPT, limits.capacity), most, 0, limits, vocabulary, device))
+    realtime = sum(
+        _chunks(model.runner, min(REALTIME_PROMPT, most), most - RUNNING, RUNNING, limits, vocabulary, device)
+    )
     return Roofline(quantization, tuple(decoded), first, realtime)
 
 
-def _chunks(prompt: int, most: int, running: int) -> list[Load]:
-    """The steps until a prompt's first token, while so many others decode."""
+def _chunks(
+    runner: Runner, prompt: int, most: int, running: int, limits: Limits, vocabulary: int, device: torch.device
+) -> list[float]:
+    """Seconds of each step until a prompt's first token, while so many others decode."""
     return [
-        Load(sequences=running, context=64, prompt=min(most, prompt - start), start=start)
+        _step_seconds(
+            runner,
+            Load(sequences=running, context=64, prompt=min(most, prompt - start), start=start),
+            limits,
+            vocabulary,
+            device,
+        )
         for start in range(0, prompt, most)
     ]
 
 
-def _step_seconds(
-    runner: Runner, load: Load, limits: Limits, vocabulary: int, device: torch.device, repeats: int
-) -> float:
+def _step_seconds(runner: Runner, load: Load, limits: Limits, vocabulary: int, device: torch.device) -> float:
     batch = batch_of(load, limits, vocabulary)
     rows = list(range(load.sequences + bool(load.prompt)))
 
@@ -133,7 +131,7 @@ def _step_seconds(
         runner.sample(runner.forward(batch), rows, [_GREEDY] * len(rows))
         _synchronized(device)
 
-    return _timed(step, repeats)
+    return _timed(step, REPEATS)
 
 
 def _timed(what: Callable[[], None], repeats: int) -> float:

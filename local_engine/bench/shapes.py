@@ -23,7 +23,6 @@ TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-CPU = torch.device("cpu")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 FRAME = 3
 """Tokens that the template puts around a prompt."""
@@ -117,21 +116,14 @@ def _encodes(word: str) -> bool:
     return word[1:3] >= min(word[:2], word[2:])
 
 
-def write(
-    shape: Shape,
-    directory: Path,
-    say: Callable[[str], None],
-    dtype: torch.dtype = torch.float32,
-    device: torch.device = CPU,
-) -> Path:
-    """The model as files, once; the directory. A GPU draws billions of weights in seconds."""
+def write(shape: Shape, directory: Path, say: Callable[[str], None], dtype: torch.dtype = torch.float32) -> Path:
+    """The model as files, once; the directory."""
     if (directory / "written").exists():
         return directory
     directory.mkdir(parents=True, exist_ok=True)
     say(f"writing random weights of the shape {shape.name} to {directory}")
     torch.manual_seed(0)
-    with device:
-        made: Any = AutoModelForCausalLM.from_config(configuration(shape), dtype=dtype)
+    made: Any = AutoModelForCausalLM.from_config(configuration(shape), dtype=dtype)
     tokens, _ = pieces(shape.vocabulary)
     silent = [index for index, token in enumerate(tokens) if not (len(token) > 1 and token.isalpha())]
     with torch.no_grad():

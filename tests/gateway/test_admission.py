@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.admission import RENEW_EVERY, Limiter
+from gateway.admission import LEASE, RENEW_EVERY, Limiter
 from gateway.answers import Books
 from gateway.backends import Backends
 from gateway.backends.base import Chunk
@@ -30,7 +30,6 @@ from gateway.errors import (
     UpstreamTimeout,
 )
 from gateway.fleet import Fleet
-from gateway.held import LEASE
 from gateway.keys import Key, Keyring, digest_of
 from gateway.labels import Scanner
 from gateway.ledger import Hold, MemoryLedger, Refused, Reservation, Spent

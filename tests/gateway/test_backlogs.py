@@ -169,17 +169,18 @@ def test_a_margin_is_that_of_the_priority_else_that_of_all_else_the_first() -> N
 
 
 def test_an_output_token_takes_longer_the_more_it_looks_back_at() -> None:
-    """Steps of 10 ms, and 1 ms for every 100 tokens in the cache."""
+    """Steps of 10 ms, and 1 ms for every 100 tokens in the cache, which holds 16,000."""
     engine = EngineBacklog()
     for second in range(60):
         used = 10 * (second % 30)
         reading = load(running=2, free_blocks=1000 - used, step_s=0.01 + used * 16 * 1e-5)
         engine.loaded(reading, second * 1.0, second * 1.0)
     backlog = engine.backlog(59.0)
-    assert backlog is not None and backlog.cached_token_s == pytest.approx(1e-5, rel=0.01)
+    assert backlog is not None and backlog.cached_token_s == pytest.approx(1e-5 + 0.01 / 16_000, rel=0.01)
     short, long = (engine_seconds(backlog, prompt, 100) for prompt in (100, 1000))
-    assert short == pytest.approx(100 / 1000 + 100 * 150 * 1e-5, rel=0.01)
-    assert long == pytest.approx(1000 / 1000 + 100 * 1050 * 1e-5, rel=0.01)
+    each = 1e-5 + 0.01 / 16_000  # and its share of the steps that a full cache makes
+    assert short == pytest.approx(100 / 1000 + 100 * 150 * each, rel=0.01)
+    assert long == pytest.approx(1000 / 1000 + 100 * 1050 * each, rel=0.01)
 
 
 def test_an_output_token_has_its_share_of_a_step_while_nothing_else_is_known() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.policy import Slo
-from gateway.routing import HURRY, decide, patience
+from gateway.routing import HURRY, LAST_LOOK, LATER, UNMEASURED_MS, decide, look_again, patience
 from gateway.types import (
     Attempt,
     Backlog,
@@ -173,8 +173,66 @@ def test_patience_ends_when_the_next_one_needs_what_is_left() -> None:
         assert patience(decision, outcomes, passed_ms) is None
 
 
+def test_a_queue_is_left_for_a_next_one_that_was_never_measured_where_there_is_time_to_try() -> None:
+    known = {"home": DeploymentStatus(backlog=replace(QUEUED, tokens=100.0)), "cloud": DeploymentStatus()}
+    for limit_s, left_s in ((0.9, UNMEASURED_MS / 1000), (10.0, 5.0)):
+        of = replace(CLASSES, slo={"slow": Slo("slow", 1000 * limit_s)})
+        found = patience(decide(of, facts(slo="slow", stream=True), Snapshot(0.0, 0.0, known)), (), 100.0)
+        assert found is not None
+        assert (found.after_s, found.left_s) == pytest.approx((limit_s - 0.1 - left_s, left_s))
+    assert patience(queued(tokens=100.0, cloud_ms=None), (), 600.0) is None, "too short for that"
+
+
+def test_a_queue_is_looked_at_again_until_half_of_the_next_ones_time_is_left() -> None:
+    looked = patience(queued(), (), 0.0)
+    at, left = 0.0, []
+    while looked is not None:
+        at += looked.after_s
+        left.append(looked.left_s)
+        assert at + looked.left_s == pytest.approx(1.0), "what has passed and what is left are all there is"
+        looked = look_again(looked)
+    assert left == sorted(left, reverse=True) and len(left) > 2
+    assert 0.05 <= left[-1] < 0.05 / 0.7 and left[0] / LAST_LOOK == pytest.approx(0.05)
+
+
+THREE = {name: Slo(name, limit) for name, limit in (("fast", 200.0), ("slow", 1000.0), ("last", 5000.0))}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "late", "priority"),
+    [
+        (100.0, False, 0),  # 120 ms
+        (180.0, False, 0),  # 200 ms: a risk, but it may be in time
+        (300.0, True, 2),  # as one of the next class
+        (2000.0, True, 4),
+        (20_000.0, True, 6),  # after all classes, and before those that could go elsewhere
+    ],
+)
+def test_who_would_be_late_all_the_same_is_served_as_one_of_a_class_that_can_be_met(
+    tokens: float, late: bool, priority: int
+) -> None:
+    of = replace(policy([HOME, CLOUD], require=require(slo=True)), slo=THREE)
+    asked = facts(slo="fast", labels=frozenset({"personal"}), stream=True)
+    known = {"home": DeploymentStatus(backlog=replace(QUEUED, tokens=tokens)), "cloud": DeploymentStatus()}
+    decision = decide(of, asked, Snapshot(0.0, 0.0, known))
+    assert (decision.late, decision.priority) == (late, priority)
+    assert [c.deployment for c in decision.candidates] == ["home"]
+    assert decision.first_token_by_ms == 200.0 and decision.slo == "fast", "what it asked for does not change"
+
+
+def test_who_could_be_in_time_elsewhere_keeps_its_place() -> None:
+    decision = queued(tokens=5000.0)
+    assert decision.candidates[0].deployment == "cloud" and not decision.late
+
+
+def test_the_class_for_a_time_is_the_strictest_that_it_meets() -> None:
+    of = replace(policy([HOME]), slo=dict(reversed(THREE.items())))
+    assert [of.class_for(ms) for ms in (1.0, 200.0, 200.1, 5000.0, 5001.0)] == ["fast", "fast", "slow", "last", None]
+    assert LATER > 1
+
+
 @pytest.mark.parametrize("price", [inf, -inf, nan])
 def test_a_price_of_an_engine_second_that_is_no_number_is_none(price: float) -> None:
-    known = {"home": DeploymentStatus(backlog=QUEUED, engine_second_nusd=price, rooms=((0, 1.0),))}
+    known = {"home": DeploymentStatus(backlog=QUEUED, engine_second_nusd=price, rooms=((0, 1.0, False),))}
     decision = decide(policy([HOME]), facts(), Snapshot(0.0, 0.0, known))
     assert decision.candidates[0].congestion_nusd == 0

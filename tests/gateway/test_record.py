@@ -77,7 +77,9 @@ BACKLOG = Backlog(
         DeploymentStatus(
             first_token_p95_ms=80.0, first_token_p95_ms_by_size=(50.0, 60.0), per_token_p95_ms=9.5, busy=0.25
         ),
-        DeploymentStatus(backlog=BACKLOG, engine_second_nusd=1500.0, rooms=((0, 1.0), (3, 10.0))),
+        DeploymentStatus(
+            backlog=BACKLOG, engine_second_nusd=1500.0, dearest_nusd=9000.0, rooms=((0, 1.0, True), (3, 10.0, False))
+        ),
         DeploymentStatus(backlog=replace(BACKLOG, free_blocks=float("inf"), free_places=float("inf"))),
     ],
 )
@@ -86,6 +88,10 @@ def test_what_was_known_of_a_deployment_comes_back_at_the_time_0(status: Deploym
     backlog = status.backlog
     expected = replace(status, backlog=None if backlog is None else replace(backlog, at=-0.5, good_until=float("inf")))
     assert fleet_from(written) == {"d": expected}
+
+
+def test_a_record_of_before_does_not_say_who_has_no_other_place() -> None:
+    assert fleet_from({"d": {"rooms": [[0, 1.0], [3, 10.0]]}})["d"].rooms == ((0, 1.0, False), (3, 10.0, False))
 
 
 def test_nothing_is_written_where_nothing_is_known_or_it_is_too_old() -> None:

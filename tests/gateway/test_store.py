@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from gateway.ledger import Hold, LedgerUnavailable, Limit, Refused, Reservation
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.store import MOST_WAIT, TIMEOUT, Script, Store, StoreState, StoreUnavailable, checked_url, reply_of
-from gateway.store.patience import LOOKS
+from gateway.store.patience import MOST_TURNS
 from tests.redis_proxy import Proxy, proxied
 from tests.redis_server import Watched, redis_sentinel, redis_server
 
@@ -76,13 +76,6 @@ async def asked(store: Store) -> tuple[bool, float]:
     return True, time.monotonic() - began
 
 
-async def reached(store: Store) -> None:
-    """Wait until it is connected, however busy the machine is."""
-    async with asyncio.timeout(30):
-        while not (await asked(store))[0]:  # noqa: ASYNC110 - another process' event
-            await asyncio.sleep(0.01)
-
-
 @pytest.mark.parametrize("how", ["slow", "silent", "gone"])
 def test_nobody_waits_for_a_store_that_does_not_answer_and_it_is_found_again(url: str, how: str) -> None:
     async def check() -> None:
@@ -117,7 +110,7 @@ def break_(proxy: Proxy, how: str) -> None:
 def test_a_busy_process_is_not_a_slow_store(url: str) -> None:
     async def check() -> None:
         async with Store(url) as store:
-            await reached(store)
+            assert (await asked(store))[0]
             for _ in range(5):
                 answer = asyncio.create_task(asked(store))
                 await asyncio.sleep(0)
@@ -141,15 +134,14 @@ async def busy(turn: float) -> None:
 def test_however_busy_the_process_is_a_wait_ends_and_what_has_come_is_read(url: str, how: str, turn: float) -> None:
     async def check() -> None:
         async with proxied(url) as proxy, Store(proxy.url) as store, Store(url, timeout=5.0) as direct:
-            await reached(store)
-            await reached(direct)
+            assert (await asked(store))[0] and (await asked(direct))[0]
             proxy.silent = True
             working = asyncio.create_task(busy(turn))
             try:
                 for _ in range(4):
                     answered, seconds = await asked(store if how == "silent" else direct)
                     assert answered is (how == "well")
-                    assert seconds < MOST_WAIT + (LOOKS + 2) * turn + BUSY / 2
+                    assert seconds < MOST_WAIT + (MOST_TURNS + 2) * turn + BUSY / 2
             finally:
                 working.cancel()
             assert store.state.up is (how == "well") and direct.state.failures == 0
@@ -280,7 +272,7 @@ def test_what_is_no_address_is_refused_and_not_repeated(wrong: str) -> None:
 def test_a_request_waits_no_longer_than_it_may(url: str) -> None:
     async def check() -> None:
         async with proxied(url) as proxy, Store(proxy.url) as store:
-            await reached(store)
+            assert (await asked(store))[0]
             proxy.silent = True
             waits = await asyncio.gather(*(asked(store) for _ in range(400)))
             assert not any(answered for answered, _ in waits) and max(w for _, w in waits) < MOST_WAIT + BUSY

@@ -41,16 +41,11 @@ POLICY = "version: 1\ndeployments: deployments.yaml\ndefault: {candidates: [firs
 
 @asynccontextmanager
 async def gateway(
-    folder: Path,
-    limits: str,
-    there: str = "concurrent_requests: 1000",
-    redis: str = "",
-    more: str = "",
-    pause: float = 0.05,
+    folder: Path, limits: str, there: str = "concurrent_requests: 1000", redis: str = ""
 ) -> AsyncIterator[Running]:
     """With one key, `hg-crm`, held to these limits."""
-    async with serving(FakeProviders(Behaviour(chunk_delay=pause))) as url:
-        (folder / "policy.yaml").write_text(POLICY + more)
+    async with serving(FakeProviders(Behaviour(chunk_delay=0.05))) as url:
+        (folder / "policy.yaml").write_text(POLICY)
         written = DEPLOYMENTS.replace("URL", f"{url}/v1").replace("LIMITS", there)
         (folder / "deployments.yaml").write_text(written)
         loaded = read_policy(str(folder / "policy.yaml"), {})
@@ -178,29 +173,3 @@ def test_an_address_that_is_none_is_refused_at_start_and_not_repeated(tmp_path: 
     with pytest.raises(SettingsError, match="HYBRIDGATE_REDIS_URL must be an address") as caught:
         asyncio.run(check())
     assert "secret" not in str(caught.value)
-
-
-@pytest.mark.parametrize("streams", [False, True])
-def test_with_stored_answers_a_request_takes_two_exchanges_with_redis(tmp_path: Path, streams: bool) -> None:
-    async def check() -> None:
-        with redis_server(tmp_path) as url:
-            async with proxied(url) as proxy:
-                limits, cached = "requests_per_minute: 1000, tokens_per_minute: 1M", "cache: {ttl: 1h}\n"
-                async with gateway(tmp_path, limits, redis=proxy.url, more=cached, pause=0.0) as g:
-
-                    async def exchanges(number: int) -> tuple[str, int]:
-                        before = proxy.passed
-                        messages = [{"role": "user", "content": str(number)}]
-                        told = await create(g, messages=messages, temperature=0, stream=streams)
-                        async with asyncio.timeout(10):
-                            _ = [chunk async for chunk in told.parse()] if streams else told.parse()
-                        await asyncio.sleep(0.1)
-                        return told.headers["x-hybridgate-cache"], proxy.passed - before
-
-                    numbers = [*range(7)]
-                    for numbered, cache in ((numbers, "miss"), (numbers, "hit")):
-                        told = sorted([await exchanges(number) for number in numbered])
-                        # The least: there are heartbeats and looks at what is revoked, and the scripts are sent once.
-                        assert told[0] == (cache, 2), told
-
-    asyncio.run(check())

@@ -8,18 +8,17 @@ import re
 import struct
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import orjson
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from local_engine.bench import gguf, gpu, peers, report, roofline, rounds, steps
+from local_engine.bench import gguf, peers, report, roofline, rounds, steps
 from local_engine.bench.command import Found, Wanted, compared, markdown, prepared, rooflines, wanted_of
 from local_engine.bench.load import ask, ask_all
 from local_engine.bench.program import BenchError, Launch, Program, free_port, running
@@ -278,59 +277,6 @@ def test_the_share_of_the_bandwidth_is_computed_on_a_cpu_as_well(tmp_path: Path)
         [f"| {quantization}", str(batch)]
         for quantization, batch in itertools.product(("bf16", "int8", "int4"), (1, 64))
     ]
-
-
-@pytest.mark.slow
-def test_all_of_a_gpu_is_measured_in_one_command_over_a_tiny_model_on_a_cpu(tmp_path: Path) -> None:
-    plan = gpu.Plan(requests=3, prompt_tokens=20, new_tokens=5, repeats=1)
-
-    def peer(source: Path, prompts: Sequence[Sequence[int]], plan: gpu.Plan, device: torch.device) -> float:
-        assert (source / "model.safetensors").exists()
-        assert [len(prompt) for prompt in prompts] == [20] * 3
-        return 1.0
-
-    found = gpu.run(torch.device("cpu"), tmp_path, lambda line: None, [SHAPES["tiny"]], plan, peer)
-    (one,) = found.shapes
-    assert [each.quantization for each in one.rooflines] == ["bf16", "int8", "int4"]
-    assert list(one.loaded) == ["bf16", "int8", "int4"]
-    assert one.rates is not None
-    assert one.rates.ratio == one.rates.ours > 0
-    shown = gpu.markdown(found)
-    assert "tiny; copy bandwidth" in shown
-    assert "3 requests at once, bf16:" in shown
-    assert orjson.loads(gpu.document(found))["shapes"][0]["rates"]["problem"] == ""
-
-
-def gpu_found(realtime: float, rates: gpu.Rates) -> gpu.Found:
-    decoded = tuple(roofline.Decoded(batch, 1000, seconds, 10_000.0) for batch, seconds in ((1, 0.21), (64, 0.24)))
-    shapes = [gpu.ShapeFound("7b", [roofline.Roofline("bf16", decoded, 0.1, realtime)], {"bf16": "on cuda"}, rates)]
-    return gpu.Found("a device", 10_000.0, gpu.Plan(), shapes)
-
-
-@pytest.mark.parametrize(
-    ("realtime", "rates", "said"),
-    [
-        (0.050, gpu.Rates(300.0, 100.0), ["50 ms, met", "3.00 × (goal: 3 ×, met)", "50%: missed", "40%: met"]),
-        (0.051, gpu.Rates(299.0, 100.0), ["50 ms, missed", "2.99 × (goal: 3 ×, missed)"]),
-        (0.01, gpu.Rates(299.0, None, "TypeError: no"), ["continuous batching did not run: TypeError: no"]),
-    ],
-)
-def test_a_gpus_goals_are_judged(realtime: float, rates: gpu.Rates, said: list[str]) -> None:
-    shown = gpu.markdown(gpu_found(realtime, rates))
-    assert [part for part in said if part not in shown] == []
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, and all of it would be measured")
-def test_without_a_gpu_its_benchmark_says_so(tmp_path: Path) -> None:
-    shown = CliRunner().invoke(app, ["bench", "--work", str(tmp_path), "--gpu"])
-    assert (shown.exit_code, shown.stderr) == (1, "hybridgate-engine: error: --gpu: torch finds no CUDA device\n")
-
-
-def test_a_peer_that_fails_is_named_with_the_reason() -> None:
-    def peer() -> float:
-        raise AttributeError("no generate_batch\nhere")
-
-    assert gpu.beside(5.0, peer) == gpu.Rates(5.0, None, "AttributeError: no generate_batch")
 
 
 def test_the_engines_own_part_is_a_share(model: Path) -> None:

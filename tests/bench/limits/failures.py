@@ -31,7 +31,6 @@ ROOMY = 1_000_000
 TIGHT_RATE, ROOMY_RATE = 10.0, 10.0  # requests a second of each key
 BEFORE, DURING, AFTER = 5.0, 5.0, 15.0  # seconds; the last at most
 MOST_WAIT_MS = 100.0
-WARM, WARM_SECONDS, MOST_WARMING = 30, 0.1, 30.0  # so many answers in a row so fast, or after so many seconds
 ANSWERED = 0.99
 POLICIES: Sequence[OnDown] = get_args(OnDown)
 WELL = "well"  # a key that only asks whether limits are counted
@@ -137,7 +136,6 @@ async def failed(names: Sequence[str], gateways: int, folder: Path, say: Callabl
                 limits[f"{name}-{on_down}-{what}"] = f"requests_per_minute: {most}, on_redis_down: {on_down}"
     rows: list[Row] = []
     async with stage(folder, limits, gateways, 0.01, through_proxy=True) as there:
-        await _warmed(Crowd(there, random.Random(0)))
         for name in names:
             say(f"Redis: {FAILURES[name].title}")
             rows += await _one(name, there, say)
@@ -208,16 +206,6 @@ def lateness() -> Iterator[list[float]]:
     finally:
         over.set()
         thread.join()
-
-
-async def _warmed(crowd: Crowd) -> None:
-    """Wait until answers are fast, as they are once gateways have loaded what they do beside their first requests."""
-    end = time.monotonic() + MOST_WARMING
-    fast = 0
-    while fast < WARM and time.monotonic() < end:
-        said = await crowd.ask(WELL)
-        fast = fast + 1 if said.seconds < WARM_SECONDS else 0
-        await asyncio.sleep(0.05)
 
 
 async def _paced(crowd: Crowd, key: str, rate: float) -> None:
