@@ -15,6 +15,8 @@ from gateway.types import Caching
 
 def caching_of(stated: CacheShape | None, above: CacheShape | None) -> Caching | None:
     """What is stored by a rule that states this, below a policy that states the other; None where nothing is."""
+    if stated is None and above is None:
+        return None
     stated, above = stated or CacheShape(), above or CacheShape()
     ttl, when = stated.ttl or above.ttl, stated.when or above.when or "deterministic"
     if ttl is None or when == "never":

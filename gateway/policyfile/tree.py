@@ -263,8 +263,11 @@ class _Builder:
     def _sequence(self, mark: Mark, depth: int) -> Node:
         items: list[Node] = []
         sound, size = True, 1
-        while (event := self._next()).__class__ is not yaml.SequenceEndEvent:
-            item = self._node(event, depth + 1)
+        following, shallow = self._next, depth < MAX_DEPTH
+        while (event := following()).__class__ is not yaml.SequenceEndEvent:
+            item = self._text(event) if shallow else None
+            if item is None:
+                item = self._node(event, depth + 1)
             if item is None:
                 sound = False
                 continue
@@ -276,10 +279,13 @@ class _Builder:
     def _mapping(self, mark: Mark, depth: int) -> Node:
         entries: dict[str, Node] = {}
         keys: dict[str, Mark] = {}
-        sound, size = True, 1
-        while (event := self._next()).__class__ is not yaml.MappingEndEvent:
+        sound, size, following, shallow = True, 1, self._next, depth < MAX_DEPTH
+        while (event := following()).__class__ is not yaml.MappingEndEvent:
             key = self._key(event)
-            value = self._node(self._next(), depth + 1)
+            event_of_value = following()
+            value = self._text(event_of_value) if shallow else None
+            if value is None:
+                value = self._node(event_of_value, depth + 1)
             sound = sound and key is not None and key not in keys and value is not None and value.sound
             if key is None:
                 continue
@@ -293,6 +299,15 @@ class _Builder:
                 size += value.size
         plain = {key: entry.plain for key, entry in entries.items()}
         return _NEW(Node, (self.file, mark, entries, plain, keys, sound, size))
+
+    def _text(self, event: Any) -> Node | None:
+        """The node of what can only be text, as most values are; None where it takes a closer look."""
+        if event.__class__ is not yaml.ScalarEvent or event.anchor is not None or event.tag is not None:
+            return None
+        value: str = event.value
+        if value[:1] in _RESOLVERS and event.implicit[0] and self._kinds.get(value) != "str":
+            return None
+        return _NEW(Node, (self.file, event.start_mark, value, value, _NO_KEYS, True, 1))
 
     def _key(self, event: Any) -> str | None:
         if event.__class__ is not yaml.ScalarEvent:
