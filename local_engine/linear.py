@@ -75,7 +75,8 @@ class Packed:
         return cls(torch.ops.mkldnn._reorder_linear_weight(weight, HINT), bias)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return in_sizes(self._multiplied, x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+        out = in_sizes(self._multiplied, x.flatten(0, -2))
+        return out.view(*x.shape[:-1], out.shape[-1])
 
     def _multiplied(self, rows: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
