@@ -11,6 +11,7 @@ import glob
 import gzip
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,16 +27,21 @@ class UsageFile:
         self._rotate_bytes = rotate_bytes
         self._now = now
         self._fd = self._opened()
+        self._torn = False
 
     def write(self, lines: bytes) -> None:
-        """Append whole lines with one call. Raises OSError."""
+        """Append whole lines with one call. Raises OSError where they are not all there; a part of a line that is then
+        has a line of its own. A file that cannot be set aside grows on."""
         if not self._is_current():
-            os.close(self._fd)
-            self._fd = self._opened()
+            self._open_anew()
+        if self._torn:
+            lines = b"\n" + lines
         while lines:  # a full disk or a signal may take a part
-            lines = lines[os.write(self._fd, lines) :]
+            written = os.write(self._fd, lines)
+            lines, self._torn = lines[written:], written < len(lines)
         if os.fstat(self._fd).st_size >= self._rotate_bytes:
-            self._rotate()
+            with suppress(OSError):  # and the next write tries again
+                self._rotate()
 
     def close(self) -> None:
         """Leave the file."""
@@ -43,6 +49,11 @@ class UsageFile:
 
     def _opened(self) -> int:
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+    def _open_anew(self) -> None:
+        fd = self._opened()  # where it raises, ours stays ours: a number that is given back is soon somebody else's
+        os.close(self._fd)
+        self._fd, self._torn = fd, False
 
     def _is_current(self) -> bool:
         """False where somebody else has renamed it."""
@@ -63,8 +74,7 @@ class UsageFile:
                         break
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
-        os.close(self._fd)
-        self._fd = self._opened()
+        self._open_anew()
 
 
 def files_of(path: str | Path) -> list[Path]:

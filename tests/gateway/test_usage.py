@@ -181,6 +181,57 @@ def test_processes_that_share_a_file_lose_and_mix_no_line(tmp_path: Path) -> Non
     assert len(files_of(path)) > 5
 
 
+def test_a_file_whose_folder_is_gone_for_a_while_takes_nobody_elses_descriptor(tmp_path: Path) -> None:
+    folder, away = tmp_path / "usage", tmp_path / "away"
+    folder.mkdir()
+    file = UsageFile(folder / "u.jsonl", 10**9, lambda: NOON)
+    folder.rename(away)
+    others = []
+    for _ in range(3):
+        with pytest.raises(FileNotFoundError):
+            file.write(entry(1).to_json() + b"\n")
+        others.append(os.open(os.devnull, os.O_RDONLY))
+    for other in others:
+        os.close(other)  # raises where it is closed already
+    away.rename(folder)
+    file.write(entry(2).to_json() + b"\n")
+    file.close()
+    assert [e.id for e in read(files_of(folder / "u.jsonl"), pytest.fail)] == [entry(2).id]
+
+
+FILLING = """
+import resource, signal, sys
+from gateway.usage.files import UsageFile
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+file = UsageFile(sys.argv[1], 10**9, lambda: 1_790_000_000.0)
+file.write(b"first\\n")
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+for line in b"second\\n", b"third\\n":
+    try:
+        file.write(line)
+    except OSError:
+        print("lost")
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+file.write(b"fourth\\n")
+"""
+
+
+def test_a_line_of_which_a_part_was_written_takes_the_next_one_not_along(tmp_path: Path) -> None:
+    path = tmp_path / "u.jsonl"
+    told = subprocess.run([sys.executable, "-c", FILLING, str(path)], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["lost", "lost"]
+    assert path.read_bytes().splitlines() == [b"first", b"seco", b"fourth"]
+
+
+def test_a_file_that_cannot_be_set_aside_grows_on_and_nothing_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / f"{'u' * 245}.jsonl"  # a longer name cannot be
+    file = UsageFile(path, 10, lambda: NOON)
+    for number in range(3):
+        file.write(entry(number).to_json() + b"\n")
+    file.close()
+    assert [e.id for e in read([path], pytest.fail)] == [entry(number).id for number in range(3)]
+
+
 def test_a_name_with_glob_characters_finds_its_own_files_only(tmp_path: Path) -> None:
     for name in ("u[1].jsonl", "u1.jsonl"):
         file = UsageFile(tmp_path / name, 10, lambda: NOON)
