@@ -147,6 +147,8 @@ class Workers:
                 )
         except OSError as error:
             return f"cannot be started ({error.strerror})"
+        if self._stopping.is_set():  # while it was being started, when there was nobody yet to tell
+            worker.send(signal.SIGTERM)
         status = await worker.process.wait()
         return f"was ended by signal {-status}" if status < 0 else f"exited with status {status}"
 

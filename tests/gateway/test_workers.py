@@ -10,6 +10,8 @@ import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+import uvloop
+
 from gateway.workers import FIRST_BACKOFF, Start, Workers, shared
 
 BROKEN = "import sys; sys.exit(3)"
@@ -69,6 +71,28 @@ def test_one_that_does_not_end_can_be_killed() -> None:
         await asyncio.sleep(0.1)
 
     kept(STUBBORN, 2, check)
+
+
+WAITING = "import time; time.sleep(60)"
+
+
+def test_one_that_is_being_started_when_all_are_to_end_is_told_as_well() -> None:
+    async def stopped() -> float:
+        with shared(("127.0.0.1", 0), socket.AF_INET) as port:
+            workers = Workers(3, Start(partial(command_of, WAITING), dict(os.environ), port), lambda _: None)
+            running = asyncio.create_task(workers.run())
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert all(worker.pid is None for worker in workers.all), "none is there yet"
+            workers.stop()
+            _, late = await asyncio.wait([running], timeout=10)
+            workers.send(signal.SIGKILL)
+            await running
+            return len(late)
+
+    assert asyncio.run(stopped()) == 0
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(stopped()) == 0
 
 
 def test_each_listens_on_the_port_and_one_that_dies_leaves_it_to_the_others() -> None:
