@@ -173,6 +173,14 @@ FIRING = [
     ),
     Firing("HybridgateKeysDoNotLoad", {"hybridgate_keys_last_load_successful": "1x10 0x20 1x60"}, "20m", "40m"),
     Firing(
+        "HybridgateRedisDown",
+        {'hybridgate_redis_up{instance="1"}': "1x10 0x20 1x60", 'hybridgate_redis_up{instance="2"}': "1x90"},
+        "20m",
+        "40m",
+        {"instance": "1"},
+    ),
+    Firing("HybridgateLimitDamaged", {"hybridgate_redis_damaged_counters": "0x10 1x20 0x60"}, "20m", "40m"),
+    Firing(
         "HybridgateEngineNotReady",
         {'hybridgate_engine_ready{instance="e"}': "1x10 0x30 1x60"},
         "30m",
