@@ -55,7 +55,12 @@ class Shared:
     async def claim(self, key: bytes, token: str, now: float) -> Entry | Claim:
         self.asked += 1
         after, said = self.says.pop(0) if self.says else (1, self._known(key, token))
-        await turns(after)
+        try:
+            await turns(after)
+        except asyncio.CancelledError:  # its lease ends: nobody knows of the claim
+            if self.claims.get(key) == token:
+                del self.claims[key]
+            raise
         if said is None:
             raise CacheUnavailable
         return said
