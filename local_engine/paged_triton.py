@@ -33,11 +33,14 @@ PROGRAMS_A_PROCESSOR = 4
 MOST_SPLITS = 32
 
 
-def splits_for(tokens: int, kv_heads: int, longest: int, tile: int, processors: int) -> int:
-    """Among how many programs what a token sees is split: a power of two, so that few kernels are compiled."""
+def splits_for(tokens: int, kv_heads: int, processors: int) -> int:
+    """Among how many programs what a token sees is split: a power of two.
+
+    A kernel is compiled for each, which takes seconds; so it is the same for all lengths, and recording steps for few
+    and for many tokens has compiled all that serving needs.
+    """
     wanted = PROGRAMS_A_PROCESSOR * processors // max(1, tokens * kv_heads)
-    most = min(MOST_SPLITS, -(-longest // tile), wanted)
-    return 1 << (max(1, most).bit_length() - 1)
+    return 1 << (max(1, min(MOST_SPLITS, wanted)).bit_length() - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ class TritonAttend:
         out = torch.empty((tokens, heads, size), dtype=query.dtype, device=query.device)
         head_padded = max(SMALLEST_TILE, triton.next_power_of_2(size))
         tile = max(SMALLEST_TILE, min(LARGEST_TILE, TILE_BYTES // (head_padded * keys.element_size())))
-        splits = splits_for(tokens, kv_heads, tables.longest, tile, self.processors)
+        splits = splits_for(tokens, kv_heads, self.processors)
         parts = (tokens, heads, splits)
         wide = torch.float32
         peaks, totals = (torch.empty(parts if splits > 1 else 1, dtype=wide, device=query.device) for _ in range(2))
@@ -98,7 +101,7 @@ class TritonAttend:
         return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window"])  # else it is compiled again for windows that are multiples of 16
 def _attend(
     query,
     keys,

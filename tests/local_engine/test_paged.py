@@ -105,10 +105,10 @@ def test_the_check_at_start_finds_what_is_wrong(wrong: Any, dtype: torch.dtype) 
     how=HOWS,
     heads=st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 2), (8, 1)]),
     size=st.sampled_from([16, 64, 80, 96, 128, 256]),
-    processors=st.sampled_from([1, 16, 200]),
+    processors=st.sampled_from([0, 1, 8]),
     dtype=st.sampled_from([torch.float32, torch.float16]),
 )
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 def test_the_kernel_computes_what_the_plain_version_does(
     lengths: list[int], how: How, heads: tuple[int, int], size: int, processors: int, dtype: torch.dtype
 ) -> None:
@@ -121,7 +121,7 @@ def test_the_kernel_computes_what_the_plain_version_does(
 
 @interpreted
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("processors", [1, 64], ids=["whole", "split"])
+@pytest.mark.parametrize("processors", [0, 4], ids=["whole", "split"])
 def test_a_broken_number_that_is_seen_makes_its_row_broken_and_no_other(processors: int) -> None:
     assert TritonAttend is not None
     query = torch.randn(2, 2, 16)
@@ -137,8 +137,8 @@ def test_a_broken_number_that_is_seen_makes_its_row_broken_and_no_other(processo
 def test_what_a_token_sees_is_split_where_programs_are_few_and_only_there() -> None:
     from local_engine.paged_triton import splits_for  # noqa: PLC0415 - needs triton
 
-    assert splits_for(tokens=64, kv_heads=32, longest=4096, tile=64, processors=132) == 1
-    assert splits_for(tokens=1, kv_heads=8, longest=4096, tile=64, processors=132) == 32
-    assert splits_for(tokens=8, kv_heads=8, longest=4096, tile=64, processors=132) == 8
-    assert splits_for(tokens=1, kv_heads=8, longest=100, tile=64, processors=132) == 2
-    assert splits_for(tokens=1, kv_heads=1, longest=1, tile=64, processors=1) == 1
+    assert splits_for(tokens=64, kv_heads=32, processors=132) == 1
+    assert splits_for(tokens=1, kv_heads=8, processors=132) == 32
+    assert splits_for(tokens=8, kv_heads=8, processors=132) == 8
+    assert splits_for(tokens=1, kv_heads=32, processors=132) == 16
+    assert splits_for(tokens=1, kv_heads=8, processors=1) == 1
