@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import io
+import os
 import signal
 import socket
+import stat
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import uvloop
 
@@ -37,6 +41,34 @@ TO_END = 10.0  # seconds beyond the drain's after which a worker is killed
 def socket_of(folder: Path, index: int) -> Path:
     """Where a worker's own admin endpoints are, for its parent alone."""
     return folder / f"worker-{index}.sock"
+
+
+class _InTurn(io.FileIO):
+    """A stream that several processes write to, one line at a time."""
+
+    def __init__(self, fd: int, lock: Path) -> None:
+        super().__init__(fd, "wb", closefd=False)
+        self._turn = lock.open("ab")
+
+    def write(self, line: Any, /) -> int:
+        """Returns once all is written."""
+        fcntl.flock(self._turn, fcntl.LOCK_EX)  # whoever dies gives it back
+        try:
+            return super().write(line)
+        finally:
+            fcntl.flock(self._turn, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """The stream itself stays open."""
+        super().close()
+        self._turn.close()
+
+
+def in_turn(stream: BinaryIO, folder: Path) -> BinaryIO:
+    """The stream for all processes of a folder, so that their lines stay whole: those of more than 4,096 bytes mix on a
+    pipe that is full. A file takes a write as one."""
+    fd = stream.fileno()
+    return stream if stat.S_ISREG(os.fstat(fd).st_mode) else _InTurn(fd, folder / "log.lock")
 
 
 def shared(address: Any, family: int) -> socket.socket:

@@ -146,7 +146,7 @@ def worker(
     folder: Annotated[Path, typer.Option(help="Where the sockets of engines and of workers' own pages are.")],
 ) -> None:
     """One of the processes that `serve --workers` starts. Ends when its standard input does."""
-    from gateway.workers import socket_of  # noqa: PLC0415
+    from gateway.workers import in_turn, socket_of  # noqa: PLC0415
 
     settings = settings_of()
     policy_read, keys_read = read_files(settings)
@@ -157,7 +157,7 @@ def worker(
         own.unlink(missing_ok=True)
         pages.bind(str(own))
         pages.listen()
-        stream = listening.enter_context(open_log_file(settings.log))
+        stream = in_turn(listening.enter_context(open_log_file(settings.log)), folder)
         run(settings, policy_read, keys_read, Listeners(main_listener, pages), stream, WorkerOf(index, folder))
 
 
@@ -313,15 +313,16 @@ def run_workers(
         Start,
         Workers,
         environment_of,
+        in_turn,
         serve_workers_until_stopped,
         shared,
     )
 
     tell = _teller("")
-    log = JsonLog(log_stream, tell)
     with _starting():
         folder = Path(tempfile.mkdtemp(prefix="hybridgate-"))
     try:
+        log = JsonLog(in_turn(log_stream, folder), tell)
         with _starting():  # nobody else had the port, and now it is for the workers
             address = listeners.main.getsockname()
             listeners.main.close()

@@ -6,9 +6,13 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -71,6 +75,40 @@ def test_one_that_does_not_end_can_be_killed() -> None:
         await asyncio.sleep(0.1)
 
     kept(STUBBORN, 2, check)
+
+
+TELLING = """
+import sys
+from pathlib import Path
+from gateway.workers import in_turn
+with open(1, "wb", buffering=0, closefd=False) as stream:
+    together = in_turn(stream, Path(sys.argv[1]))
+    print("ready", file=sys.stderr, flush=True)
+    sys.stdin.read()
+    for _ in range(40):
+        together.write(sys.argv[2].encode() * 20_000 + b"\\n")
+"""
+
+
+def test_long_lines_of_all_stay_whole_on_a_pipe_that_is_full(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    telling = [sys.executable, "-c", TELLING, str(tmp_path)]
+    ends: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": write, "stderr": subprocess.PIPE}
+    writers: list[subprocess.Popen[bytes]] = [subprocess.Popen([*telling, name], **ends) for name in "abc"]
+    os.close(write)
+    for writer in writers:
+        assert writer.stderr is not None
+        with writer.stderr:
+            assert writer.stderr.readline() == b"ready\n"
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.close()
+    with open(read, "rb", buffering=0) as pipe:
+        first = pipe.read(1)
+        time.sleep(0.3)  # it is full by now, and all wait
+        lines = (first + b"".join(iter(lambda: pipe.read(1000), b""))).splitlines()
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    assert sorted(lines) == [name * 20_000 for name in (b"a", b"b", b"c") for _ in range(40)]
 
 
 WAITING = "import time; time.sleep(60)"
