@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import ceil
 from typing import NamedTuple, Protocol
 
@@ -44,6 +45,7 @@ from gateway.types import Caller, Deployment, Rejection, RequestFacts, Usage, us
 PATIENCE = 0.1  # seconds that one request waits for a ledger, all its attempts together
 LEASE = 30.0  # seconds after which what a dead replica held open is free again
 RENEW_EVERY = 10.0
+RENEW_TOGETHER = 32  # so few that requests need not wait until thousands are renewed, nor these for each other in vain
 NOWHERE = Deployment("", "openai", "", "")  # where a request goes that makes no call
 KNOWN_FULL = 0.25  # seconds for which a deployment is taken to be full once its limit was seen to be used up
 LONGEST_KNOWN_FULL = 1.0
@@ -151,11 +153,13 @@ class Limiter:
 
     async def renew_now(self) -> None:
         """Let what is open last for another `LEASE`."""
-        now = self.wall()
-        renewed = (self.ledger.renew(held.reservation, LEASE, now) for held in self._open.values())
-        for told in await asyncio.gather(*renewed, return_exceptions=True):
-            if isinstance(told, BaseException) and not isinstance(told, LedgerUnavailable):
-                raise told
+        several = iter([*self._open.values()])
+        while batch := [held.reservation for held in islice(several, RENEW_TOGETHER)]:
+            now = self.wall()
+            renewed = (self.ledger.renew(reservation, LEASE, now) for reservation in batch)
+            for told in await asyncio.gather(*renewed, return_exceptions=True):
+                if isinstance(told, BaseException) and not isinstance(told, LedgerUnavailable):
+                    raise told
 
     @property
     def open(self) -> Collection[Held]:

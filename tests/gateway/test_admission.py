@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.admission import LEASE, RENEW_EVERY, Limiter
+from gateway.admission import LEASE, RENEW_EVERY, RENEW_TOGETHER, Limiter
 from gateway.answers import Books
 from gateway.backends import Backends
 from gateway.backends.base import Chunk
@@ -32,7 +32,7 @@ from gateway.errors import (
 from gateway.fleet import Fleet
 from gateway.keys import Key, Keyring, digest_of
 from gateway.labels import Scanner
-from gateway.ledger import Hold, MemoryLedger, Refused, Reservation, Spent
+from gateway.ledger import Hold, LedgerUnavailable, MemoryLedger, Refused, Reservation, Spent
 from gateway.limits import Allowance, CallerLimits, Counted, DeploymentLimits, Limits, OnDown
 from gateway.ratelimit import duration
 from gateway.record import recorded
@@ -425,6 +425,37 @@ def test_a_long_stream_keeps_its_slot() -> None:
         assert (await world.reply()).status == 429
         await reply.close()
         assert (await world.reply()).status == 200
+
+    asyncio.run(run())
+
+
+def test_thousands_of_long_streams_are_renewed_a_few_at_a_time() -> None:
+    class Crowded(Told):
+        """Answers later, and no more than a few who ask at once."""
+
+        asking = 0
+
+        async def renew(self, reservation: Reservation, lease_s: float, now: float) -> bool:
+            self.asking += 1
+            try:
+                if self.asking > 2 * RENEW_TOGETHER:
+                    raise LedgerUnavailable("too much is waiting for it")
+                await asyncio.sleep(0)
+                return await super().renew(reservation, lease_s, now)
+            finally:
+                self.asking -= 1
+
+    many = 10 * RENEW_TOGETHER
+    world = World(key(open=many), None, near=FakeBackend([STREAM] * many))
+    world.ledger = world.limiter.ledger = Crowded()
+
+    async def run() -> None:
+        for _ in range(many):
+            assert (await world.reply(stream=True)).status == 200
+        for _ in range(4):
+            world.wall.now += LEASE / 3
+            await world.limiter.renew_now()
+        assert (await world.reply()).status == 429, "none has lost its slot"
 
     asyncio.run(run())
 
