@@ -119,5 +119,7 @@ def test_the_ledger_holds_what_the_records_sum_to(tmp_path: Path, kill_every: fl
 @pytest.mark.slow
 def test_while_redis_is_silent_each_limit_does_what_it_says(tmp_path: Path) -> None:
     for row in asyncio.run(failed(["silent"], 2, tmp_path, quiet)):
-        assert row.before <= 40 and row.during <= {"closed": 0, "local_share": 40, "open": 1000}[row.on_down], row
+        # Before, a Redis that a busy machine makes late is one that fails, and only what is closed stays within 40.
+        assert row.before <= {"closed": 40, "local_share": 80, "open": 1000}[row.on_down], row
+        assert row.during <= {"closed": 0, "local_share": 40, "open": 1000}[row.on_down], row
         assert row.answered == 0 if row.on_down == "closed" else row.answered > 0.9, row

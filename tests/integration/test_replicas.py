@@ -180,7 +180,7 @@ def test_an_engine_that_is_killed_under_load_costs_only_the_streams_that_it_had_
                     cut.append(str(error))
 
         callers = [asyncio.create_task(caller(number)) for number in range(12)]
-        await asyncio.sleep(0.7)
+        await g.until(lambda: g.gateway.fleet.members("home", 0.0)[1].in_flight > 1, patience=15)
         under_way = g.gateway.fleet.members("home", 0.0)[1].in_flight
         await engines.kill("127.0.0.2")
         await up(g, 2, known=3)
