@@ -54,8 +54,9 @@ def test_one_above_any_limit_is_a_limit_not_kept() -> None:
 
 def test_slots_that_leases_of_killed_gateways_hold_are_not_permitted_to_others() -> None:
     calls = [seen(0, 10, how="gone"), seen(0, 60)]
-    (verdict,) = verdicts(Most(slots=2), calls, 0.0, 60.0, [10.0])
-    assert verdict.permitted == 2 * 60 - 30 and verdict.used == 70
+    for leases, held in (([], 0), ([35.0], 25), ([35.0, 32.0], 47), ([65.0], 20), ([28.0, 8.0], 0)):
+        (verdict,) = verdicts(Most(slots=2), calls, 0.0, 60.0, [10.0, 40.0], leases)
+        assert verdict.permitted == 2 * 60 - held and verdict.used == 70
     assert Verdict("x", 1, 1, 0, 0).share == 1
 
 

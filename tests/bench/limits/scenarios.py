@@ -14,13 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gateway.admission import LEASE
 from tests.bench.limits import judge
 from tests.bench.limits.clients import Crowd
 from tests.bench.limits.judge import Seen, Verdict
 from tests.bench.limits.stage import Stage, stage
 from tests.bench.program import BenchError
 
-LEASE = 30.0  # seconds for which a killed gateway's slots may be held at most
 CLOSED = "on_redis_down: closed"  # so that a Redis that is late on a busy machine never counts as none
 KEY = "crm"
 LEAST_USED = 0.95
@@ -114,9 +114,16 @@ class Result:
 
 
 def verdicts(
-    most: Most, calls: Sequence[Seen], began: float, seconds: float, killed: Sequence[float], held_nusd: int = 0
+    most: Most,
+    calls: Sequence[Seen],
+    began: float,
+    seconds: float,
+    killed: Sequence[float],
+    leases: Sequence[float] = (),
+    held_nusd: int = 0,
 ) -> list[Verdict]:
-    """Of each limit of a scenario. `held_nusd`: see `judge.money`."""
+    """Of each limit of a scenario. `leases`: when those end that gateways left which were `killed` then; `held_nusd`:
+    see `judge.money`."""
     found = []
     if most.rpm is not None:
         found.append(judge.a_minute("requests/min", calls, most.rpm, began + seconds))
@@ -124,12 +131,21 @@ def verdicts(
         found.append(judge.a_minute("tokens/min", calls, most.tpm, began + seconds, lambda call: call.tokens))
     if most.slots is not None:
         first, end = min((call.at for call in calls), default=began), began + seconds
-        gone = [call.until for call in calls if call.how == "gone" and killed and call.until < end]
-        held = sum(min(until + LEASE, end) - until for until in gone)
-        found.append(judge.at_once(calls, most.slots, first, end, held))
+        found.append(judge.at_once(calls, most.slots, first, end, _held_slots(leases, killed, end)))
     if most.usd is not None:
         found.append(judge.money(calls, round(most.usd * 1e9), held_nusd))
     return found
+
+
+def _held_slots(leases: Sequence[float], killed: Sequence[float], end: float) -> float:
+    """Seconds of slots that killed gateways held, until `end`. A lease lasts `LEASE` and is renewed while a third of it
+    is gone, so that its gateway was killed 20 to 30 s before it ends. (A call that was over at the provider, or had not
+    come there, may have been one of them.)"""
+    held = 0.0
+    for until in leases:
+        at = max((at for at in killed if LEASE * 2 / 3 - 1 <= until - at <= LEASE + 1), default=until)
+        held += max(0.0, min(until, end) - at)
+    return held
 
 
 async def played(scenario: Scenario, pressure: Pressure, folder: Path, say: Callable[[str], None]) -> Result:
@@ -152,7 +168,8 @@ async def played(scenario: Scenario, pressure: Pressure, folder: Path, say: Call
         await asyncio.sleep(scenario.delay)
         calls = await there.seen()
         held = await _held_by_killed(there, calls, each) if scenario.at is not None else 0
-        found = verdicts(scenario.most, calls, began, pressure.seconds, there.killed_at, held)
+        leases = [*(await there.leases()).values()]
+        found = verdicts(scenario.most, calls, began, pressure.seconds, there.killed_at, leases, held)
         statuses = crowd.statuses()
         say(f"{scenario.title}: {len(calls)} calls; answers {dict(sorted(statuses.items()))}")
         return Result(scenario.title, found, statuses, crowd.most_open, len(there.killed_at))

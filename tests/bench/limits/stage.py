@@ -6,6 +6,7 @@ Owns their lives, kills included. Refuses to let one outlive the block that star
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import subprocess
 import sys
@@ -131,14 +132,19 @@ class Stage:
 
     async def unended(self) -> list[str]:
         """The decisions' ids of the attempts that nobody has ended, with the number of the attempt."""
+        return list(await self.leases())
+
+    async def leases(self) -> dict[str, float]:
+        """Of each attempt that nobody has ended, until when its slots are held, in seconds since 1970. Forgotten a
+        minute after that."""
         async with self.ask_redis() as redis:
             names = [name async for name in redis.scan_iter(match="hybridgate:{ledger}:open:*")]
             values = await redis.mget(names) if names else []
-        return [
-            name.decode().rpartition(":")[2]
+        return {
+            name.decode().rpartition(":")[2]: int(ends[0]) / 1000
             for name, value in zip(names, values, strict=True)
-            if value not in (None, b"cancelled")
-        ]
+            if isinstance(value, bytes) and (ends := re.match(rb"\d+", value))  # not one that is cancelled
+        }
 
     async def booked(self, key: str, what: str) -> int:
         """What the ledger holds of a key's day or month: `tokens/day`, `usd/day` (in nano-dollars)."""
