@@ -8,6 +8,7 @@ this machine reach it, `OperatorsOnly` asks for an operator's key.
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -27,6 +28,9 @@ from gateway.livestate import state_document
 from gateway.pages import Pages, json_response, no_method, no_route, told_of, told_of_keys
 from gateway.reload import KeysReloader, Reloader
 from gateway.running import Gateway, new_id
+
+Endpoints = Mapping[str, Callable[[Request], Awaitable[Response]]]
+CHANGING = frozenset({"/reload", "/cache/purge"})  # paths that take a POST; all others are read
 
 
 class Admin:
@@ -127,24 +131,32 @@ class OperatorsOnly:
         await self._app(scope, receive, send)
 
 
-def admin_app(
-    gateway: Gateway, reloader: Reloader, keys: KeysReloader | None = None, *, guarded: bool = False
-) -> ASGIApp:
-    """The application for the admin port; `guarded` where it is only for whoever has an operator's key."""
-    admin, pages = Admin(gateway, reloader, keys), Pages(gateway, to_all=not guarded)
+def operators_app(endpoints: Endpoints, access: Access | None, *, guarded: bool) -> ASGIApp:
+    """An application for the admin port; `guarded` where it is only for whoever has an operator's key."""
     routes = [
-        Route("/metrics", admin.metrics),
-        Route("/state", admin.state),
-        Route("/replicas", admin.replicas),
-        Route("/reload", admin.reload, methods=["POST"]),
-        Route("/cache", admin.cache),
-        Route("/cache/purge", admin.purge, methods=["POST"]),
-        Route("/livez", pages.live),
-        Route("/readyz", pages.ready),
+        Route(path, endpoint, methods=["POST"] if path in CHANGING else ["GET"]) for path, endpoint in endpoints.items()
     ]
     app = Starlette(routes=routes, exception_handlers={404: no_route, 405: no_method})
     app.router.redirect_slashes = False
     if not guarded:
         return app
-    assert gateway.access is not None, "there are no keys to guard it with"
-    return OperatorsOnly(app, gateway.access)
+    assert access is not None, "there are no keys to guard it with"
+    return OperatorsOnly(app, access)
+
+
+def admin_app(
+    gateway: Gateway, reloader: Reloader, keys: KeysReloader | None = None, *, guarded: bool = False
+) -> ASGIApp:
+    """The application for the admin port; `guarded` where it is only for whoever has an operator's key."""
+    admin, pages = Admin(gateway, reloader, keys), Pages(gateway, to_all=not guarded)
+    endpoints: Endpoints = {
+        "/metrics": admin.metrics,
+        "/state": admin.state,
+        "/replicas": admin.replicas,
+        "/reload": admin.reload,
+        "/cache": admin.cache,
+        "/cache/purge": admin.purge,
+        "/livez": pages.live,
+        "/readyz": pages.ready,
+    }
+    return operators_app(endpoints, gateway.access, guarded=guarded)

@@ -14,18 +14,15 @@ from typing import Any
 
 import httpx
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from gateway.admin import OperatorsOnly
-from gateway.edge import headers_of
-from gateway.errors import NoCandidate, Unauthenticated, body_of
+from gateway.admin import Endpoints, operators_app
+from gateway.errors import NoCandidate, body_of
 from gateway.follow import Follower
 from gateway.metrics import WORKER_RESTARTS, WORKER_UP, Described
-from gateway.pages import json_response, no_method, no_route
+from gateway.pages import json_response, shown_to
 from gateway.running import Gateway
 from gateway.workers import Workers, socket_of
 
@@ -80,19 +77,9 @@ class Front:
             "stopping" if self._gateway.stopping else "not ready" if not ready else "ready" if all(up) else "degraded"
         )
         told: dict[str, Any] = {"status": status}
-        if self._shown_to(request):
+        if self._to_all or shown_to(request, self._gateway.access):
             told["workers"] = {str(i): {"status": "silent"} if a is None else a.json() for i, a in enumerate(answers)}
         return json_response(200 if ready else 503, told)
-
-    def _shown_to(self, request: Request) -> bool:
-        access = self._gateway.access
-        if self._to_all or access is None:
-            return True
-        try:
-            access.authenticate_operator(headers_of(request.scope))
-        except Unauthenticated:
-            return False
-        return True
 
     async def live(self, _: Request) -> Response:
         """The process answers."""
@@ -196,19 +183,14 @@ def front_app(
 ) -> ASGIApp:
     """The application for the admin port; `guarded` where it is only for whoever has an operator's key."""
     front = Front(workers, folder, gateway, followers, to_all=not guarded)
-    routes = [
-        Route("/metrics", front.metrics),
-        Route("/state", front.of_one),
-        Route("/replicas", front.of_one),
-        Route("/reload", front.reload, methods=["POST"]),
-        Route("/cache", front.cache),
-        Route("/cache/purge", front.purge, methods=["POST"]),
-        Route("/livez", front.live),
-        Route("/readyz", front.ready),
-    ]
-    app = Starlette(routes=routes, exception_handlers={404: no_route, 405: no_method})
-    app.router.redirect_slashes = False
-    if not guarded:
-        return app
-    assert gateway.access is not None, "there are no keys to guard it with"
-    return OperatorsOnly(app, gateway.access)
+    endpoints: Endpoints = {
+        "/metrics": front.metrics,
+        "/state": front.of_one,
+        "/replicas": front.of_one,
+        "/reload": front.reload,
+        "/cache": front.cache,
+        "/cache/purge": front.purge,
+        "/livez": front.live,
+        "/readyz": front.ready,
+    }
+    return operators_app(endpoints, gateway.access, guarded=guarded)

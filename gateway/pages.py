@@ -31,6 +31,17 @@ from gateway.types import Caller, Deployment
 MOST_ERRORS_SHOWN = 20
 
 
+def shown_to(request: Request, access: Access | None) -> bool:
+    """Whether the request may see details: it has an operator's key, or there are no keys."""
+    if access is None:
+        return True
+    try:
+        access.authenticate_operator(headers_of(request.scope))
+    except Unauthenticated:
+        return False
+    return True
+
+
 class Pages:
     """The endpoints that only look at a running gateway."""
 
@@ -90,7 +101,7 @@ class Pages:
             if members := self._gateway.fleet.members(name, now):
                 told_of_it["replicas"] = {"up": sum(member.up for member in members), "known": len(members)}
         told: dict[str, Any] = {"status": status}
-        if self._shown_to(request):
+        if self._to_all or shown_to(request, self._gateway.access):
             told |= {"policy": told_of(self._gateway.policy_state), "deployments": deployments}
             if self._gateway.access is not None:
                 told["keys"] = told_of_keys(self._gateway.access)
@@ -103,16 +114,6 @@ class Pages:
         if not deployment.is_ours or deployment.served_locally or self._gateway.fleet.answers(deployment.name):
             return None
         return "its engine does not answer"
-
-    def _shown_to(self, request: Request) -> bool:
-        access = self._gateway.access
-        if self._to_all or access is None:
-            return True
-        try:
-            access.authenticate_operator(headers_of(request.scope))
-        except Unauthenticated:
-            return False
-        return True
 
     async def route(self, headers: Mapping[str, str], body: bytes) -> Reply:
         """The decision for a chat request, with its reasons; nothing is called."""
