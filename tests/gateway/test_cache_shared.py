@@ -42,7 +42,7 @@ from tests.gateway.test_cache_path import stream, text_of
 from tests.gateway.test_store import BUSY, break_
 from tests.patient import PATIENT, PatientLedger
 from tests.redis_proxy import Proxy, proxied
-from tests.redis_server import redis_cluster, redis_sentinel, redis_server
+from tests.redis_server import redis_server
 
 ALWAYS = Caching(60.0, "always")
 
@@ -51,18 +51,6 @@ ALWAYS = Caching(60.0, "always")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with redis_server(tmp_path_factory.mktemp("redis")) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_cluster(tmp_path_factory.mktemp("cluster")) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_sentinel(tmp_path_factory.mktemp("sentinel")) as watched:
-        yield watched.url
 
 
 @pytest.fixture(params=["url", "cluster", "sentinel"])

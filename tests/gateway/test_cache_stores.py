@@ -28,7 +28,7 @@ from gateway.cache import (
 )
 from gateway.store import Store
 from gateway.types import Usage
-from tests.redis_server import redis_cluster, redis_sentinel, redis_server
+from tests.redis_server import redis_server
 
 NOW = 1_800_000_000.0
 KEY, OTHER = bytes(32), bytes(31) + b"\1"
@@ -40,18 +40,6 @@ MOST = 4_000
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with redis_server(tmp_path_factory.mktemp("redis")) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_cluster(tmp_path_factory.mktemp("cluster")) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_sentinel(tmp_path_factory.mktemp("sentinel")) as watched:
-        yield watched.url
 
 
 @pytest.fixture(params=["server", "cluster", "sentinel"])

@@ -32,7 +32,7 @@ from gateway.ledger import (
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.shared import SharedLedger
 from gateway.store import Store
-from tests.redis_server import redis_cluster, redis_sentinel, redis_server
+from tests.redis_server import redis_server
 
 NOW = 1_800_000_000.25
 DAY = (1_799_900_000, 1_799_990_000, 1_800_000_100, 1_800_090_000)
@@ -51,18 +51,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 Check = Callable[[Ledger], Awaitable[None]]
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_cluster(tmp_path_factory.mktemp("cluster")) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_sentinel(tmp_path_factory.mktemp("sentinel")) as watched:
-        yield watched.url
 
 
 @pytest.fixture(params=["memory", "redis", "shared", "cluster", "sentinel"])
