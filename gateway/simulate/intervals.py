@@ -39,18 +39,18 @@ class Works:
     def __init__(self, columns: Sequence[int], works: Sequence[Work], until: float) -> None:
         some = [(column, work) for column, work in zip(columns, works, strict=True) if work.seconds > 0]
         some.sort(key=lambda pair: pair[1].begins)
-        table = np.array([(w.begins, w.ends, w.seconds, w.before, w.after) for _, w in some], float).reshape(-1, 5)
+        rows = [(w.begins, w.ends, w.seconds, w.before, w.after, w.foot) for _, w in some]
+        table = np.array(rows, float).reshape(-1, 6)
         self._columns = np.array([column for column, _ in some], int)
         self._runs = np.array([work.runs for _, work in some], bool)
-        self._begins, self._ends, self._seconds, self._before, self._after = table.T.copy()
+        self._begins, self._ends, self._seconds, self._before, self._after, self._foot = table.T.copy()
         self._until = until
 
     def within(self, begins: float, ends: float) -> tuple[Floats, Floats]:
         """Columns and the seconds of work that each has in an interval at least, sorted by column."""
         seconds = self._seconds - self._before * np.maximum(begins - self._begins, 0.0)
         if ends < self._until:
-            foot = self._ends - self._seconds / self._after
-            running = np.minimum(seconds, self._after * (ends - np.maximum(begins, foot)))
+            running = np.minimum(seconds, self._after * (ends - np.maximum(begins, self._foot)))
             seconds -= self._after * np.maximum(self._ends - ends, 0.0)
             seconds = np.where(self._runs, running, seconds)
         some = np.nonzero(seconds > 0)[0]
@@ -80,7 +80,7 @@ class _Search:
         ends = np.minimum(self._due, works._until)
         self._at = np.append(_some(np.unique(ends), MOST_ENDS, turn), works._until)
         self._from = _some(np.unique(self._begins), MOST_BEGINNINGS, turn)
-        self._runs, self._foot = works._runs[some], self._due - self._seconds / self._after
+        self._runs, self._foot = works._runs[some], works._foot[some]
         self._partly = self._begins + self._seconds / self._before  # until when all may be done before
         self._longest = float((self._partly - self._begins).max())
         self._slopes, self._heights = np.zeros(len(self._at) + 1), np.zeros(len(self._at) + 1)

@@ -52,11 +52,6 @@ class EngineModel:
         """Tokens that one sequence may reach."""
         return min(self.window, self.num_blocks * self.block_size)
 
-    @property
-    def longest_step_s(self) -> float:
-        """Seconds that no step exceeds: full of prompts and of sequences, which look back at the whole cache."""
-        return self.step_s(self.max_batch_tokens, self.max_running, self.num_blocks * self.block_size)
-
     def least_s(self, prompt_tokens: float, output_tokens: float) -> float:
         """Engine-seconds that a request takes at least: what its tokens add to the steps that they are in, and a share
         of the steps' fixed part as if each were full."""

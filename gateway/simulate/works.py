@@ -87,8 +87,9 @@ class Least:
 
     def preempted(self, prompt: int, output: int, arrival: float, due: float, end: float) -> Iterator[Work]:
         """Of a request whose first token comes by `due`, and whose prompt is computed again as it lost its blocks."""
-        yield self._prompt(prompt, arrival, due)
-        again = self._prompt(prompt, arrival, due).seconds + self._decoded(prompt, output - 1)[1]
+        first = self._prompt(prompt, arrival, due)
+        yield first
+        again = first.seconds + self._decoded(prompt, output - 1)[1]
         yield Work(arrival + least_prompt_s(self._engine, prompt), end, again, 1.0, 1.0)
 
     def _prompt(self, prompt: int, arrival: float, due: float) -> Work:
