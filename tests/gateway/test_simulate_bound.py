@@ -233,7 +233,7 @@ def test_what_nobody_could_meet_is_not_attainable() -> None:
 def test_private_requests_have_no_cloud_in_the_bound_either() -> None:
     of = world([asked(0.0, 900, 10, slo="slow", private=True), asked(0.0, 900, 10, slo="slow", private=True)])
     bounds = Bounds(of, 10.0)
-    assert bounds.most_attainable() == pytest.approx(1.0, abs=0.51)
+    assert bounds.most_attainable() == pytest.approx(0.5, abs=0.01), "one of both is late"
     assert bounds.least_cost(0.0).cost_nusd == pytest.approx(2 * (900 * 20 + 10 * 80), abs=1)
 
 
