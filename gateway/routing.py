@@ -29,6 +29,7 @@ from gateway.refusal import refusal
 from gateway.types import (
     NUSD_PER_USD,
     Attempt,
+    Backlog,
     Candidate,
     Decision,
     Deployment,
@@ -56,7 +57,7 @@ not left for what may be no faster."""
 LOOKS = 0.75
 """Where a first token was about to come and did not, the queue is looked at again with this share of the time left."""
 
-LAST_LOOK = 3.0
+LAST_LOOK = 1 / 3
 """The last look is where this share of what was left at the first one is left: half of the next one's 95th percentile,
 which is its median where latencies vary as those of clouds do."""
 
@@ -143,6 +144,10 @@ class _Question:
         misses = self._misses(self.require, candidate.cost_nusd, (by_ms, later, candidate.per_token_ms))
         return candidate._replace(meets=not misses, misses=misses)
 
+    def forecast_ms(self, deployment: Deployment, backlog: Backlog) -> float:
+        """The forecast of its first token, without a margin."""
+        return forecast_ms(backlog, self.facts.prompt.about(deployment.tokenizer), self.priority, self.now)
+
     def _misses(self, require: Require, cost: int | None, times: Sequence[float | None]) -> tuple[Miss, ...]:
         """What of the rule's requirement is predicted not to be met."""
         misses: tuple[Miss, ...] = ()
@@ -222,8 +227,7 @@ def _let_queue(
         backlog = snapshot.deployments[candidate.deployment].backlog
         if backlog is None:
             continue
-        prompt = question.facts.prompt.about(policy.deployments[candidate.deployment].tokenizer)
-        if forecast_ms(backlog, prompt, question.priority, snapshot.now) <= after_ms:
+        if question.forecast_ms(policy.deployments[candidate.deployment], backlog) <= after_ms:
             candidates[index] = question.in_time(candidate, by_ms)
 
 
@@ -245,8 +249,7 @@ def _serve_later(
     for candidate in candidates:
         backlog = snapshot.deployments[candidate.deployment].backlog
         if candidate.engine_s is not None and backlog is not None:
-            prompt = question.facts.prompt.about(policy.deployments[candidate.deployment].tokenizer)
-            soonest = min(soonest, forecast_ms(backlog, prompt, question.priority, snapshot.now))
+            soonest = min(soonest, question.forecast_ms(policy.deployments[candidate.deployment], backlog))
     if not by_ms < soonest < inf:
         return False
     priority = policy.priority(policy.class_for(LATER * soonest), permit)
@@ -347,7 +350,7 @@ def patience(decision: Decision, outcomes: Sequence[Outcome], passed_ms: float) 
     next_ms = left[1].first_token_ms
     needed_ms = max(UNMEASURED_MS, by_ms / 2) if next_ms is None else HURRY * next_ms
     after_ms = by_ms - passed_ms - needed_ms
-    return Patience(after_ms / 1000, needed_ms / 1000, needed_ms / 1000 / LAST_LOOK) if after_ms > 0 else None
+    return Patience(after_ms / 1000, needed_ms / 1000, LAST_LOOK * needed_ms / 1000) if after_ms > 0 else None
 
 
 def look_again(patience: Patience) -> Patience | None:

@@ -500,7 +500,7 @@ class Patience:
 
     after_s: float
     left_s: float
-    least_s: float = 0.0
+    least_s: float
 
 
 Passage = Literal["as_is", "masked"]
