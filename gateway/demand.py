@@ -24,7 +24,7 @@ FILLED = 0.85  # the share of an engine's seconds that may be given away; the re
 PRICED_EVERY = 0.25
 LEAST_SEEN_S = 10.0  # the first offers are taken to be those of so many seconds
 REMEMBERED_S = 5 * HALF_LIFE  # a priority that asked for nothing since has no room to keep
-LONGEST_S = 10.0  # how long those may wait who do not say
+LONGEST_S = 10.0  # how long those may wait who do not say, and the most that counts of what others say
 
 _DEAREST = 0.95  # the quantile of the savings that stands for the dearest: the highest of all may be of one odd request
 
@@ -38,7 +38,7 @@ class Demand:
         self._offers = DecayingHistogram(HALF_LIFE)  # of those that have another place
         self._bound_s = 0.0  # engine-seconds of those that have not, as of `_bound_at`
         self._bound_at = 0.0
-        self._began: float | None = None
+        self._began = inf  # the first offer
         self._priced_at = -inf
         self._rooms: dict[int, _Room] = {}
         self.price_nusd = 0.0
@@ -51,7 +51,7 @@ class Demand:
         """A request that could go there: its work in engine-seconds, what it would save in each, in nano-dollars
         (infinite where it has no other place), when it wants its first token, and its priority. `late` where that will
         not be, so that it says nothing of how long the others of that priority can wait."""
-        if self._began is None:
+        if self._began == inf:
             self._began = now
         if not (saved_per_s > 0 and 0 < engine_s < inf):
             return
@@ -76,8 +76,7 @@ class Demand:
         """The price is the saving above which the offers of late fill what is left of the engine. What was offered over
         a time decays as its seconds do, so an engine's seconds of late are worth as much as an integral of the
         decay."""
-        seen_s = now - (now if self._began is None else self._began)
-        seconds = (1 - exp2(-seen_s / HALF_LIFE)) * HALF_LIFE / log(2)
+        seconds = (1 - exp2((self._began - now) / HALF_LIFE)) * HALF_LIFE / log(2)
         left = FILLED * max(seconds, LEAST_SEEN_S) - self._bound(now)
         self.price_nusd = self._offers.heaviest(left, now) or 0.0
         self.dearest_nusd = self._offers.quantile(_DEAREST) or 0.0

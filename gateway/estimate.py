@@ -34,7 +34,7 @@ KEPT = 0.35  # of those who cannot: the rest is for those like them who come lat
 MEMORY = 0.8  # the share of the cache that may be given away; the rest is for running sequences to grow and for bursts
 RISING = 2.0  # twice as full is four times as dear
 KEEPING = 4.0  # twice as near to what must be kept is sixteen times as dear: little below the room, prohibitive above
-STEEPEST = 10.0
+STEEPEST = 10.0  # no fuller or nearer than so many times counts: whoever can goes elsewhere long before
 
 
 def likely_output(deployment: Deployment, facts: RequestFacts) -> int:
