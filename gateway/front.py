@@ -7,9 +7,7 @@ Prometheus takes for a counter's reset of them all. Refuses to know what the sam
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,42 +22,23 @@ from gateway.follow import Follower
 from gateway.metrics import WORKER_RESTARTS, WORKER_UP, Described
 from gateway.pages import json_response, shown_to
 from gateway.running import Gateway
-from gateway.workers import Workers, socket_of
-
-TIMEOUT = 5.0  # seconds for one worker's answer
-LONG_TIMEOUT = 30.0  # where stored answers are counted or forgotten
+from gateway.workers import LONG_TIMEOUT, Workers
 
 
 class Front:
     """What operators ask for, of all workers."""
 
-    def __init__(
-        self, workers: Workers, folder: Path, gateway: Gateway, followers: Sequence[Follower], *, to_all: bool
-    ) -> None:
+    def __init__(self, workers: Workers, gateway: Gateway, followers: Sequence[Follower], *, to_all: bool) -> None:
         """`followers` are of this process, which knows the files for the engines' sake."""
         self._workers = workers
         self._followers = followers
-        self._folder = folder
         self._gateway = gateway
         self._to_all = to_all
         self._were_ready = False
 
-    async def _asked(self, path: str, method: str = "GET", timeout: float = TIMEOUT) -> list[httpx.Response | None]:
-        """Each worker's answer; None where there is none."""
-
-        async def one(index: int) -> httpx.Response | None:
-            transport = httpx.AsyncHTTPTransport(uds=str(socket_of(self._folder, index)))
-            try:
-                async with httpx.AsyncClient(transport=transport, base_url="http://worker", timeout=timeout) as client:
-                    return await client.request(method, path)
-            except httpx.HTTPError:
-                return None
-
-        return await asyncio.gather(*(one(worker.index) for worker in self._workers.all))
-
     async def metrics(self, _: Request) -> Response:
         """For Prometheus."""
-        answers = await self._asked("/metrics")
+        answers = await self._workers.asked("/metrics")
         texts = {i: a.text for i, a in enumerate(answers) if a is not None and a.status_code == httpx.codes.OK}
         up = {worker.index: float(worker.index in texts) for worker in self._workers.all}
         restarts = {worker.index: float(worker.restarts) for worker in self._workers.all}
@@ -69,7 +48,7 @@ class Front:
     async def ready(self, request: Request) -> Response:
         """Ready once all workers have been, and from then on as long as one is: a worker that is started again takes
         the others nothing away."""
-        answers = await self._asked("/readyz")
+        answers = await self._workers.asked("/readyz")
         up = [answer is not None and answer.status_code == httpx.codes.OK for answer in answers]
         self._were_ready = self._were_ready or all(up)
         ready = self._were_ready and any(up) and not self._gateway.stopping
@@ -87,7 +66,7 @@ class Front:
 
     async def of_one(self, request: Request) -> Response:
         """What one worker sees of the fleet: that of the query's `worker`, else the first that answers."""
-        answers = await self._asked(request.url.path)
+        answers = await self._workers.asked(request.url.path)
         named = request.query_params.get("worker", "")
         chosen = [answers[int(named)]] if named.isdecimal() and int(named) < len(answers) else answers
         return next((_passed(a) for a in chosen if a is not None), _silent())
@@ -96,20 +75,20 @@ class Front:
         """Read the files now, each worker for itself, and this process for the engines: 422 where they do not load."""
         for follower in self._followers:
             await follower.reload()
-        answers = await self._asked("/reload", "POST", LONG_TIMEOUT)
+        answers = await self._workers.reload()
         wrong = next((a for a in answers if a is not None and a.status_code != httpx.codes.OK), None)
         told = wrong or next((a for a in answers if a is not None), None)
         return _silent() if told is None else _passed(told)
 
     async def cache(self, _: Request) -> Response:
         """How many answers are stored, in the memory of all workers and in what they share."""
-        answers = await self._asked("/cache", timeout=LONG_TIMEOUT)
+        answers = await self._workers.asked("/cache", timeout=LONG_TIMEOUT)
         return _of_all(answers, stored_of)
 
     async def purge(self, request: Request) -> Response:
         """Forget stored answers, everywhere."""
         query = request.url.query
-        answers = await self._asked(f"/cache/purge?{query}", "POST", LONG_TIMEOUT)
+        answers = await self._workers.asked(f"/cache/purge?{query}", "POST", LONG_TIMEOUT)
         return _of_all(answers, lambda told: {"forgotten": sum(one["forgotten"] for one in told)})
 
 
@@ -178,11 +157,9 @@ def with_label(sample: str, label: str) -> str:
     return f"{name}{{{label}}} {value}"
 
 
-def front_app(
-    workers: Workers, folder: Path, gateway: Gateway, followers: Sequence[Follower], *, guarded: bool
-) -> ASGIApp:
+def front_app(workers: Workers, gateway: Gateway, followers: Sequence[Follower], *, guarded: bool) -> ASGIApp:
     """The application for the admin port; `guarded` where it is only for whoever has an operator's key."""
-    front = Front(workers, folder, gateway, followers, to_all=not guarded)
+    front = Front(workers, gateway, followers, to_all=not guarded)
     endpoints: Endpoints = {
         "/metrics": front.metrics,
         "/state": front.of_one,

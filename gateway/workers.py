@@ -24,6 +24,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import httpx
 import uvloop
 
 from gateway.embedded import embedded
@@ -36,6 +37,8 @@ FIRST_BACKOFF = 0.5  # seconds until a worker that did not live long is started 
 LONGEST_BACKOFF = 30.0
 LONG = 10.0  # seconds: one that lived so long is started again at once
 TO_END = 10.0  # seconds beyond the drain's after which a worker is killed
+TIMEOUT = 5.0  # seconds for one worker's answer
+LONG_TIMEOUT = 30.0  # where files are read, or stored answers counted or forgotten
 
 
 def socket_of(folder: Path, index: int) -> Path:
@@ -120,12 +123,13 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """How to start one: its command, by its index and the descriptor of its socket; its variables; and a socket that
-    keeps the port for all, and takes no connections."""
+    """How to start one: its command, by its index and the descriptor of its socket; its variables; a socket that keeps
+    the port for all, and takes no connections; and the folder of the sockets on which workers answer us."""
 
     command: Callable[[int, int], Sequence[str]]
     environ: Mapping[str, str]
     kept: socket.socket
+    folder: Path
 
 
 class Workers:
@@ -151,6 +155,25 @@ class Workers:
         """A signal to each."""
         for worker in self.all:
             worker.send(what)
+
+    async def asked(self, path: str, method: str = "GET", timeout: float = TIMEOUT) -> list[httpx.Response | None]:
+        """Each worker's answer; None where there is none, as from one that is still starting."""
+
+        async def one(index: int) -> httpx.Response | None:
+            # No TLS on a Unix socket: the certificates that httpx reads otherwise would hold this process up.
+            transport = httpx.AsyncHTTPTransport(uds=str(socket_of(self._start.folder, index)), verify=False)
+            try:
+                async with httpx.AsyncClient(transport=transport, base_url="http://worker", timeout=timeout) as client:
+                    return await client.request(method, path)
+            except httpx.HTTPError:
+                return None
+
+        return await asyncio.gather(*(one(worker.index) for worker in self.all))
+
+    async def reload(self) -> list[httpx.Response | None]:
+        """Let each read its files now. They are asked, not sent a signal: that would end one that is still starting,
+        which reads them anyway."""
+        return await self.asked("/reload", "POST", LONG_TIMEOUT)
 
     async def _keep(self, worker: Worker) -> None:
         backoff = FIRST_BACKOFF
@@ -205,6 +228,7 @@ def serve_workers_until_stopped(workers: Workers, keeping: Keeping) -> None:
 async def _serve(workers: Workers, keeping: Keeping) -> None:
     loop = asyncio.get_running_loop()
     late: list[asyncio.TimerHandle] = []
+    reloading: set[asyncio.Task[Any]] = set()
 
     def stop() -> None:
         if not late:
@@ -215,7 +239,9 @@ async def _serve(workers: Workers, keeping: Keeping) -> None:
     def reload() -> None:
         for follower in keeping.followers:
             follower.ask()
-        workers.send(signal.SIGHUP)
+        task = asyncio.create_task(workers.reload())
+        reloading.add(task)
+        task.add_done_callback(reloading.discard)
 
     for signal_number, act in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, reload)):
         loop.add_signal_handler(signal_number, act)

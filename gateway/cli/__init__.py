@@ -155,8 +155,7 @@ def worker(
         pages = listening.enter_context(socket.socket(socket.AF_UNIX))
         own = socket_of(folder, index)
         own.unlink(missing_ok=True)
-        pages.bind(str(own))
-        pages.listen()
+        pages.bind(str(own))  # it listens once its pages are served: until then, who asks is told so at once
         stream = in_turn(listening.enter_context(open_log_file(settings.log)), folder)
         run(settings, policy_read, keys_read, Listeners(main_listener, pages), stream, WorkerOf(index, folder))
 
@@ -341,14 +340,14 @@ def run_workers(
             own = ["worker", str(index), "--listener", str(listener), "--folder", str(folder)]
             return [sys.executable, "-m", "gateway.cli", *own]
 
-        start = Start(command, environment_of(settings, os.environ), kept)
+        start = Start(command, environment_of(settings, os.environ), kept, folder)
         followers: list[Follower] = [Reloader(read.policy, read.states, read.environ, gateway)]
         if keys is not None and gateway.access:
             followers.append(KeysReloader(keys.states, gateway.access))
 
         workers, admin = Workers(settings.workers, start, tell), None
         if listeners.admin is not None:
-            pages = front_app(workers, folder, gateway, followers, guarded=is_guarded(settings, keys))
+            pages = front_app(workers, gateway, followers, guarded=is_guarded(settings, keys))
             admin = Served(Application.small(pages, Edge(log, new_id)), listeners.admin)
         drain = settings.drain_delay_seconds + settings.drain_seconds
         serve_workers_until_stopped(workers, Keeping(gateway, followers, admin, drain))

@@ -39,7 +39,7 @@ def kept(program: str, many: int, check: Check) -> None:
     async def run() -> None:
         told: list[str] = []
         with shared(("127.0.0.1", 0), socket.AF_INET) as port:
-            start = Start(partial(command_of, program), dict(os.environ), port)
+            start = Start(partial(command_of, program), dict(os.environ), port, Path())
             workers = Workers(many, start, told.append)
             running = asyncio.create_task(workers.run())
             try:
@@ -117,7 +117,7 @@ WAITING = "import time; time.sleep(60)"
 def test_one_that_is_being_started_when_all_are_to_end_is_told_as_well() -> None:
     async def stopped() -> float:
         with shared(("127.0.0.1", 0), socket.AF_INET) as port:
-            workers = Workers(3, Start(partial(command_of, WAITING), dict(os.environ), port), lambda _: None)
+            workers = Workers(3, Start(partial(command_of, WAITING), dict(os.environ), port, Path()), lambda _: None)
             running = asyncio.create_task(workers.run())
             await asyncio.sleep(0)
             await asyncio.sleep(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -52,10 +53,13 @@ class Front:
     http: httpx.AsyncClient
 
     def workers(self) -> list[psutil.Process]:
-        return sorted(
-            (p for p in psutil.Process(self.process.pid).children() if "worker" in p.cmdline()),
-            key=lambda p: p.cmdline()[p.cmdline().index("worker") + 1],
-        )
+        places: dict[str, psutil.Process] = {}
+        for process in psutil.Process(self.process.pid).children():
+            with suppress(psutil.Error):  # it has just ended
+                command = process.cmdline()
+                if "worker" in command:
+                    places[command[command.index("worker") + 1]] = process
+        return [places[place] for place in sorted(places)]
 
     async def ready(self) -> dict[str, Any] | None:
         try:
@@ -188,6 +192,33 @@ def test_a_signal_lets_streams_end_and_leaves_no_process(tmp_path: Path) -> None
 
     with redis_server(tmp_path) as redis:
         asyncio.run(check(redis))
+
+
+@pytest.mark.slow
+def test_a_hangup_reads_the_files_again_and_ends_no_worker_that_is_still_starting(tmp_path: Path) -> None:
+    async def check(redis: str) -> None:
+        async with front(tmp_path, redis, DEPLOYMENTS.replace("URL", "http://127.0.0.1:9/v1"), LIMITS) as g:
+            before = g.workers()
+            before[0].kill()
+            async with asyncio.timeout(PATIENCE):
+                while len(now := g.workers()) < 2 or now[0].pid == before[0].pid:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            g.process.send_signal(signal.SIGHUP)
+            await g.until_all_ready()
+            assert g.workers() == now
+            async with asyncio.timeout(PATIENCE):
+                while loads_of((await g.http.get(f"{g.admin}/metrics")).text)["1"] < 2:  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+
+    with redis_server(tmp_path) as redis:
+        asyncio.run(check(redis))
+
+
+def loads_of(text: str) -> dict[str, float]:
+    """How often each worker has read its policy."""
+    loads = 'hybridgate_policy_loads_total{worker="'
+    samples = [line for line in text.splitlines() if line.startswith(loads) and 'result="success"' in line]
+    return {s.removeprefix(loads)[0]: float(s.rsplit(" ", 1)[1]) for s in samples}
 
 
 @pytest.mark.slow
