@@ -1,6 +1,6 @@
 """What private data and secrets look like.
 
-Owns the table of detectors: `ROWS`, each a pattern with its check, and `DigitKinds`, what numbers of digits alone can be.
+Owns the table of detectors: `ROWS`, each a pattern with its check, and `Numbers`, what digits alone can be.
 Refuses to run the patterns (`labels.py` does), and any text that is not folded (`fold.py`).
 """
 

@@ -42,9 +42,7 @@ _WRITTEN = {
     for length in set(_LENGTHS.values())
 }
 _NUMBERS = {ord(letter): str(number) for number, letter in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZ", 10)}
-
-
-_COUNTRY = {country: str(int("".join(_NUMBERS[ord(letter)] for letter in country))) for country in _ACCOUNTS}
+_COUNTRY = {country: country.translate(_NUMBERS) for country in _ACCOUNTS}
 
 
 def is_iban(compact: str) -> bool:

@@ -1,7 +1,6 @@
 """What a detector is, and how a check looks at what stands around a candidate.
 
-Owns the two shapes of detectors: a `Row` of the table (a pattern and its check) and the `Number` kinds that are read
-from groups of digits (`digits.py`). Refuses to know any kind.
+Owns a `Row` of the table (a pattern and its check), and what is `Seen` of a text meanwhile. Refuses to know any kind.
 """
 
 from __future__ import annotations
@@ -27,7 +26,8 @@ class Row:
     `pattern` (RE2, over folded UTF-8 text) finds candidates, and `check(text, start, end)` says where in such a one the
     thing itself stands, or None. `hint` is a pattern that fires wherever `pattern` does: words and prefixes, which an
     automaton can look for many at a time; or, where it `counts` digits, a short one: such automata have many states.
-    `claims`: digits within it are no other number. `overlaps`: a rejected candidate may hide another one that begins within it; candidates of such a row are short.
+    `claims`: digits within it are no other number. `overlaps`: a rejected candidate may hide another one that begins
+    within it; candidates of such a row are short.
     """
 
     kind: str
@@ -40,10 +40,9 @@ class Row:
 
 
 class Seen:
-    """What is known of a text while its detectors look at it: which `clues` fired (of
-    numbers, as bits), what was `found`, which places are
-    `claimed` by what may be no other number, and the work that is `left` to be done. `all` asks for every occurrence,
-    else the first of each kind will do, and only the `kinds` are kept."""
+    """What is known of a text while its detectors look at it: which `clues` fired (of numbers, as bits), what was
+    `found`, which places are `claimed` by what may be no other number, and the work that may still be done. `all` asks
+    for every occurrence, else the first of each kind will do, and only the `kinds` are kept."""
 
     __slots__ = ("all", "claimed", "clues", "found", "kinds", "left")
 

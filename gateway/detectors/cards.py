@@ -5,9 +5,9 @@ Sources: ranges of ISO/IEC 7812 as listed in Wikipedia's "Payment card number".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from gateway.detectors.digits import BREAK, GAP, SPACE, Groups, Run, shaped
+from gateway.detectors.digits import BREAK, GAP, SPACE, Groups, Run, Window, fitting, shaped
 from gateway.detectors.words import CARD
 
 # Issuers' prefixes, from and to, with the lengths they issue.
@@ -85,12 +85,9 @@ HINT = "|".join(
     )
 )
 
-Window = tuple[int, int, Callable[[Run, int, int], bool]]
-
 
 def windows(sizes: tuple[int, ...]) -> tuple[Window, ...]:
-    """The first and last groups of what may be a card by its sizes, in the order in which they are tried; and whether
-    what joins them makes it one."""
+    """What may be a card by its sizes, in the order in which it is tried."""
     found: list[Window] = []
     for first, size in enumerate(sizes):
         if SHORTEST <= size <= LONGEST:
@@ -118,27 +115,12 @@ def _end_of_uneven(sizes: tuple[int, ...], first: int) -> int:
 def find(run: Run, known: Sequence[Window], broken: bool) -> tuple[Run, Sequence[Groups]]:
     """The first and last groups of each card, also of one of which a line break splits a group: the run that they are
     groups of. `known`: the windows of the run's sizes. `broken`: there are line breaks in it."""
-    found = _groups(run, known)
+    found = fitting(run, known, is_card)
     if found or not broken or run.joints.count(BREAK) > 2:  # more are a column of numbers
         return run, found
     mended = run.mended()
     whole = len(run.sizes) == 2  # else a long number at the end of one line, and the beginning of the next
-    return mended, [place for place in _groups(mended, windows(mended.sizes)) if whole or place[0] < place[1]]
-
-
-def _groups(run: Run, known: Sequence[Window]) -> Sequence[Groups]:
-    found: list[Groups] = []
-    free = 0
-    for first, last, fits in known:
-        if (
-            first >= free
-            and is_card(run.together(first, last))
-            and not run.glued(first, last)
-            and fits(run, first, last)
-        ):
-            found.append((first, last))
-            free = last + 1
-    return found
+    return mended, [place for place in fitting(mended, windows(mended.sizes), is_card) if whole or place[0] < place[1]]
 
 
 def _alone(run: Run, first: int, last: int) -> bool:

@@ -6,23 +6,23 @@ Owns what may stand between two groups. Refuses to know what numbers there are.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 
 from gateway.detectors.base import Place
 
 # Between two groups: up to eight signs; where there is markup, a tag, an entity or an escaped line break is one of them.
 _SIGN = r"(?:[^0-9A-Za-z<&\\]|<(?:/?[a-z]+>)?|&(?:nbsp;)?|\\[nrt]?)"
-_RUNS = re.compile(rb"\d++(?:%s{1,8}+\d++)++|\d{7,}+" % _SIGN.encode())
-# Where there is no markup, most runs are all from one letter to the next, and found in a third of the time.
 MOST_SIGNS = 8
-_UNLETTERED = re.compile(rb"\d[^A-Za-z]{6,}(?<=\d)")
-_SEPARATED = re.compile(rb"[^0-9]{9}")
-_GROUP = re.compile(rb"(\d+)")
 LEAST = 7  # digits in a run that may be anything
+_RUNS = re.compile(rb"\d++(?:%s{1,%d}+\d++)++|\d{%d,}+" % (_SIGN.encode(), MOST_SIGNS, LEAST))
+# Where there is no markup, most runs are all from one letter to the next, and found in a third of the time.
+_UNLETTERED = re.compile(rb"\d[^A-Za-z]{%d,}(?<=\d)" % (LEAST - 1))
+_SEPARATED = re.compile(rb"[^0-9]{%d}" % (MOST_SIGNS + 1))
+_GROUP = re.compile(rb"(\d+)")
 # RE2 patterns: what may stand between two groups, or more; and one that fires wherever there is a run.
 GAP = f"{_SIGN}+"
-HINT = rf"\d(?:{_SIGN}{{0,8}}\d){{{LEAST - 1}}}"
+HINT = rf"\d(?:{_SIGN}{{0,{MOST_SIGNS}}}\d){{{LEAST - 1}}}"
 
 
 def more(digits: int) -> str:
@@ -153,7 +153,7 @@ class Run:
                 pieces[-1] += between + group
             else:
                 pieces += (between, group)
-        digits = [bytes(filter(_IS_DIGIT, group)) for group in pieces[1::2]]
+        digits = [b"".join(groups(group)) for group in pieces[1::2]]
         mended = Run(self.text, self.begin, self.end, digits, tuple(map(len, digits)))
         mended._pieces = [*pieces, b""]
         mended._joints = [joint for joint in self.joints if joint != BREAK]
@@ -165,4 +165,20 @@ def _joint(between: bytes) -> bytes:
 
 
 _JOINT_OF_SIGN = [_joint(bytes((code,))) for code in range(256)]
-_IS_DIGIT = frozenset(_DIGITS).__contains__
+
+
+# The first and the last groups of what may be a number by its sizes, and whether what stands around them makes it one.
+Fits = Callable[[Run, int, int], bool]
+Window = tuple[int, int, Fits]
+
+
+def fitting(run: Run, windows: Iterable[Window], valid: Callable[[bytes], bool]) -> list[Groups]:
+    """The first of the windows that fit, no two of which have a group in common: their digits are `valid`, and no
+    letter touches them."""
+    found: list[Groups] = []
+    free = 0
+    for first, last, fits in windows:
+        if first >= free and valid(run.together(first, last)) and not run.glued(first, last) and fits(run, first, last):
+            found.append((first, last))
+            free = last + 1
+    return found

@@ -14,7 +14,19 @@ from typing import NamedTuple, TypeVar
 
 from gateway.detectors import cards, national, phones, ssn, words
 from gateway.detectors.base import Place, Seen
-from gateway.detectors.digits import HINT, LEAST, LINE_END, MOST_SIGNS, Groups, Run, groups, parts, stretches
+from gateway.detectors.digits import (
+    HINT,
+    LEAST,
+    LINE_END,
+    MOST_SIGNS,
+    Groups,
+    Run,
+    Window,
+    fitting,
+    groups,
+    parts,
+    stretches,
+)
 
 DIGIT_KINDS = frozenset(("credit_card", "us_ssn", "national_id", "phone"))
 # Clues that an automaton gives, each a bit: a run of digits; groups that by their sizes may be a number with a check
@@ -25,7 +37,6 @@ _WORDS = {
     "us_ssn": (f"(?i){words.SSN.pattern}", SOCIAL_WORD),
     "national_id": (f"(?i){national.ANY.pattern}", IDENTITY_WORD),
 }
-PHONES = PHONE | PHONE_WORD
 _CHECKED = {"credit_card": cards.HINT, "us_ssn": ssn.HINT, "national_id": national.HINT}
 WORK_OF_GROUP = 4
 T = TypeVar("T")
@@ -37,8 +48,8 @@ class Plan(NamedTuple):
     `enough`: there are digits enough for anything."""
 
     enough: bool
-    cards: Sequence[cards.Window]
-    ssn: Sequence[ssn.Window]
+    cards: Sequence[Window]
+    ssn: Sequence[Window]
     national: Sequence[national.Window]
 
 
@@ -52,7 +63,7 @@ def _kept(windows: Callable[[tuple[int, ...]], T]) -> Callable[[tuple[int, ...]]
     return lambda sizes: kept(sizes) if len(sizes) <= _MOST_PLANNED else windows(sizes)
 
 
-_plan = lru_cache(maxsize=4096)(_planned)
+_plan = _kept(_planned)
 _ssn_after_a_word = _kept(ssn.windows_after_a_word)
 _national_after_a_word = _kept(national.windows_after_a_word)
 
@@ -95,7 +106,7 @@ class Numbers:
             if end - begin - sum(sizes) > MOST_SIGNS and (several := parts(text, begin, end)):
                 self._find(text, seen, several, lines)
                 continue
-            plan = _plan(sizes) if len(sizes) <= _MOST_PLANNED else _planned(sizes)
+            plan = _plan(sizes)
             if not plan.enough or (claimed and _within(claimed, begin, end)):
                 continue
             seen.spend(WORK_OF_GROUP * len(sizes))
@@ -103,7 +114,7 @@ class Numbers:
             taken = _claimed(run, claimed) if claimed else _NONE
             if not taken:
                 taken = self._checked(seen, plan, run, lines and text.find(b"\n", begin, end) > 0)
-            if (clues & PHONES or taken) and len(taken) < len(sizes):
+            if (clues & (PHONE | PHONE_WORD) or taken) and len(taken) < len(sizes):
                 self._phones(seen, run, taken)
             if seen.kinds and not seen.all and self.kinds <= seen.kinds:
                 return
@@ -117,9 +128,8 @@ class Numbers:
                 _note(seen, "credit_card", where, found)
                 return set(range(len(run.sizes)))
         if "us_ssn" in kinds:
-            worded = clues & SOCIAL_WORD
-            windows = _ssn_after_a_word(run.sizes) if worded else plan.ssn
-            if windows and (found := ssn.groups(run, windows, bool(worded))):
+            windows = _ssn_after_a_word(run.sizes) if clues & SOCIAL_WORD else plan.ssn
+            if windows and (found := fitting(run, windows, ssn.issued)):
                 return _note(seen, "us_ssn", run, found)
         if "national_id" in kinds:
             worded = clues & IDENTITY_WORD

@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from functools import lru_cache
 
 from gateway.detectors.base import Place
-from gateway.detectors.digits import BREAK, SPACE, Groups, Run, more, shaped
+from gateway.detectors.digits import BREAK, MOST_SIGNS, SPACE, Groups, Run, more, shaped
 from gateway.detectors.words import NUMBERED, PHONE
 
 _CALLING_CODE = re.compile(
@@ -36,7 +36,7 @@ HINT = "|".join(
         rf"(?:^|[^0-9A-Za-z+])\+\(?\d{more(7)}",
         rf"\(\d{{2,5}}\s*\){more(4)}",
         rf"\(0{more(7)}",
-        rf"(?:^|[A-Za-z]|{_OTHER}|:\s*[^0-9A-Za-z\s]|[^0-9A-Za-z\s]\s*:|\n|{_SIGN}{{9}}){_SIGN}*0{more(8)}",
+        rf"(?:^|[A-Za-z]|{_OTHER}|:\s*[^0-9A-Za-z\s]|[^0-9A-Za-z\s]\s*:|\n|{_SIGN}{{{MOST_SIGNS + 1}}}){_SIGN}*0{more(8)}",
     )
 )
 

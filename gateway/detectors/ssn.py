@@ -6,9 +6,8 @@ Source: ssa.gov, "SSN randomization": no area 000, 666 or from 900 on, no group 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
-from gateway.detectors.digits import BREAK, SPACE, Groups, Run, shaped
+from gateway.detectors.digits import BREAK, SPACE, Run, Window, shaped
 from gateway.detectors.words import NUMBERED, SSN
 
 _SHAPE = (3, 2, 4)
@@ -25,45 +24,33 @@ def issued(digits: bytes) -> bool:
     return area not in (b"000", b"666") and area[0] != ord("9") and digits[3:5] != b"00" and digits[5:] != b"0000"
 
 
-Window = tuple[int, int, bool]
-
-
 def windows(sizes: tuple[int, ...]) -> tuple[Window, ...]:
-    """The first and last groups of what has the shape of one, and that it has."""
-    return tuple((first, first + 2, True) for first in range(len(sizes) - 2) if sizes[first : first + 3] == _SHAPE)
+    """What has the shape of one."""
+    return tuple((first, first + 2, _apart) for first in range(len(sizes) - 2) if sizes[first : first + 3] == _SHAPE)
 
 
 def windows_after_a_word(sizes: tuple[int, ...]) -> tuple[Window, ...]:
-    """The same, and others with as many digits."""
+    """The same, and others with as many digits, where a word for them stands somewhere in the text."""
     found: list[Window] = []
     for first in range(len(sizes)):
         if sizes[first : first + 3] == _SHAPE:
-            found.append((first, first + 2, True))
+            found.append((first, first + 2, _apart_or_named))
             continue
         last, total = first, sizes[first]
         while total < 9 and last + 1 < len(sizes):
             last += 1
             total += sizes[last]
         if total == 9:
-            found.append((first, last, False))
+            found.append((first, last, _named))
     return tuple(found)
 
 
-def groups(run: Run, known: Sequence[Window], worded: bool) -> list[Groups]:
-    """The first and last groups of each. `known`: the windows of its sizes. `worded`: a word for them stands somewhere
-    in the text."""
-    found: list[Groups] = []
-    free = 0
-    for first, last, by_shape in known:
-        if (
-            first >= free
-            and issued(run.together(first, last))
-            and not run.glued(first, last)
-            and ((by_shape and _apart(run, first, last)) or (worded and SSN.before(run.text, run.start(first))))
-        ):
-            found.append((first, last))
-            free = last + 1
-    return found
+def _named(run: Run, first: int, last: int) -> bool:
+    return SSN.before(run.text, run.start(first))
+
+
+def _apart_or_named(run: Run, first: int, last: int) -> bool:
+    return _apart(run, first, last) or _named(run, first, last)
 
 
 def _apart(run: Run, first: int, last: int) -> bool:

@@ -1,6 +1,6 @@
 """Words that say what a number or a name beside them is, in the languages that people write to models in.
 
-Owns the lists, in lower case, and how they are searched: by the automaton over a whole text (`clue`) and just before a
+Owns the lists, in lower case, and how they are searched: by the automaton over a whole text (`Words.pattern`) and just before a
 candidate (`Words.before`). Refuses to judge what follows them.
 """
 
