@@ -65,6 +65,12 @@ def searcher(pattern: str) -> Search:
     return partial(re2.compile(pattern, _options())._regexp.Match, re2._Anchor.UNANCHORED)
 
 
+def occurs(pattern: str) -> Callable[[bytes], bool]:
+    """A function of a text: whether the pattern matches anywhere in it."""
+    search = searcher(pattern)
+    return lambda text: search(text, 0, len(text))[0][0] >= 0
+
+
 def pattern_problem(pattern: str) -> str | None:
     """Why an operator's pattern cannot be used, as the rest of a sentence that begins with its name; None where it
     can."""

@@ -131,7 +131,7 @@ def _replacement(found: re.Match[str]) -> str:
         return _REPLACED.get(cluster, cluster)
     if found[1] is None:
         return "[]"
-    return "".join(_REPLACED.get(part, part) for part in unicodedata.normalize("NFKC", found[1]))
+    return unicodedata.normalize("NFKC", found[1]).translate(_TRANSLATION)
 
 
 @dataclass(frozen=True, slots=True)

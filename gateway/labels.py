@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from gateway.automaton import Automaton, Search, pattern_problem, searcher
 from gateway.detectors import DIGIT_KINDS, KINDS, ROWS, RUN, Numbers, Row
-from gateway.detectors.base import OutOfWorkError, Seen
+from gateway.detectors.base import Seen
 from gateway.fold import CHANGES, Aligned, encode, folded
 from gateway.types import UNSCANNABLE
 
@@ -164,18 +164,15 @@ class _RowFinder:
             start, end = self._search(text, position, length)[0]
             if start < 0:
                 return
-            seen.left -= WORK_OF_CANDIDATE
-            if seen.left < 0:
-                raise OutOfWorkError
+            seen.spend(WORK_OF_CANDIDATE)
             place = self._check(text, start, end)
             if place is None:
                 # A rejected match of limited length may hide one that begins within it.
                 position = start + 1 if self._overlaps else max(end, start + 1)
                 continue
-            if not to_the_end:
-                seen.kinds.add(self.kind)
-                return
             seen.add(self.kind, place)
+            if not to_the_end:
+                return
             if self._claims:
                 seen.claimed.append(place)
             position = max(place[1], end)

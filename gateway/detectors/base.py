@@ -44,7 +44,7 @@ class Seen:
     `found`, which places are `claimed` by what may be no other number, and the work that may still be done. `all` asks
     for every occurrence, else the first of each kind will do, and only the `kinds` are kept."""
 
-    __slots__ = ("all", "claimed", "clues", "found", "kinds", "left")
+    __slots__ = ("_left", "all", "claimed", "clues", "found", "kinds")
 
     def __init__(self, work: int, *, every: bool) -> None:
         self.clues = 0
@@ -52,12 +52,12 @@ class Seen:
         self.found: list[Found] = []
         self.kinds: set[str] = set()
         self.claimed: list[Place] = []
-        self.left = work
+        self._left = work
 
     def spend(self, work: int) -> None:
         """Raises `OutOfWorkError` where not so much is left."""
-        self.left -= work
-        if self.left < 0:
+        self._left -= work
+        if self._left < 0:
             raise OutOfWorkError
 
     def add(self, kind: str, place: Place) -> None:

@@ -13,7 +13,7 @@ from base64 import urlsafe_b64decode
 
 import orjson
 
-from gateway.automaton import searcher
+from gateway.automaton import occurs
 from gateway.detectors.base import Place, Row, whole
 from gateway.detectors.words import PASSWORD
 
@@ -57,14 +57,10 @@ _PREFIXES = (
     r"|PMAK-|NR[AJIR]|AT(?:ATT|CTT|BB)|figd_|gl(?:sa|c)_|sntry|\bpat|LTAI|AKID|AQVN|dt0|nfp_|vc[pk]_|sb[pv]_|sb_secret|pscale_|rnd_|HRKU|shippo_|duffel_|EZ[AT]K|tfp_|fio-u|sgp_"
     r"|sq[uap]_|AKCp|API-|sha256~|A3-|fm[12]|fo1_|ico-|pnu_|rdme_|[skp]k\.eyJ|\dQ~"
 )
-_for_placeholders = searcher(
+_is_placeholder = occurs(
     r"(?i)your|example|sample|changeme|change_me|placeholder|dummy|redacted|(?-i:x{4}|X{4})|\*\*\*\*|\.\.\.|insert|<[a-z_ -]+>|process\.env"
     r"|getenv|environ|1234567890abcdef|\[[A-Z_]+_[0-9]+\]"
 )
-
-
-def _is_placeholder(value: bytes) -> bool:
-    return _for_placeholders(value, 0, len(value))[0][0] >= 0
 
 
 _HEX = re.compile(rb"[0-9a-fA-F]+")

@@ -6,10 +6,10 @@ candidate (`Words.before`). Refuses to judge what follows them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from gateway.automaton import Search, searcher
+from gateway.automaton import occurs
 from gateway.fold import folded
 
 
@@ -20,8 +20,8 @@ class Words:
 
     words: tuple[str, ...]
     pattern: str
-    _anywhere: Search
-    _last: Search
+    _anywhere: Callable[[bytes], bool]
+    _last: Callable[[bytes], bool]
 
     @classmethod
     def of(cls, *words: str) -> Words:
@@ -34,17 +34,15 @@ class Words:
             if (group := _ended(sorted(chosen)))
         )
         last = rf"(?:{pattern})[^A-Za-z0-9,;\n]{{0,6}}(?:(?:no|nr|num|number|nummer|numéro|id|code|is)[^A-Za-z0-9,;\n]{{0,4}})?$"
-        return cls(words, pattern, searcher(f"(?i){pattern}"), searcher(f"(?i){last}"))
+        return cls(words, pattern, occurs(f"(?i){pattern}"), occurs(f"(?i){last}"))
 
     def before(self, text: bytes, start: int, reach: int = 48) -> bool:
         """Whether one of them stands in the `reach` bytes before a place."""
-        around = text[max(0, start - reach) : start]
-        return self._anywhere(around, 0, len(around))[0][0] >= 0
+        return self._anywhere(text[max(0, start - reach) : start])
 
     def name(self, text: bytes, start: int) -> bool:
         """Whether one of them is what is said right before a place: with "number" or signs between at most."""
-        around = text[max(0, start - 32) : start]
-        return self._last(around, 0, len(around))[0][0] >= 0
+        return self._last(text[max(0, start - 32) : start])
 
 
 def _ended(words: Iterable[str]) -> str:
