@@ -399,21 +399,7 @@ class Fleet:
         down, retry_after, circuit = self._circuit(member, now)
         if not member.able(now):  # and so is none
             retry_after = max(min(m.open_until or now for m in known.members.values()) - now, 1.0)
-        engine, latencies = member.engine, known.latencies
-        return DeploymentStatus(
-            down,
-            retry_after if down else 0.0,
-            circuit,
-            known.in_flight,
-            latencies.first_token_p95_ms,
-            None if engine is None else engine.busy(now),
-            latencies.by_size,
-            latencies.per_token_p95_ms,
-            None if engine is None else engine.backlog(now),
-            0.0 if engine is None else known.demand.price_nusd,
-            () if engine is None else known.demand.rooms,
-            0.0 if engine is None else known.demand.dearest_nusd,
-        )
+        return _status(known, member.engine, down, retry_after, circuit, now)
 
     def _circuit(self, target: Target, now: float) -> tuple[str | None, float, CircuitState]:
         """Why its circuit keeps requests away, when to ask again, and what it is."""
@@ -427,20 +413,26 @@ class Fleet:
         down, retry_after, circuit = self._circuit(known, now)
         if known.down is not None:
             down, retry_after = known.down, known.down_retry_after
-        engine, latencies = known.engine, known.latencies
-        latencies.look_up(now)
-        busy = None if engine is None else engine.busy(now)
-        self._statuses[name] = DeploymentStatus(
-            down,
-            retry_after if down else 0.0,
-            circuit,
-            known.in_flight,
-            latencies.first_token_p95_ms,
-            busy,
-            latencies.by_size,
-            latencies.per_token_p95_ms,
-            None if engine is None else engine.backlog(now),
-            0.0 if engine is None else known.demand.price_nusd,
-            () if engine is None else known.demand.rooms,
-            0.0 if engine is None else known.demand.dearest_nusd,
-        )
+        known.latencies.look_up(now)
+        self._statuses[name] = _status(known, known.engine, down, retry_after, circuit, now)
+
+
+def _status(
+    known: _Known, engine: EngineBacklog | None, down: str | None, retry_after: float, circuit: CircuitState, now: float
+) -> DeploymentStatus:
+    """What is known of a deployment, with the state of one engine of it."""
+    latencies = known.latencies
+    always = (
+        down,
+        retry_after if down else 0.0,
+        circuit,
+        known.in_flight,
+        latencies.first_token_p95_ms,
+        None if engine is None else engine.busy(now),
+        latencies.by_size,
+        latencies.per_token_p95_ms,
+    )
+    if engine is None:
+        return DeploymentStatus(*always)
+    demand = known.demand
+    return DeploymentStatus(*always, engine.backlog(now), demand.price_nusd, demand.rooms, demand.dearest_nusd)
