@@ -4,11 +4,11 @@ Owns the table of detectors: `ROWS`, each a pattern with its check, and `Numbers
 Refuses to run the patterns (`labels.py` does), and any text that is not folded (`fold.py`).
 """
 
-from gateway.detectors import accounts, credentials, documents, people
+from gateway.detectors import accounts, credentials, documents, passwords, people
 from gateway.detectors.base import Place, Row
 from gateway.detectors.numbers import DIGIT_KINDS, RUN, Numbers
 
-ROWS: tuple[Row, ...] = (*people.ROWS, *accounts.ROWS, *documents.ROWS, *credentials.ROWS)
+ROWS: tuple[Row, ...] = (*people.ROWS, *accounts.ROWS, *documents.ROWS, *credentials.ROWS, *passwords.ROWS)
 KINDS: frozenset[str] = DIGIT_KINDS | {row.kind for row in ROWS}
 
 __all__ = ["DIGIT_KINDS", "KINDS", "ROWS", "RUN", "Numbers", "Place", "Row"]

@@ -54,6 +54,12 @@ def _ended(words: Iterable[str]) -> str:
     return f"(?:{'|'.join([*begun, ''])}(?:{'|'.join(whole)})(?:[^A-Za-z]|$))"
 
 
+# What stands where a secret would.
+is_placeholder = occurs(
+    r"(?i)your|example|sample|changeme|change_me|placeholder|dummy|redacted|(?-i:x{4}|X{4})|\*\*\*\*|\.\.\.|insert|<[a-z_ -]+>|process\.env"
+    r"|getenv|environ|1234567890abcdef|\[[A-Z_]+_[0-9]+\]"
+)
+
 PHONE = Words.of(
     "phone*", "phones", "mobile*", "cell", "cellphone", "cellular", "tel", "telephone*", "telefon*", "fax", "whats ?app", "signal",
     "sms", "contact number", "call me", "call us", "call him", "call her", "call them", "text me", "reach me", "reach us", "ring me", "dial*",
