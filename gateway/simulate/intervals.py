@@ -42,16 +42,16 @@ class Works:
         rows = [(w.begins, w.ends, w.seconds, w.before, w.after, w.foot) for _, w in some]
         table = np.array(rows, float).reshape(-1, 6)
         self._columns = np.array([column for column, _ in some], int)
-        self._runs = np.array([work.runs for _, work in some], bool)
+        self._runs = np.array([work.runs and work.after < AT_ONCE for _, work in some], bool)
         self._begins, self._ends, self._seconds, self._before, self._after, self._foot = table.T.copy()
         self._until = until
 
     def within(self, begins: float, ends: float) -> tuple[Floats, Floats]:
         """Columns and the seconds of work that each has in an interval at least, sorted by column."""
-        seconds = self._seconds - self._before * np.maximum(begins - self._begins, 0.0)
+        seconds = self._seconds - _done(self._before, begins - self._begins)
         if ends < self._until:
-            running = np.minimum(seconds, self._after * (ends - np.maximum(begins, self._foot)))
-            seconds -= self._after * np.maximum(self._ends - ends, 0.0)
+            running = np.minimum(seconds, _done(self._after, ends - np.maximum(begins, self._foot)))
+            seconds -= _done(self._after, self._ends - ends)
             seconds = np.where(self._runs, running, seconds)
         some = np.nonzero(seconds > 0)[0]
         columns, places = np.unique(self._columns[some], return_inverse=True)
@@ -118,6 +118,11 @@ class _Search:
         np.add.at(heights, low, -rise * foot)
         np.add.at(slopes, top, -rise)
         np.add.at(heights, top, rise * foot + seconds * share)
+
+
+def _done(rates: Floats, lengths: Floats) -> Floats:
+    """Seconds of work that is done at such rates in so long; none where the length is not above 0, even at once."""
+    return np.multiply(rates, lengths, out=np.zeros(len(rates)), where=lengths > 0)
 
 
 def _some(values: Floats, most: int, turn: int) -> Floats:

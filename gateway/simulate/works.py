@@ -14,15 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from typing import Literal
 
 from gateway.simulate.step import EngineModel
 
 Share = Literal["budget", "places", "cache"]
 SHARES: tuple[Share, ...] = ("budget", "places", "cache")
-AT_ONCE = 1e12
-"""Seconds of work a second, for work that may be counted whole or not at all."""
+AT_ONCE = inf
+"""Seconds of work a second, for work that is counted whole or not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,11 @@ class Work:
     """At least `seconds` of charged work, none of it before `begins`, and all of it by `ends`. Of it at most `before`
     seconds a second can be done early, from `begins` on, and at most `after` seconds a second be left for later, until
     `ends`; so in an interval from `a` to `b` there are at least `seconds - before * (a - begins) - after * (ends - b)`
-    (differences below 0 are 0).
+    (where a difference is not above 0, nothing is taken off).
 
     Where it `runs`, it goes on without a break from `foot` at the latest until all is done, at `after` seconds a second
-    at least; so there are at least `after * (b - max(a, foot))`, or all that cannot have been done before `a`."""
+    at least; so there are at least `after * (b - max(a, foot))`, or all that cannot have been done before `a`. What is
+    done at once does not run."""
 
     begins: float
     ends: float

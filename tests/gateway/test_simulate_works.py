@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.simulate.engine import Engine
@@ -141,6 +141,7 @@ WORKS = st.lists(
 
 
 @settings(deadline=None)
+@example(works=[Work(0.0, 1.0, 2.0, AT_ONCE, AT_ONCE, runs=True)], shares=[1.0])
 @given(works=WORKS, shares=st.lists(st.sampled_from([0.0, 0.3, 1.0]), min_size=12, max_size=12))
 def test_the_search_finds_what_there_is(works: Sequence[Work], shares: Sequence[float]) -> None:
     """Each excess is what summing up gives, and the largest over beginnings and ends of works is among them."""
