@@ -99,14 +99,14 @@ def test_in_mixed_batches_it_equals_generate_token_for_token(case: OnDevice, gue
 def waits(work: Any) -> int:
     """How often the host waited for the device."""
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")  # which warns, once, that it is a prototype
+        try:
             work()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(each.message) for each in told)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("called a synchronizing" in str(each.message) for each in told)
 
 
 def test_a_step_waits_for_the_device_once(case: OnDevice) -> None:
