@@ -15,7 +15,7 @@ from gateway.chat import ChatPath
 from gateway.keyfile import Known
 from gateway.keys import Keys, Standing
 from gateway.loading import known_names
-from gateway.policyfile import MOST_LOGGED, Problem, first_of
+from gateway.policyfile import Problem, first_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Access:
         if unresolved is not None:
             self._admit(self._keys.tightened_by(unresolved))
         self.state = replace(self.state, problems=problems, refusals=self.state.refusals + 1)
-        for p in first_of(problems, MOST_LOGGED):
+        for p in first_of(problems):
             place = {"file": p.file, "line": p.line, "column": p.column}
             self._log.error("keys", state="invalid", message=p.message, **place)
             self._tell(str(p))

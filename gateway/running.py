@@ -43,7 +43,7 @@ from gateway.ledger.shared import Damage, SharedLedger
 from gateway.loads import Loads, Source
 from gateway.metrics import DeploymentFigures, KeyFigures, Metrics, PolicyFigures, StoreFigures, UsageFigures
 from gateway.policy import Policy
-from gateway.policyfile import MOST_LOGGED, Problem, first_of
+from gateway.policyfile import Problem, first_of
 from gateway.replicas import Replicas, Resolve, Watched
 from gateway.revocations import Revocations
 from gateway.serving import Serving
@@ -335,7 +335,7 @@ class Gateway:
         """Go on as before: the files as they stand now cannot be used, for these reasons."""
         state = self.policy_state
         self.policy_state = replace(state, problems=problems, refusals=state.refusals + 1)
-        for p in first_of(problems, MOST_LOGGED):
+        for p in first_of(problems):
             place = {"file": p.file, "line": p.line, "column": p.column}
             self._log.error("policy", state="invalid", policy=state.hash, message=p.message, **place)
             self._tell(str(p))

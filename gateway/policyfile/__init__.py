@@ -6,12 +6,11 @@ repeat secrets.
 
 from gateway.policyfile.compile import MOST_PROBLEMS, PolicyErrors, compile_policy
 from gateway.policyfile.deployments import LOCAL_MODEL_VARIABLE
-from gateway.policyfile.tree import MAX_BYTES, MOST_LOGGED, Problem, first_of
+from gateway.policyfile.tree import MAX_BYTES, Problem, first_of
 
 __all__ = [
     "LOCAL_MODEL_VARIABLE",
     "MAX_BYTES",
-    "MOST_LOGGED",
     "MOST_PROBLEMS",
     "PolicyErrors",
     "Problem",

@@ -61,12 +61,12 @@ class Problem:
         return f"{where}: {self.message}"
 
 
-def first_of(problems: Sequence[Problem], most: int) -> Sequence[Problem]:
-    """The first problems, and where there are more, one that says how many."""
-    more = len(problems) - most
+def first_of(problems: Sequence[Problem]) -> Sequence[Problem]:
+    """The first `MOST_LOGGED` problems, and where there are more, one that says how many."""
+    more = len(problems) - MOST_LOGGED
     if more <= 0:
         return problems
-    return (*problems[:most], Problem(problems[0].file, 0, 0, f"and {more:,} more things that are wrong"))
+    return (*problems[:MOST_LOGGED], Problem(problems[0].file, 0, 0, f"and {more:,} more things that are wrong"))
 
 
 Mark = Any  # of PyYAML, which has no types: where an event begins
