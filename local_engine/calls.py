@@ -363,4 +363,7 @@ def _as_call(text: str) -> tuple[str, str | None]:
     if not isinstance(found, dict) or not isinstance(found.get("name"), str):
         return "", None
     arguments = found.get("arguments", found.get("parameters"))
-    return found["name"], orjson.dumps(arguments).decode() if isinstance(arguments, dict) else None
+    try:
+        return found["name"], orjson.dumps(arguments).decode() if isinstance(arguments, dict) else None
+    except orjson.JSONEncodeError:  # nested deeper than orjson writes, though it reads it
+        return found["name"], None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from pydantic import (
@@ -25,6 +25,9 @@ from pydantic_core import PydanticCustomError
 MAX_TOOLS = 128
 NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 """Of a function, as OpenAI has it."""
+_CHOICES = ("none", "auto", "required")
+
+_V = TypeVar("_V")
 
 
 class Body(BaseModel):
@@ -130,7 +133,16 @@ def _object(value: object) -> object:
         parsed = None
     if not isinstance(parsed, dict):
         raise PydanticCustomError("arguments", "must be a JSON object, written as a string")
-    return parsed
+    return _shallow(parsed)
+
+
+def _shallow(value: _V) -> _V:
+    """The value, unless it is nested deeper than orjson writes (254), and templates and grammars follow."""
+    try:
+        orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        raise PydanticCustomError("nesting", "is nested too deeply") from None
+    return value
 
 
 class _CalledShape(Body):
@@ -193,13 +205,22 @@ class ToolShape(Body):
     @classmethod
     def _keep(cls, value: Any, check: ModelWrapValidatorHandler[ToolShape]) -> ToolShape:
         made = check(value)
-        made._as_written = value
+        made._as_written = _shallow(value)
         return made
 
     def parsed(self) -> Tool:
         # Without parameters a function takes none, as OpenAI has it.
         parameters = self.function.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
         return Tool(self.function.name, orjson.dumps(parameters).decode(), self._as_written)
+
+
+def _choice(value: object) -> object:
+    """A `tool_choice`, before it is told which: a message for each kind would say less."""
+    function = value.get("function") if isinstance(value, dict) and value.get("type") == "function" else None
+    named = isinstance(function, dict) and isinstance(function.get("name"), str)
+    if value not in (None, *_CHOICES) and not named:
+        raise PydanticCustomError("choice", "must be none, auto, required, or an object that names a function")
+    return value
 
 
 class _ChosenFunction(Body):
@@ -216,7 +237,7 @@ class ChatShape(Body):
 
     messages: Annotated[list[MessageShape], Field(min_length=1)]
     tools: Annotated[list[ToolShape], Field(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | _Chosen | None = None
+    tool_choice: Annotated[Literal["none", "auto", "required"] | _Chosen | None, BeforeValidator(_choice)] = None
     parallel_tool_calls: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

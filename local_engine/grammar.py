@@ -5,19 +5,32 @@ llguidance does the work (https://github.com/guidance-ai/llguidance).
 
 from __future__ import annotations
 
+import json
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import orjson
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from local_engine.errors import InvalidRequest
 
 GrammarKind = Literal["json_schema", "regex", "choice", "lark"]
 
 MAX_CHARACTERS = 256 * 1024
+
+STACK_BYTES = 512 * 2**20
+"""For compiling, which recurses as deep as definitions refer to each other: the deepest that MAX_CHARACTERS allow took
+115 MiB. Only what is used takes memory; an ordinary stack of 8 MiB overflowed, and with it the process ended."""
+
+_LIMITS = LLParserLimits(verbose_errors=False)
+"""llguidance's own, and no part of a grammar in its messages."""
+
+_NOTHING_FITS = "NoExtensionBias <non-verbose/>"
+"""llguidance's words where no token may come."""
+
 _ANY_OBJECT: dict[str, object] = {"type": "object"}
 _LONGEST_REASON = 300
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -44,15 +57,14 @@ class Wanted:
 
 
 class Grammar:
-    """A compiled grammar. Invariant: sound, so that a matcher of it starts."""
+    """A compiled grammar. Invariant: some token may come first."""
 
-    def __init__(self, tokenizer: LLTokenizer, compiled: str) -> None:
-        self._tokenizer = tokenizer
-        self._compiled = compiled
+    def __init__(self, beginning: LLMatcher) -> None:
+        self._beginning = beginning
 
     def matcher(self) -> Matcher:
-        """A matcher at the beginning of an answer."""
-        return Matcher(LLMatcher(self._tokenizer, self._compiled))
+        """A matcher at the beginning of an answer, in microseconds."""
+        return Matcher(self._beginning.deep_copy())
 
 
 class Matcher:
@@ -100,20 +112,41 @@ class Grammars:
     def __init__(self, tokenizer_json: str, vocabulary: int, end_tokens: frozenset[int]) -> None:
         """`vocabulary`: how many logits the model gives, which may be more than the tokenizer has tokens."""
         self._tokenizer = LLTokenizer(tokenizer_json, n_vocab=vocabulary, eos_token=sorted(end_tokens))
+        self._starting = threading.Lock()
 
     def compiled(self, wanted: Wanted) -> Grammar:
         """Raises InvalidRequest with llguidance's reason."""
         if len(wanted.text) > MAX_CHARACTERS:
             raise InvalidRequest(f"{wanted.param} is longer than {MAX_CHARACTERS} characters", param=wanted.param)
         try:
-            compiled = _source(wanted)
-            problem = LLMatcher.validate_grammar(compiled, self._tokenizer)
-        except ValueError as error:
+            beginning = self._beginning(_source(wanted))
+            problem = str(beginning.get_error()).replace(_NOTHING_FITS, "nothing fits it")
+        except (TypeError, ValueError) as error:  # the one where JSON is nested too deeply
             problem = str(error)
         if problem:
             reason = _without_words_of(wanted.text, " ".join(problem.split()))[:_LONGEST_REASON]
             raise InvalidRequest(f"{wanted.param} cannot be followed: {reason}", param=wanted.param)
-        return Grammar(self._tokenizer, compiled)
+        return Grammar(beginning)
+
+    def _beginning(self, source: str) -> LLMatcher:
+        """A matcher that knows what may come first, or is in error: the compiler's own, or since nothing may."""
+        made: list[LLMatcher] = []
+
+        def compile() -> None:
+            matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=_LIMITS)
+            if not matcher.is_error():
+                matcher.compute_bitmask()
+            made.append(matcher)
+
+        with self._starting:  # the size is the process's, for threads that start
+            before = threading.stack_size(STACK_BYTES)
+            try:
+                thread = threading.Thread(target=compile, name="grammar")
+                thread.start()
+            finally:
+                threading.stack_size(before)
+        thread.join()
+        return made[0]
 
 
 def compact(schema: str) -> str:
@@ -137,6 +170,6 @@ def _source(wanted: Wanted) -> str:
             return str(LLMatcher.grammar_from_regex(wanted.text))
         case "choice":
             choices = orjson.loads(wanted.text)
-            return str(LLMatcher.grammar_from_lark("start: " + " | ".join(orjson.dumps(c).decode() for c in choices)))
+            return str(LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, choices))))
         case "lark":
             return str(LLMatcher.grammar_from_lark(wanted.text))

@@ -133,7 +133,7 @@ class _Generation(Body):
     stop: Annotated[tuple[str, ...], BeforeValidator(_stop)] = ()
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: Annotated[tuple[tuple[int, float], ...], BeforeValidator(_biases)] = ()
@@ -315,7 +315,7 @@ def validated(form: type[_B], raw: dict[str, Any]) -> _B:
         parsed = form.model_validate(raw)
     except ValidationError as error:
         problems += [
-            (_place(found["loc"]), found["msg"])
+            (_place(found["loc"]), "must be an object" if found["type"] == "model_type" else found["msg"])
             for found in error.errors(include_url=False, include_input=False, include_context=False)
         ]
     if parsed is None or problems:
@@ -358,7 +358,7 @@ def _structure(body: _Generation) -> Wanted | None:
     """What the answer must look like, whoever's words ask for it."""
     if (asked := body.response_format) is not None:
         if asked.json_schema is not None:
-            return Wanted("json_schema", orjson.dumps(asked.json_schema.schema_).decode(), "response_format")
+            return Wanted("json_schema", _written(asked.json_schema.schema_, "response_format"), "response_format")
         return Wanted.json_object() if asked.type == "json_object" else None
     if (given := body.structured_outputs) is not None:
         forms = (given.json_, given.regex, given.choice, given.grammar)
@@ -369,8 +369,16 @@ def _structure(body: _Generation) -> Wanted | None:
     kinds: tuple[GrammarKind, ...] = ("json_schema", "regex", "choice", "lark")
     for kind, form, name in zip(kinds, forms, names, strict=True):
         if form is not None:
-            return Wanted(kind, form if isinstance(form, str) else orjson.dumps(form).decode(), name)
+            return Wanted(kind, form if isinstance(form, str) else _written(form, name), name)
     return None
+
+
+def _written(structure: object, name: str) -> str:
+    """As JSON. Raises InvalidRequest."""
+    try:
+        return orjson.dumps(structure).decode()
+    except orjson.JSONEncodeError:  # what orjson reads may be nested four times as deep
+        raise InvalidRequest(f"{name}: is nested too deeply", param=name) from None
 
 
 def _generation(

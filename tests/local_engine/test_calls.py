@@ -72,6 +72,8 @@ def read(family: Family, pieces: Iterable[str], *, parallel: bool = True) -> tup
 
 
 BERN = '{"city": "Bern \\" } ] </tool_call>", "days": [1, {"a": {}}]}'
+DEEP = '{"a":' * 300 + "{}" + "}" * 300
+"""Deeper than orjson writes, though it reads it."""
 CASES: list[tuple[Family, str, str, list[tuple[str, str]]]] = [
     (HERMES, "just text", "just text", []),
     (HERMES, "if a < b or <tool", "if a < b or <tool", []),
@@ -87,6 +89,8 @@ CASES: list[tuple[Family, str, str, list[tuple[str, str]]]] = [
     (HERMES, '<tool_call>{"arguments": {"a": 1}, "name": "nothing"}</tool_call>', "", [("nothing", '{"a":1}')]),
     (HERMES, '<tool_call>{"name": "other", "arguments": {}}</tool_call>',
      '<tool_call>{"name": "other", "arguments": {}}</tool_call>', []),
+    (HERMES, f'<tool_call>{{"arguments": {DEEP}, "name": "nothing"}}</tool_call>',
+     f'<tool_call>{{"arguments": {DEEP}, "name": "nothing"}}</tool_call>', []),
     (HERMES, "<tool_call>no object</tool_call> rest", "<tool_call>no object</tool_call> rest", []),
     (HERMES, '<tool_call>{"name": "weather", "arg', '<tool_call>{"name": "weather", "arg', []),
     (HERMES, '<tool_call>{"name": "weather", "arguments": {"ci', "", [("weather", '{"ci')]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import orjson
@@ -31,8 +32,12 @@ def called(arguments: str) -> dict[str, object]:
     return {"function": {"name": "f", "arguments": arguments}}
 
 
+def nested(depth: int) -> dict[str, Any]:
+    return {"a": nested(depth - 1)} if depth else {}
+
+
 def chat(**fields: Any) -> GenerationRequest:
-    return parse_chat(orjson.dumps({"messages": HELLO} | fields))
+    return parse_chat(json.dumps({"messages": HELLO} | fields).encode())
 
 
 def problem(**fields: Any) -> InvalidRequest:
@@ -158,6 +163,19 @@ def test_a_message_is_one_role_and_one_text(messages: list[object], parsed: tupl
         ),
         ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
         ({"guided_choice": []}, "guided_choice"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty"),  # a division by what is 0 in float32
+        ({"tool_choice": SECRET}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": SECRET}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": 4111}}}, "tool_choice"),
+        ({"guided_json": nested(300)}, "guided_json"),
+        ({"structured_outputs": {"json": nested(300)}}, "structured_outputs"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": nested(300)}}}, "response_format"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": nested(300)}}]}, "tools[0]"),
+        ({"tools": [TOOL | {"x": nested(300)}]}, "tools[0]"),  # which a template may show
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [CALL | called('{"a":' * 300 + "{}" + "}" * 300)]}]},
+            "messages[0].tool_calls[0].function.arguments",
+        ),
     ],
 )
 def test_a_wrong_field_is_named_and_its_value_is_not_repeated(fields: dict[str, Any], param: str) -> None:
@@ -284,6 +302,13 @@ def test_fields_that_nobody_defines_are_ignored_and_named(fields: dict[str, Any]
 def test_all_problems_are_reported_at_once() -> None:
     message = problem(suffix="x", temperature=9, max_tokens=0, messages=[{"role": "x", "content": 1}]).message
     assert message.count("; ") == 4
+
+
+@pytest.mark.parametrize(
+    "fields", [{"messages": ["x"]}, {"tools": [5]}, {"response_format": 5}, {"stream_options": []}]
+)
+def test_a_problem_is_told_without_names_of_our_own(fields: dict[str, Any]) -> None:
+    assert problem(**fields).message.endswith(": must be an object")
 
 
 def test_a_thousand_problems_make_a_short_answer() -> None:
