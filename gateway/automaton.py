@@ -43,11 +43,12 @@ class Automaton(Generic[T]):
         patterns = [*patterns, (_PROBE, patterns[0][1])]
         for pattern, _ in patterns:
             searched.Add(pattern)
-        self._meaning: Callable[[int], T] = [meaning for _, meaning in patterns].__getitem__
-        self._match: Callable[[bytes], list[int]] = searched._set.Match  # what `Match` of the wrapper calls
+        self.meanings = [meaning for _, meaning in patterns]
+        # Of a text, the numbers of the patterns that occur in it, in any order: what `Match` of the wrapper calls.
+        self.match: Callable[[bytes], list[int]] = searched._set.Match
         try:
             searched.Compile()
-            runs = bool(self._match(_PROBE.encode()))
+            runs = bool(self.match(_PROBE.encode()))
         except re2.error:
             runs = False
         if not runs:
@@ -55,7 +56,7 @@ class Automaton(Generic[T]):
 
     def fired(self, text: bytes) -> list[T]:
         """What stands for the patterns that occur in the text."""
-        return list(map(self._meaning, self._match(text)))
+        return [self.meanings[number] for number in self.match(text)]
 
 
 def searcher(pattern: str) -> Search:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from gateway.automaton import Automaton, Search, pattern_problem, searcher
-from gateway.detectors import DIGIT_KINDS, KINDS, ROWS, RUN, Numbers, Row
+from gateway.detectors import DIGIT_KINDS, FIRST_FREE_CLUE, KINDS, ROWS, RUN, Numbers, Row
 from gateway.detectors.base import Seen
 from gateway.fold import CHANGES, Aligned, encode, folded
 from gateway.types import UNSCANNABLE
@@ -27,6 +27,7 @@ WORK_OF_CANDIDATE = 16  # of a row; a group of digits is `WORK_OF_GROUP`
 _MOST_ROUNDS = 8
 
 _NOTHING: frozenset[str] = frozenset()
+_FOLD = FIRST_FREE_CLUE  # the clue that a text has to be folded
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +66,19 @@ class Scanner:
                 raise ValueError(f'pattern "{name}" {problem}')
         self.kinds = wanted
         rows = [row for row in ROWS if row.kind in wanted]
-        words: list[_Hint] = [(row.hint or row.pattern, _RowFinder(row)) for row in rows if not row.counts]
-        counts: list[_Hint] = [(row.hint or row.pattern, _RowFinder(row)) for row in rows if row.counts]
+        words = [_hint(row) for row in rows if not row.counts]
+        counts = [_hint(row) for row in rows if row.counts]
         self._numbers = Numbers(wanted & DIGIT_KINDS)
         if self._numbers.kinds:
-            words += self._numbers.words
-            counts += self._numbers.counts
-        own: list[_Hint] = [
-            (pattern, _RowFinder(Row(name, pattern))) for name, pattern in patterns.items() if name in wanted
-        ]
+            words += [(pattern, (clue, None)) for pattern, clue in self._numbers.words]
+            counts += [(pattern, (clue, None)) for pattern, clue in self._numbers.counts]
+        own = [_hint(Row(name, pattern)) for name, pattern in patterns.items() if name in wanted]
         # Words, what counts, and what nobody knows each have an automaton of their own: together they would have as
         # many states as there are combinations of theirs.
-        self._words = Automaton([*words, (CHANGES, None)])
-        self._others = [Automaton(hints) for hints in (counts, own) if hints]
+        finders = (finder for _, (_, finder) in (*words, *counts, *own) if finder is not None)
+        self._order = {finder: number for number, finder in enumerate(finders)}
+        automata = [Automaton(hints) for hints in ([*words, (CHANGES, (_FOLD, None))], counts, own) if hints]
+        self._automata = [(automaton.match, automaton.meanings) for automaton in automata]
 
     def scan(self, texts: Sequence[str]) -> frozenset[str]:
         """The kinds that occur in the texts, which are read as one, a line each: what is split over two is found.
@@ -86,31 +87,39 @@ class Scanner:
         """
         joined = "\n".join(texts)
         text = encode(joined)
-        fired = self._words.fired(text)
-        if None in fired:
+        clues, finders = self._hints(text, _FOLD)
+        if clues & _FOLD:
             text = encode(folded(joined))
-            fired = self._words.fired(text)
-        for automaton in self._others:
-            fired += automaton.fired(text)
-        if not fired:
+            clues, finders = self._hints(text, 0)
+        if not finders and not clues & RUN:
             return _NOTHING
-        seen = Seen(MOST_WORK, every=False)
+        seen = Seen(MOST_WORK, clues)
         try:
-            self._look(text, fired, seen)
+            self._look(text, finders, seen)
         except Exception:  # noqa: BLE001 - whatever a check failed of, what was not looked at may be anything
-            kinds = {one.kind for one in fired if isinstance(one, _RowFinder)}
-            return frozenset({UNSCANNABLE, *kinds, *(self._numbers.kinds if RUN in fired else ())})
+            kinds = {one.kind for one in finders}
+            return frozenset({UNSCANNABLE, *kinds, *(self._numbers.kinds if clues & RUN else ())})
         return frozenset(seen.kinds) if seen.kinds else _NOTHING
 
-    def _look(self, text: bytes, fired: Sequence[_Meaning], seen: Seen) -> None:
-        """Note what the detectors find whose hints fired: numbers of digits alone after what may claim these. Raises
-        `OutOfWorkError`."""
-        for meaning in fired:
-            if isinstance(meaning, int):
-                seen.clues |= meaning
-            elif meaning is not None:
-                meaning.find(text, seen)
-        if seen.clues:
+    def _hints(self, text: bytes, last: int) -> tuple[int, list[_RowFinder]]:
+        """The clues, and the detectors whose hints fired: not all of them where there is the clue `last`."""
+        clues = 0
+        finders: list[_RowFinder] = []
+        for match, meanings in self._automata:
+            for number in match(text):
+                clue, finder = meanings[number]
+                clues |= clue
+                if finder is not None:
+                    finders.append(finder)
+            if clues & last:
+                break
+        return clues, finders
+
+    def _look(self, text: bytes, finders: Iterable[_RowFinder], seen: Seen) -> None:
+        """Note what the detectors find: numbers of digits alone after what may claim these. Raises `OutOfWorkError`."""
+        for finder in finders:
+            finder.find(text, seen)
+        if seen.clues & RUN:
             self._numbers.find(text, seen)
 
     def spans(self, text: str) -> tuple[Span, ...] | None:
@@ -134,11 +143,10 @@ class Scanner:
     def _occurrences(self, text: str) -> list[Span]:
         """What is found at first sight, in any order."""
         aligned = Aligned.of(text)
-        fired = self._words.fired(aligned.text)
-        for automaton in self._others:
-            fired += automaton.fired(aligned.text)
-        seen = Seen(MOST_WORK, every=True)
-        self._look(aligned.text, fired, seen)
+        clues, finders = self._hints(aligned.text, 0)
+        seen = Seen(MOST_WORK, clues, every=True)
+        # In a fixed order, so that what several kinds claim is always called by the same one.
+        self._look(aligned.text, sorted(finders, key=self._order.__getitem__), seen)
         return [Span(kind, aligned.starts[start], aligned.ends[end - 1]) for kind, start, end in seen.found]
 
 
@@ -178,8 +186,12 @@ class _RowFinder:
             position = max(place[1], end)
 
 
-_Meaning = _RowFinder | int | None  # a number is a clue for numbers, and None says that the text has to be folded
-_Hint = tuple[str, _Meaning]
+# A pattern; a clue or none, and what looks closer or nothing.
+_Hint = tuple[str, tuple[int, _RowFinder | None]]
+
+
+def _hint(row: Row) -> _Hint:
+    return row.hint or row.pattern, (0, _RowFinder(row))
 
 
 def _united(spans: Iterable[Span]) -> list[Span]:

@@ -6,9 +6,10 @@ Refuses to run the patterns (`labels.py` does), and any text that is not folded 
 
 from gateway.detectors import accounts, credentials, documents, passwords, people
 from gateway.detectors.base import Place, Row
-from gateway.detectors.numbers import DIGIT_KINDS, RUN, Numbers
+from gateway.detectors.numbers import DIGIT_KINDS, FIRST_FREE_CLUE, RUN, Numbers
 
-ROWS: tuple[Row, ...] = (*people.ROWS, *accounts.ROWS, *documents.ROWS, *credentials.ROWS, *passwords.ROWS)
+# What several of them find at the same place has the name of the first.
+ROWS: tuple[Row, ...] = (*people.ROWS, *accounts.ROWS, *documents.ROWS, *passwords.ROWS, *credentials.ROWS)
 KINDS: frozenset[str] = DIGIT_KINDS | {row.kind for row in ROWS}
 
-__all__ = ["DIGIT_KINDS", "KINDS", "ROWS", "RUN", "Numbers", "Place", "Row"]
+__all__ = ["DIGIT_KINDS", "FIRST_FREE_CLUE", "KINDS", "ROWS", "RUN", "Numbers", "Place", "Row"]

@@ -46,8 +46,8 @@ class Seen:
 
     __slots__ = ("_left", "all", "claimed", "clues", "found", "kinds")
 
-    def __init__(self, work: int, *, every: bool) -> None:
-        self.clues = 0
+    def __init__(self, work: int, clues: int = 0, every: bool = False) -> None:
+        self.clues = clues
         self.all = every
         self.found: list[Found] = []
         self.kinds: set[str] = set()

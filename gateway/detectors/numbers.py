@@ -31,7 +31,7 @@ from gateway.detectors.digits import (
 DIGIT_KINDS = frozenset(("credit_card", "us_ssn", "national_id", "phone"))
 # Clues that an automaton gives, each a bit: a run of digits; groups that by their sizes may be a number with a check
 # digit, and such that may be a phone number; and words, each for the kind whose numbers need it.
-RUN, LIKELY, PHONE, PHONE_WORD, SOCIAL_WORD, IDENTITY_WORD = (1 << bit for bit in range(6))
+RUN, LIKELY, PHONE, PHONE_WORD, SOCIAL_WORD, IDENTITY_WORD, FIRST_FREE_CLUE = (1 << bit for bit in range(7))
 _WORDS = {
     "phone": (f"(?i){words.PHONE.pattern}", PHONE_WORD),
     "us_ssn": (f"(?i){words.SSN.pattern}", SOCIAL_WORD),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from base64 import urlsafe_b64encode
 
@@ -10,9 +11,12 @@ import re2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.automaton import occurs
+from gateway.detectors import ROWS
 from gateway.detectors.accounts import is_iban
-from gateway.detectors.base import Seen
+from gateway.detectors.base import Row, Seen
 from gateway.detectors.cards import is_card
+from gateway.detectors.credentials import token
 from gateway.detectors.numbers import (
     DIGIT_KINDS,
     IDENTITY_WORD,
@@ -479,10 +483,27 @@ GROUPS = st.lists(
 def test_numbers_are_found_without_looking_where_no_hint_is(pieces: list[str]) -> None:
     """What the automaton does not point at holds none: looking at every run of digits finds no more than a scan."""
     text = "".join(pieces)
-    seen = Seen(MOST_WORK, every=False)
-    seen.clues = RUN | LIKELY | PHONE | PHONE_WORD | SOCIAL_WORD | IDENTITY_WORD
+    seen = Seen(MOST_WORK, RUN | LIKELY | PHONE | PHONE_WORD | SOCIAL_WORD | IDENTITY_WORD)
     Numbers(DIGIT_KINDS).find(text.encode(), seen)
     assert seen.kinds == DIGITS_ALONE.scan([text])
+
+
+KEYS = [row for row in ROWS if row.check is token]
+
+
+@pytest.mark.parametrize("row", KEYS, ids=lambda row: row.hint)
+@settings(deadline=None, max_examples=25)
+@given(st.data())
+def test_the_hint_of_a_provider_fires_for_its_keys(row: Row, data: st.DataObject) -> None:
+    key = data.draw(st.from_regex(re.compile(row.pattern, re.ASCII), fullmatch=True))
+    assert occurs(row.hint or row.pattern)(key.encode())
+
+
+@pytest.mark.parametrize("text", ["token=" + JWT, "https://jo:Anchor!Orange29@git.example/org/repo.git"])
+def test_what_several_kinds_claim_is_always_called_by_the_same_one(text: str) -> None:
+    """Whatever else there is in the text, and in whatever order."""
+    names = {span.kind for around in ("{}", "{} -----", "key: {}") for span in SCANNER.spans(around.format(text)) or ()}
+    assert len(names) == 1
 
 
 @settings(deadline=None)
