@@ -77,7 +77,9 @@ def _asked(batch: Batch, open_one: Callable[[str], Generation | None]) -> tuple[
         if chunk.samples and (generation := open_one(chunk.sequence.id)):
             try:
                 asked.append(_Asked(chunk, first, generation.picks(chunk.guesses)))
-            except ValueError:
+            except BaseException as error:  # noqa: BLE001 - ends this request only, a panic of a library in Rust too
+                if not isinstance(error, ValueError):  # which says that it can be followed no further
+                    log_error("a grammar", error)
                 chosen[chunk.sequence.id] = [Choice(None, problem="the grammar of this answer failed")]
     return asked, chosen
 
@@ -119,12 +121,36 @@ def _with_likelihoods(
     runner: Runner, logits: Any, asked: Sequence[_Asked], chosen: Chosen, told: Sequence[tuple[int, Pick, int]]
 ) -> Chosen:
     rows, picks, tokens = zip(*told, strict=True)
-    found = dict(
-        zip(rows, runner.likelihoods(logits, rows, tokens, [pick.params.logprobs for pick in picks]), strict=True)
-    )
+    tops = [pick.params.logprobs or 0 for pick in picks]
+    found = dict(zip(rows, _likelihoods(runner, logits, rows, tokens, tops), strict=True))
     for each in asked:
         id = each.chunk.sequence.id
         chosen[id] = [
-            Choice(choice.token, found.get(each.first_row + index)) for index, choice in enumerate(chosen[id])
+            _with_likelihood(choice, found, each.first_row + index) for index, choice in enumerate(chosen[id])
         ]
     return chosen
+
+
+def _with_likelihood(choice: Choice, found: dict[int, Likelihood | None], row: int) -> Choice:
+    if row not in found:
+        return choice
+    likelihood = found[row]
+    if likelihood is None:
+        return Choice(None, problem="the likelihoods of this answer's tokens failed")
+    return Choice(choice.token, likelihood)
+
+
+def _likelihoods(
+    runner: Runner, logits: Any, rows: Sequence[int], tokens: Sequence[int], tops: Sequence[int]
+) -> list[Likelihood | None]:
+    """Of each row; None where they fail."""
+    try:
+        return list(runner.likelihoods(logits, rows, tokens, tops))
+    except (DeviceLost, OutOfMemory):
+        raise
+    except Exception as error:  # noqa: BLE001 - one row's fault must not end the others
+        log_error("likelihoods" + (", repeated one by one" if len(rows) > 1 else ""), error)
+        if len(rows) == 1:
+            return [None]
+        each = zip(rows, tokens, tops, strict=True)
+        return [one for row, token, top in each for one in _likelihoods(runner, logits, [row], [token], [top])]

@@ -250,7 +250,7 @@ class Engine:
             return
         try:
             self._step_until_stopped(self._model, self._scheduler)
-        except Exception as error:  # noqa: BLE001 - a defect outside any batch: say so instead of hanging everyone
+        except BaseException as error:  # noqa: BLE001 - a defect outside any batch: say so instead of hanging everyone
             log_error("the engine's loop", error)
             self._failure = LoadError(f"the engine stopped on {type(error).__name__}; restart it and see the log")
             self._state = State.FAILED

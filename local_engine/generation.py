@@ -100,7 +100,7 @@ def advance(generation: Generation, choice: Choice) -> Delta:
             text += generation.text.flush()
             # The rest that was held back may complete a stop string.
             reason = FinishReason.STOP if generation.text.stopped else reason
-    except Exception as error:  # noqa: BLE001 - ends this request only
+    except BaseException as error:  # noqa: BLE001 - ends this request only, a panic of a library in Rust too
         log_error("decoding", error)
         return failed(generation, "the answer's tokens could not be decoded")
     if choice.likelihood is not None and token not in sequence.end_tokens:
@@ -117,7 +117,7 @@ def failed(generation: Generation, message: str) -> Delta:
     return Delta("", generation.sequence.generated, FinishReason.ERROR, GenerationFailed(message))
 
 
-def log_error(where: str, error: Exception) -> None:
+def log_error(where: str, error: BaseException) -> None:
     """Kind and place only: a message may quote what a caller sent."""
     frames = "; ".join(
         f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)

@@ -19,6 +19,15 @@ from local_engine.calls import Family, fitting_id
 from local_engine.conversation import Conversation
 from local_engine.errors import InvalidRequest
 
+NO_CHARACTER = "\ufffd"
+"""What bytes are shown as that are none."""
+
+CHARACTER_TOKENS = 3
+"""Tokens that a character can lack its end with, in UTF-8."""
+
+MOST_HELD = 16
+"""Tokens without a text, after which they are let go."""
+
 PROMPT_TAIL = 8
 """Prompt tokens that the decoder sees first, so that a leading space of the answer is kept where it belongs."""
 
@@ -70,6 +79,7 @@ class Text:
         # A tokenizer of its own, because this is a setting of the object and threads share it.
         self._plain = Tokenizer.from_str(tokenizer.to_str())
         self._plain.encode_special_tokens = True
+        self._anchor = tuple(_ids(tokenizer, "a"))
         self.chat_template = chat_template
         self.bos_token = bos_token
         self.eos_token = eos_token
@@ -165,7 +175,7 @@ class Text:
     def decoder(self, prompt: Sequence[int], stop: Sequence[str], shown: frozenset[str] = frozenset()) -> AnswerText:
         """The text of an answer to this prompt, token by token, with those special tokens that are `shown`."""
         tokens = {self._special[content]: content for content in shown if content in self._special}
-        return AnswerText(self._tokenizer, prompt[-PROMPT_TAIL:], stop, tokens)
+        return AnswerText(self._tokenizer, prompt[-PROMPT_TAIL:], stop, tokens, self._anchor)
 
     def tokenizer_json(self) -> str:
         """The tokenizer as tokenizer.json."""
@@ -184,12 +194,17 @@ class AnswerText:
         prompt_tail: Sequence[int],
         stop: Sequence[str],
         shown: Mapping[int, str] | None = None,
+        anchor: Sequence[int] = (),
     ) -> None:
-        """`shown`: special tokens that are not left out, each with what it shows."""
+        """`shown`: special tokens that are not left out, each with what it shows. `anchor`: tokens of a letter, behind
+        which a text may begin anew without the loss of a space."""
         self._tokenizer = tokenizer
         self._shown = shown or {}
-        self._stream = DecodeStream(ids=list(prompt_tail), skip_special_tokens=True)
-        self._undecoded: list[int] = []
+        self._anchor = list(anchor)
+        # A stream that begins within a character would say it again.
+        within = self._decoded(prompt_tail).endswith(NO_CHARACTER)
+        self._stream = DecodeStream(ids=self._anchor if within else list(prompt_tail), skip_special_tokens=True)
+        self._held: list[int] = []
         self._stop = StopStrings(stop)
 
     @property
@@ -200,24 +215,60 @@ class AnswerText:
     def add(self, token: int) -> str:
         """Text that may be shown now, after one more token."""
         if (mark := self._shown.get(token)) is not None:
-            rest = self._decoded_rest()
-            self._stream = DecodeStream(ids=[], skip_special_tokens=True)
+            rest = self._decoded_anew()
+            self._restart()
             return self._stop.add(rest + mark)
-        self._undecoded.append(token)
-        text = self._stream.step(self._tokenizer, token)
-        if text is None:
+        self._held.append(token)
+        try:
+            text = self._stream.step(self._tokenizer, token)
+        except Exception:  # noqa: BLE001 - tokenizers raises no other where these bytes unmake characters that were shown
+            text = self._decoded_anew()
+            self._restart()
+        if text is None and len(self._held) < MOST_HELD:
             return ""
-        self._undecoded.clear()
+        if text is None:
+            text = self._let_go()
+        else:
+            self._held.clear()
         return self._stop.add(text)
 
     def flush(self) -> str:
         """What was held back, once no more tokens come. A cut character becomes U+FFFD, as in any decode."""
-        return self._stop.add(self._decoded_rest()) + self._stop.flush()
+        rest = self._decoded_anew()
+        self._held.clear()
+        return self._stop.add(rest) + self._stop.flush()
 
-    def _decoded_rest(self) -> str:
-        rest = self._tokenizer.decode(self._undecoded, skip_special_tokens=True) if self._undecoded else ""
-        self._undecoded.clear()
-        return str(rest)
+    def _let_go(self) -> str:
+        """The text of the held tokens, which show nothing or are no characters, but for the last ones, which may begin
+        one. They would be decoded again with each token that comes."""
+        whole, held = self._decoded_anew(), self._held
+        for kept in range(CHARACTER_TOKENS, len(held)):
+            certain = self._decoded(held[:-kept])
+            if certain + self._decoded(held[-kept:]) == whole:
+                break
+        return certain + self._restart(held[-kept:])
+
+    def _restart(self, tokens: Sequence[int] = ()) -> str:
+        """Decode afresh from these tokens on: their text, as far as it is certain."""
+        self._held = []
+        self._stream = DecodeStream(ids=self._anchor, skip_special_tokens=True)
+        said = ""
+        for token in tokens:
+            self._held.append(token)
+            if text := self._stream.step(self._tokenizer, token):
+                said += text
+                self._held.clear()
+        return said
+
+    def _decoded_anew(self) -> str:
+        """The held tokens' text, with the space that it may begin with."""
+        if not self._held:
+            return ""
+        before = self._decoded(self._anchor)
+        return self._decoded([*self._anchor, *self._held]).removeprefix(before)
+
+    def _decoded(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True)) if tokens else ""
 
 
 class StopStrings:
@@ -284,7 +335,8 @@ def _ids(tokenizer: Tokenizer, text: str, *, special_tokens: bool = False) -> li
 
 def _pattern(token: AddedToken) -> str:
     """What the tokenizer takes for this token: some swallow the white space beside them."""
-    return (r"\s*" if token.lstrip else "") + re.escape(token.content) + (r"\s*" if token.rstrip else "")
+    # Only where white space begins: else each of a thousand spaces would be tried as a beginning of all that follow.
+    return (r"(?:(?<!\s)\s+)?" if token.lstrip else "") + re.escape(token.content) + (r"\s*" if token.rstrip else "")
 
 
 def _unused_character(texts: Iterable[str]) -> str:

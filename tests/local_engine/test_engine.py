@@ -6,12 +6,14 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
 from local_engine.config import Limits
 from local_engine.engine import Engine, Job, Model
 from local_engine.errors import DeviceLost, EngineError, LoadError, NotReady, OutOfMemory, Overloaded
+from local_engine.grammar import Grammar, Matcher
 from local_engine.output import Delta, Output
 from local_engine.report import Report, State
 from local_engine.scheduler import Batch
@@ -227,6 +229,94 @@ def test_one_requests_error_ends_that_request_only(text: Text, bad: int) -> None
     assert (good[-1].finish, fine[-1].finish) == (FinishReason.LENGTH, FinishReason.LENGTH)
     assert bad_one[-1].finish is FinishReason.ERROR
     assert bad_one[-1].error is not None
+
+
+class Panic(BaseException):
+    """As a library in Rust raises it: no Exception."""
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, Panic])
+@pytest.mark.parametrize("where", ["allowed", "add"])
+def test_a_grammar_that_fails_ends_its_request_only(text: Text, error: type[BaseException], where: str) -> None:
+    class Failing(Matcher):
+        def __init__(self) -> None:
+            pass
+
+        complete = False
+
+        def allowed(self) -> bytes:
+            self._or_fail("allowed")
+            return bytes([255] * 40)
+
+        def allowed_along(self, tokens: Sequence[int]) -> list[bytes]:
+            return [self.allowed()] * (len(tokens) + 1)
+
+        def add(self, token: int) -> None:
+            self._or_fail("add")
+
+        def _or_fail(self, at: str) -> None:
+            if at == where:
+                raise error("of a secret")
+
+    class FailingGrammar(Grammar):
+        def __init__(self) -> None:
+            pass
+
+        def matcher(self) -> Matcher:
+            return Failing()
+
+    async def run() -> list[list[Delta]]:
+        async with started(lambda: model(text, CountingRunner())) as engine:
+            bad = replace(job("bad", 40), grammar=FailingGrammar())
+            outputs = [engine.add(each) for each in (job("good", 40), bad, job("fine", 50))]
+            async with asyncio.timeout(30):
+                return list(await asyncio.gather(*map(drained, outputs)))
+
+    good, bad, fine = asyncio.run(run())
+    assert (good[-1].finish, fine[-1].finish) == (FinishReason.LENGTH, FinishReason.LENGTH)
+    assert bad[-1].error is not None
+    assert "secret" not in bad[-1].error.message
+
+
+def test_likelihoods_that_fail_end_the_request_that_asked_for_them(text: Text) -> None:
+    class Unlikely(CountingRunner):
+        def likelihoods(
+            self, logits: list[int], rows: Sequence[int], tokens: Sequence[int], tops: Sequence[int]
+        ) -> list[Likelihood]:
+            if 5 in tops:
+                raise RuntimeError("no such row")
+            return super().likelihoods(logits, rows, tokens, tops)
+
+    async def run() -> list[list[Delta]]:
+        async with started(lambda: model(text, Unlikely())) as engine:
+            asked = [
+                job("plain"),
+                *(
+                    replace(each, params=replace(each.params, logprobs=top))
+                    for each, top in ((job("good"), 2), (job("bad"), 5))
+                ),
+            ]
+            return list(await asyncio.gather(*map(drained, [engine.add(each) for each in asked])))
+
+    plain, good, bad = asyncio.run(run())
+    assert (plain[-1].finish, good[-1].finish) == (FinishReason.LENGTH, FinishReason.LENGTH)
+    assert all(delta.likelihoods for delta in good)
+    assert bad[-1].error is not None
+
+
+def test_a_panic_outside_any_request_leaves_nobody_waiting(text: Text) -> None:
+    class Panicking(CountingRunner):
+        def forward(self, batch: Batch) -> list[int]:
+            raise Panic
+
+    async def run() -> list[Delta]:
+        async with started(lambda: model(text, Panicking())) as engine:
+            async with asyncio.timeout(30):
+                deltas = await drained(engine.add(job("a")))
+            assert engine.state is State.FAILED
+            return deltas
+
+    assert asyncio.run(run())[-1].error is not None
 
 
 def test_a_defect_while_a_step_is_booked_leaves_nobody_without_an_end(text: Text) -> None:

@@ -10,7 +10,7 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from local_engine.calls import HERMES, MISTRAL
 from local_engine.conversation import Call, Conversation, Message, Tool
@@ -64,7 +64,7 @@ def test_what_is_shown_never_depends_on_where_pieces_are_cut(pieces: list[str], 
 @given(data=st.data())
 def test_pieces_add_up_to_the_decoded_whole(tokenizer: Tokenizer, data: st.DataObject) -> None:
     """Whatever the tokens, incomplete UTF-8 included."""
-    tokens = data.draw(st.lists(st.integers(4, 319), max_size=40))
+    tokens = data.draw(st.lists(st.integers(4, 319), max_size=120))
     answer = AnswerText(tokenizer, [], [])
     pieces = [answer.add(token) for token in tokens]
     assert "".join(pieces) + answer.flush() == tokenizer.decode(tokens)
@@ -76,6 +76,71 @@ def test_a_character_is_shown_when_its_last_byte_has_come(tokenizer: Tokenizer, 
     pieces = [answer.add(token) for token in tokenizer.encode(words).ids]
     assert "".join(pieces) == words
     assert not any("\ufffd" in piece for piece in pieces)
+
+
+def byte_fallback() -> Tokenizer:
+    """As Llama 2 and Mistral have it: words begin with ▁, what is no word is bytes, and a text's first space goes."""
+    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdefghijklmnopqrstuvwxyz", "▁fox", "▁the", "é"]
+    made = Tokenizer(
+        models.BPE(vocab={word: id for id, word in enumerate(words)}, merges=[], unk_token="<unk>", byte_fallback=True)
+    )
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    made.add_special_tokens(["<unk>"])
+    return made
+
+
+def told(text: Text, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+    answer = text.decoder(prompt, [])
+    return "".join(map(answer.add, tokens)) + answer.flush()
+
+
+BYTE_FALLBACK = byte_fallback()
+LETTERS = [257, 258, 265, 283, 284]
+"""▁, a, h, ▁fox and ▁the: tokens that are no bytes."""
+
+
+@settings(max_examples=300)
+@given(st.lists(st.integers(129, 256) | st.sampled_from(LETTERS), max_size=40))
+def test_bytes_that_are_no_character_end_no_answer(tokens: list[int]) -> None:
+    """One that is none makes those before it none, too, when all are decoded at once; what was shown stays."""
+    plain = Text(BYTE_FALLBACK, lambda _: "", chat_template="", bos_token=None, eos_token=None, eos_token_id=None)
+    shown = told(plain, [258], tokens)
+    words = [str(BYTE_FALLBACK.id_to_token(token)).replace("▁", " ") for token in tokens if token in LETTERS]
+    assert "".join(filter(str.isascii, shown)) == "".join(words)
+    assert len(shown) <= sum(map(len, words)) + len(tokens)
+
+
+@pytest.mark.parametrize("words", ["the fox", " the", "日本語 fox 🙂", "a\nfox"])
+def test_words_and_bytes_are_shown_as_they_were_written(words: str) -> None:
+    plain = Text(BYTE_FALLBACK, lambda _: "", chat_template="", bos_token=None, eos_token=None, eos_token_id=None)
+    assert told(plain, [], plain.encode(words)) == words
+
+
+def test_a_prompt_that_ends_within_a_character_is_not_said_again(text: Text) -> None:
+    first, *rest = text.encode("é")
+    fox = text.encode("fox")
+    assert told(text, [*fox, first], fox) == "fox"
+    assert told(text, [*fox, first], [*rest, *fox]).endswith("fox")
+    assert "fox" not in told(text, [*fox, first], rest)
+
+
+@pytest.mark.parametrize("kind", ["a character's beginning", "special"])
+def test_tokens_that_show_nothing_cost_no_more_the_more_there_are(text: Text, kind: str) -> None:
+    """An answer of end tokens, say, which `ignore_eos` and `logit_bias` can make."""
+    token = 0 if kind == "special" else text.encode("é")[0]
+
+    def seconds(count: int) -> float:
+        started = time.thread_time()
+        shown = told(text, [], [token] * count)
+        assert set(shown) <= {"\ufffd"}
+        assert len(shown) == (0 if kind == "special" else count)
+        return time.thread_time() - started
+
+    seconds(100)
+    assert seconds(8_000) < 40 * seconds(800)
 
 
 def test_a_stop_string_is_found_across_tokens(text: Text) -> None:
@@ -139,6 +204,44 @@ def test_a_long_text_is_encoded_while_other_threads_go_on(text: Text, content: s
             looks += 1
         assert len(encoded.result()) > 50_000
     assert looks > 20
+
+
+def stripping(text: Text) -> Text:
+    """With a special token that takes the white space beside it along."""
+    tokenizer = Tokenizer.from_str(text.tokenizer_json())
+    tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True, rstrip=True, special=True)])
+    return Text(
+        tokenizer,
+        lambda shown: "".join(f"<|user|>{m['content']} <mask> " for m in shown.messages),
+        chat_template="",
+        bos_token=None,
+        eos_token=None,
+        eos_token_id=None,
+    )
+
+
+@pytest.mark.parametrize(
+    "content", ["a  <mask>  b", "<mask>   <mask>", " <mask>", "<mask> ", "a<mask>b  <|end|>  <mask>"]
+)
+def test_white_space_beside_a_special_token_is_the_templates_or_the_callers(text: Text, content: str) -> None:
+    with_mask = stripping(text)
+    (mask,) = with_mask.encode("<mask>")
+    tokens = with_mask.encode_chat(chat(("user", content)))
+    assert (tokens.count(mask), tokens[-1]) == (1, mask)
+    assert "".join(map(with_mask.piece, tokens[1:-1])) == content
+
+
+def test_a_long_run_of_spaces_is_looked_through_once(text: Text) -> None:
+    with_mask = stripping(text)
+
+    def seconds(count: int) -> float:
+        conversation = chat(("user", "a" + " " * count + "a"))
+        started = time.thread_time()
+        with_mask.encode_chat(conversation)
+        return time.thread_time() - started
+
+    seconds(100)
+    assert seconds(20_000) < 50 * seconds(2_000)
 
 
 def test_a_raw_prompt_may_hold_special_tokens(text: Text) -> None:
