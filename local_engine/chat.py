@@ -107,8 +107,9 @@ class _Conversation:
 
     async def _answer(self, turns: list[dict[str, str]]) -> str:
         model, wish = self._engine.model, self._wish
-        body = {"messages": turns, "temperature": wish.temperature, "seed": wish.seed}
-        wanted = parse_chat(orjson.dumps(body))
+        # Bytes that are no text come as halves of characters, which no JSON holds.
+        said = [{name: text.encode(errors="replace").decode() for name, text in turn.items()} for turn in turns]
+        wanted = parse_chat(orjson.dumps({"messages": said, "temperature": wish.temperature, "seed": wish.seed}))
         prompt = encode(model.text, wanted)
         self._answers += 1
         started, first = time.perf_counter(), None

@@ -178,7 +178,9 @@ def chat(
     system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.", min=0, max=2)] = 0.7,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 512,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same answers.", min=-(2**63), max=2**64 - 1)
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     quantization: Annotated[str, typer.Option(help="none, fp16, bf16, int8, or int4.")] = "none",
     threads: Annotated[int, typer.Option(help="CPU threads of a forward.")] = 1,
@@ -220,6 +222,7 @@ def calibrate(
 
     Give it the flags that the engine is served with, and let nothing else run beside it: it measures what it gets.
     """
+    _writable(out)
     try:
         settings = Settings(
             model=model,
@@ -246,11 +249,7 @@ def calibrate(
     if out is None:
         typer.echo(text, nl=False)
         return
-    try:
-        Path(out).write_text(text)
-    except OSError as error:
-        _say(f"error: cannot write {out} ({error.strerror})")
-        raise typer.Exit(2) from None
+    Path(out).write_text(text)
 
 
 @app.command()
@@ -286,8 +285,11 @@ def bench(
     from local_engine.bench.program import BenchError  # noqa: PLC0415 - as above
     from local_engine.bench.rounds import Plan  # noqa: PLC0415 - as above
 
+    _writable(out)
     try:
         plan = Plan(streams=tuple(map(int, streams.split(","))), rounds=rounds, new_tokens=tokens)
+        if min(plan.streams) < 1:
+            raise ValueError
         wanted = command.wanted_of(shape, precisions, peers, plan, work.resolve(), device, shared=shared)
         if prepare:
             raise typer.Exit(1 if command.prepared(wanted, _say)[1] else 0)
@@ -298,7 +300,7 @@ def bench(
         if out is not None:
             out.write_bytes(command.document(found))
     except ValueError:
-        _say("error: --streams must be whole numbers with commas between them")
+        _say("error: --streams must be whole numbers from 1 on, with commas between them")
         raise typer.Exit(2) from None
     except (BenchError, LoadError, OSError) as error:
         _say(f"error: {error}")
@@ -350,6 +352,16 @@ def perplexity(
 
     found = measuring.measure(cases)
     typer.echo(f"{found[0].tokens} tokens of answers to held-out questions\n\n{measuring.table(found)}")
+
+
+def _writable(out: str | Path | None) -> None:
+    """Exit unless the file can be written: before what takes long, whose result would be lost."""
+    try:
+        if out is not None:
+            Path(out).open("a").close()
+    except OSError as error:
+        _say(f"error: cannot write {out} ({error.strerror})")
+        raise typer.Exit(2) from None
 
 
 def _token() -> str | None:

@@ -6,6 +6,7 @@ Pure: reads no environment and no files; the command line hands the values in.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from local_engine.errors import ConfigError
 from local_engine.source import DEMO
@@ -113,8 +114,8 @@ class Settings:
             problems.append("--embedding-model has the name of --model: give one of them another served name")
         if self.embedding_model is None and self.embedding_served_name is not None:
             problems.append("--embedding-served-name needs --embedding-model")
-        if self.drain_seconds < 0:
-            problems.append("--drain-seconds must not be negative")
+        if not 0 <= self.drain_seconds < inf:
+            problems.append("--drain-seconds must be a number of seconds, not negative")
         return problems
 
 

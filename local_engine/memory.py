@@ -21,6 +21,7 @@ from local_engine.linear import copied_bytes
 from local_engine.loading import (
     CPU_CACHE_SHARE,
     CUDA_CACHE_SHARE,
+    WAY_OUT,
     check_architecture,
     dtype_of,
     free_bytes,
@@ -110,6 +111,16 @@ def inspect(settings: Settings) -> Inspection:
             f"{settings.model} is quantized already: its weights take what its *.safetensors take on disk; "
             "name the checkpoint that it was made from"
         )
+    try:
+        return _measured(config, settings)
+    except (AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise LoadError(
+            f"{settings.model} has a configuration that cannot be measured ({type(error).__name__}), so it will hardly "
+            f"be served here: {WAY_OUT}"
+        ) from error
+
+
+def _measured(config: Any, settings: Settings) -> Inspection:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])

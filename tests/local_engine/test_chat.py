@@ -72,6 +72,13 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on() -> None:
     assert len(typed.shown) < 10_000
 
 
+def test_bytes_that_are_no_text_are_asked_as_what_they_are_shown_as() -> None:
+    """As Python reads them from a terminal or an argument: halves of characters, which no JSON holds."""
+    typed = Typed("a\udcff", "a")
+    assert typed.talk(system="\udc80", question=None) == 0
+    assert typed.shown.endswith("bcd\n")
+
+
 def test_a_failed_question_is_left_out_of_the_next_one() -> None:
     typed = Typed("a" * 100_001, "a")
     assert typed.talk() == 0

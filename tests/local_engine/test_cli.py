@@ -23,6 +23,24 @@ def test_help_explains_every_setting_and_shows_a_first_request() -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        (["calibrate", "--out", "/nowhere/engine.json"], "cannot write /nowhere/engine.json"),
+        (["bench", "--json", "/nowhere/bench.json"], "cannot write /nowhere/bench.json"),
+        (["bench", "--streams", "8,0"], "--streams"),
+        (["chat", "hello", "--seed", str(2**64)], "--seed"),
+    ],
+)
+def test_what_cannot_end_well_is_not_begun(flags: list[str], said: str) -> None:
+    """Nothing is loaded or installed for it."""
+    refused = CliRunner().invoke(app, flags, env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+    assert refused.exit_code == 2
+    assert said in refused.output
+    assert "measured" not in refused.output
+    assert "installing" not in refused.output
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
         (["--threads", "0", "--drain-seconds", "-1"], ["--threads must be", "--drain-seconds must"]),
         (["--quantization", "int3"], ["--quantization must be one of none, fp16, bf16, int8, int4"]),
     ],

@@ -17,6 +17,8 @@ from local_engine.errors import ConfigError
         ({"dtype": "float16"}, "--dtype"),
         ({"quantization": "int3"}, "--quantization"),
         ({"threads": 0}, "--threads"),
+        ({"drain_seconds": float("nan")}, "--drain-seconds"),
+        ({"drain_seconds": float("inf")}, "--drain-seconds"),
         ({"kv_cache_tokens": 1}, "--kv-cache-tokens"),
         ({"max_batch_tokens": 0, "max_running": 0}, "--max-running"),
         ({"max_batch_tokens": 32, "max_running": 64}, "--max-batch-tokens must be at least --max-running"),

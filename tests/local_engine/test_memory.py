@@ -66,6 +66,17 @@ def test_a_model_that_cannot_be_served_is_not_measured(tmp_path: Path) -> None:
         inspect(Settings(model=str(tmp_path)))
 
 
+def test_a_model_without_attention_is_not_measured(tmp_path: Path) -> None:
+    """Whose configuration lacks what every other one has."""
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "rwkv", "architectures": ["RwkvForCausalLM"], "vocab_size": 64, "hidden_size": 32, '
+        '"num_hidden_layers": 1, "max_position_embeddings": 64, "attention_hidden_size": 32, "intermediate_size": 64}'
+    )
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(LoadError, match="backend: openai"):
+        inspect(Settings(model=str(tmp_path)))
+
+
 def test_perplexity_is_measured_for_every_quantization() -> None:
     found = perplexity.measure(2)
     assert [one.quantization for one in found] == list(QUANTIZATIONS)
