@@ -5,8 +5,9 @@ Owns the order of the steps and the policy's hash. Refuses to read files itself:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import PurePath
 from types import MappingProxyType
@@ -47,7 +48,23 @@ def compile_policy(
     `read` returns a file's text and may raise OSError and UnicodeDecodeError; `env` gives the values of `${NAME}`;
     `price_map` is litellm's; `detectors` are the names that `detects` may use. Raises PolicyErrors.
     """
-    return _Compilation(path, read, env, price_map, detectors).policy()
+    with _collection_paused():
+        return _Compilation(path, read, env, price_map, detectors).policy()
+
+
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Without the search for cyclic garbage, in the whole process: a large policy is some hundred thousand objects that
+    stay until it is there, and the search would go through them time and again. Who finds it paused, by another load
+    say, leaves it alone, so that it is on again after the last."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class _TooMany(Exception):

@@ -3,7 +3,9 @@ test_policyfile_properties.py."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
+from contextlib import suppress
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -517,3 +519,24 @@ def test_the_benchmarks_policy_loads_and_none_of_its_rules_takes_its_request() -
     policy = loading(500, 20)()
     assert len(policy.rules) == 500
     assert decide(policy, FACTS, fleet_of(policy)).rule == "default"
+
+
+@pytest.mark.parametrize("collects", [True, False])
+@pytest.mark.parametrize("policy", [POLICY, POLICY.replace("local", "lokal"), "["])
+def test_loading_leaves_the_search_for_garbage_as_it_found_it(policy: str, collects: bool) -> None:
+    """It is paused meanwhile; on or off, and whatever becomes of the files."""
+    seen = []
+
+    def read(path: str) -> str:
+        seen.append(gc.isenabled())
+        return DEPLOYMENTS if path.endswith("deployments.yaml") else policy
+
+    before = gc.isenabled()
+    try:
+        gc.enable() if collects else gc.disable()
+        with suppress(PolicyErrors):
+            compile_policy("policy.yaml", read=read, env={}, price_map=PRICES, detectors=DETECTORS)
+        assert gc.isenabled() is collects
+        assert not any(seen)
+    finally:
+        gc.enable() if before else gc.disable()
