@@ -184,24 +184,24 @@ def _limits(
 
 def _entries(root: Node, section: Section) -> list[Node]:
     child = root.child(section)
-    return child.value if child is not None and isinstance(child.value, list) else []
+    return root.items(section) if child is not None and isinstance(child.plain, list) else []
 
 
 def _subject(noun: str, node: Node, position: int) -> str:
     """How messages call an entry: by its id where that is one, else by its position, which counts from 1."""
     named = node.child("id")
-    if named is not None and isinstance(named.value, str) and re.fullmatch(r"[\w./:@-]{1,128}", named.value, re.ASCII):
-        return f'{noun} "{named.value}"'
+    if named is not None and isinstance(named.plain, str) and re.fullmatch(r"[\w./:@-]{1,128}", named.plain, re.ASCII):
+        return f'{noun} "{named.plain}"'
     return f"{noun} {position}"
 
 
 def _once(entry: Checked[AdminKeyShape], name: str, seen: dict[str, Place], report: Report) -> None:
     node = entry.node.child(name)
-    if node is None or not isinstance(node.value, str):
+    if node is None or not isinstance(node.plain, str):
         return
-    if node.value in seen:
-        report(entry.problem(f'this "{name}" is that of the key in line {seen[node.value].line} as well', name))
-    seen.setdefault(node.value, node.place)
+    if node.plain in seen:
+        report(entry.problem(f'this "{name}" is that of the key in line {seen[node.plain].line} as well', name))
+    seen.setdefault(node.plain, node.place)
 
 
 def _defined(entry: Checked[AdminKeyShape], shape: KeyShape, known: Known, report: Report) -> None:
@@ -267,7 +267,7 @@ def _additions(text: str, root: Node, section: Section, lines: list[str]) -> Ite
     if listed is None:
         yield f"{text.rstrip()}\n\n{section}:\n{_item(lines, 2)}"
         return
-    if not listed.value:
+    if not listed.plain:
         start = _offset(text, listed.place)
         bare = _EMPTY_LIST.match(text, start)
         if bare is not None:
@@ -321,7 +321,7 @@ def _named(root: Node, key_id: str) -> tuple[Section, int, Node]:
     for section in SECTIONS:
         for index, node in enumerate(_entries(root, section)):
             named = node.child("id")
-            if named is not None and named.value == key_id:
+            if named is not None and named.plain == key_id:
                 return section, index, node
     raise LookupError(key_id)
 

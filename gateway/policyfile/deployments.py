@@ -99,7 +99,7 @@ def _local_model_of(
     served = [
         name
         for name, node in entries.items()
-        if "url" not in node.keys and (backend := node.child("backend")) is not None and backend.value == "local"
+        if "url" not in node.keys and (backend := node.child("backend")) is not None and backend.plain == "local"
     ]
     if LOCAL in served:
         return LOCAL

@@ -45,7 +45,7 @@ class Checked(Generic[S_co]):
     def missing(self) -> list[Problem]:
         """A problem for each required key that the entry does not state; none where it is no mapping, which is
         reported."""
-        if not isinstance(self.node.value, dict):
+        if not isinstance(self.node.plain, dict):
             return []
         return [self.problem(f'"{key}" is missing') for key in self.shape.required if key not in self.node.keys]
 
@@ -65,7 +65,7 @@ def check(shape: type[S], node: Node, subject: str, report: Report, at: Place | 
             loc = _loc(error)
             is_key = error["type"] == "extra_forbidden" or error["loc"][-1:] == ("[key]",)
             report(node.place_of(loc, key=is_key).problem(prefix + _sentence(shape, loc, error)))
-        if not isinstance(node.value, dict):
+        if not isinstance(node.plain, dict):
             return Checked(subject, node, at, shape(), False)
         wrong = dict.fromkeys(_loc(error) for error in errors)
         for loc in reversed(wrong):  # from the end, so that positions before it stay what they are
@@ -156,6 +156,6 @@ def _shapes_in(annotation: Any) -> Any:
 def subject_of(noun: str, node: Node, position: int) -> str:
     """How messages call an entry of a list: by its name where it has one, else by its position, which counts from 1."""
     name = node.child("name")
-    if name is not None and isinstance(name.value, str) and TITLE.fullmatch(name.value):
-        return f'{noun} "{name.value}"'
+    if name is not None and isinstance(name.plain, str) and TITLE.fullmatch(name.plain):
+        return f'{noun} "{name.plain}"'
     return f"{noun} {position}"

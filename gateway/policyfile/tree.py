@@ -27,6 +27,9 @@ Scalar = str | int | float | bool
 Loc = Sequence[str | int]
 
 _TAG = "tag:yaml.org,2002:"
+_TEXT = "str"
+_SCALAR, _ALIAS, _LIST = yaml.ScalarEvent, yaml.AliasEvent, yaml.SequenceStartEvent
+_LIST_END, _MAPPING_END = yaml.SequenceEndEvent, yaml.MappingEndEvent
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 # What is outside of YAML 1.1's c-printable, as libyaml reads it, and what ends a line there.
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -69,7 +72,8 @@ def first_of(problems: Sequence[Problem]) -> Sequence[Problem]:
     return (*problems[:MOST_LOGGED], Problem(problems[0].file, 0, 0, f"and {more:,} more things that are wrong"))
 
 
-Mark = Any  # of PyYAML, which has no types: where an event begins
+Event = Any  # of PyYAML, which has no types
+Mark = Any  # where an event begins
 _NO_KEYS: Mapping[str, Mark] = MappingProxyType({})
 
 
@@ -84,19 +88,20 @@ class Node(NamedTuple):
     """A value and its place, as the parser's mark: it becomes a `Place` only where somebody asks, since a file without
     an error has thousands.
 
-    `plain` is the value without places: mappings, lists, text, numbers and booleans. `keys` are the marks of all keys
-    that a mapping states, also of those whose value was found wrong and is therefore no longer in `value`: so a wrong
-    field is not reported as missing as well. `sound` is false where anything in the value was wrong as YAML. `size`
-    counts the values in it.
+    `plain` is the value without places: mappings, lists, text, numbers and booleans. `inner` are the values in a
+    mapping or list; of most text there is the mark alone, and a node only where somebody asks for it. `keys` are the
+    marks of all keys that a mapping states, also of those whose value was found wrong and is therefore no longer in
+    `plain`: so a wrong field is not reported as missing as well. `sound` is false where anything in the value was wrong
+    as YAML. `size` counts the values in it.
     """
 
     file: str
     mark: Mark
-    value: Scalar | list[Node] | dict[str, Node]
     plain: Any
-    keys: Mapping[str, Mark]
-    sound: bool
-    size: int
+    inner: list[Node | Mark] | dict[str, Node | Mark] | None = None
+    keys: Mapping[str, Mark] = _NO_KEYS
+    sound: bool = True
+    size: int = 1
 
     @property
     def place(self) -> Place:
@@ -104,17 +109,18 @@ class Node(NamedTuple):
 
     def child(self, part: str | int) -> Node | None:
         """The value under a key or at an index; None where there is none."""
-        found: Node | None = None
-        if isinstance(self.value, dict) and isinstance(part, str):
-            found = self.value.get(part)
-        elif isinstance(self.value, list) and isinstance(part, int) and 0 <= part < len(self.value):
-            found = self.value[part]
-        return found
+        found: Node | Mark = None
+        if isinstance(self.inner, dict) and isinstance(part, str):
+            found = self.inner.get(part)
+        elif isinstance(self.inner, list) and isinstance(part, int) and 0 <= part < len(self.inner):
+            found = self.inner[part]
+        return found if found is None or isinstance(found, Node) else Node(self.file, found, self.plain[part])
 
     def children(self, key: str) -> dict[str, Node]:
         """The entries of the mapping under `key`; empty where there is none."""
         child = self.child(key)
-        return child.value if child is not None and isinstance(child.value, dict) else {}
+        inner = child.inner if child is not None and isinstance(child.inner, dict) else {}
+        return {name: node for name in inner if child is not None and (node := child.child(name)) is not None}
 
     def keys_under(self, key: str) -> Collection[str]:
         """The keys of the mapping under `key` as stated, right or wrong."""
@@ -124,18 +130,20 @@ class Node(NamedTuple):
     def items(self, key: str) -> list[Node]:
         """The items of the list under `key`; a lone value is a list of one, as the language reads it."""
         child = self.child(key)
-        if child is None or isinstance(child.value, dict):
+        if child is None or isinstance(child.inner, dict):
             return []
-        return child.value if isinstance(child.value, list) else [child]
+        if child.inner is None:
+            return [child]
+        return [node for index in range(len(child.inner)) if (node := child.child(index)) is not None]
 
     def place_of(self, loc: Loc, *, key: bool = False) -> Place:
         """The place of the value at `loc`, or of its key; of the nearest value around it where `loc` leads nowhere."""
         node = self
         for index, part in enumerate(loc):
             last = index == len(loc) - 1
-            if isinstance(part, str) and part in node.keys and (node.child(part) is None or (last and key)):
-                return _place(self.file, node.keys[part])
             following = node.child(part)
+            if isinstance(part, str) and part in node.keys and (following is None or (last and key)):
+                return _place(self.file, node.keys[part])
             if following is None:
                 break
             node = following
@@ -151,13 +159,13 @@ class Node(NamedTuple):
                 break
             path.append((following, part))
         for parent, part in reversed(path):
-            if isinstance(parent.value, dict) and isinstance(part, str):
-                parent.value.pop(part, None)
+            if isinstance(parent.inner, dict) and isinstance(part, str):
+                parent.inner.pop(part, None)
                 parent.plain.pop(part, None)
-            elif isinstance(parent.value, list) and isinstance(part, int):
-                del parent.value[part]
+            elif isinstance(parent.inner, list) and isinstance(part, int):
+                del parent.inner[part]
                 del parent.plain[part]
-            if parent.value:
+            if parent.inner:
                 return
 
 
@@ -195,6 +203,15 @@ def _forbidden_in(file: str, text: str) -> Problem:
     return place.problem(f"YAML does not allow the character U+{ord(text[at]):04X} here: take it out")
 
 
+class _Kinds(dict[str, str]):
+    """What YAML 1.1 takes text without quotes for: str, int, bool, null, merge, timestamp, ... Looked at once each."""
+
+    def __missing__(self, value: str) -> str:
+        tags = (tag for tag, pattern in _RESOLVERS.get(value[:1], ()) if pattern.match(value))
+        kind = self[value] = next(tags, _TEXT).removeprefix(_TAG)
+        return kind
+
+
 class _Builder:
     """Turns one file's events into nodes. Problems that leave the structure readable are collected, and the value at
     fault is left out."""
@@ -204,7 +221,7 @@ class _Builder:
         self.problems: list[Problem] = []
         self._anchors: dict[str, Node | None] = {}
         self._copied = 0
-        self._kinds: dict[str, str] = {}
+        self._kinds = _Kinds()
 
     def document(self, text: str) -> Node | None:
         self._next: Callable[[], Any] = yaml.CSafeLoader(text).get_event
@@ -216,7 +233,7 @@ class _Builder:
         more = self._next()
         if isinstance(more, yaml.DocumentStartEvent):
             self._stop(more.start_mark, "a second document begins here; a policy file holds one")
-        if root is not None and not isinstance(root.value, dict):
+        if root is not None and not isinstance(root.plain, dict):
             self._stop(root.mark, 'the file must be a mapping, such as "version: 1"')
         return root
 
@@ -228,20 +245,20 @@ class _Builder:
         place = at if isinstance(at, Place) else _place(self.file, at)
         self.problems.append(place.problem(message))
 
-    def _node(self, event: Any, depth: int) -> Node | None:
+    def _node(self, event: Event, depth: int) -> Node | None:
         mark = event.start_mark
         if depth > MAX_DEPTH:
             self._stop(mark, f"values are nested more than {MAX_DEPTH} deep")
         kind, anchor = event.__class__, event.anchor
-        if kind is yaml.AliasEvent:
+        if kind is _ALIAS:
             return self._alias(mark, str(anchor))
         if event.tag is not None:
             self._stop(mark, "tags are not part of the language; leave the tag out")
         if anchor is not None:
             self._anchors[anchor] = None
-        if kind is yaml.ScalarEvent:
+        if kind is _SCALAR:
             node = self._scalar(mark, event)
-        elif kind is yaml.SequenceStartEvent:
+        elif kind is _LIST:
             node = self._sequence(mark, depth)
         else:
             node = self._mapping(mark, depth)
@@ -260,62 +277,80 @@ class _Builder:
             self._stop(mark, f"with its aliases written out, this file holds more than {MAX_NODES:,} values")
         return _copy(node)
 
+    # Most keys and values can only be text. Those are told right here, without a call for each, and of such a value
+    # only the mark is kept: events are large.
+
     def _sequence(self, mark: Mark, depth: int) -> Node:
-        items: list[Node] = []
+        inner: list[Node | Mark] = []
+        plain: list[Any] = []
         sound, size = True, 1
-        following, shallow = self._next, depth < MAX_DEPTH
-        while (event := following()).__class__ is not yaml.SequenceEndEvent:
-            item = self._text(event) if shallow else None
-            if item is None:
-                item = self._node(event, depth + 1)
+        following, kinds, shallow = self._next, self._kinds, depth < MAX_DEPTH
+        while (event := following()).__class__ is not _LIST_END:
+            if (
+                event.__class__ is _SCALAR
+                and kinds[event.value] == _TEXT
+                and shallow
+                and event.anchor is None
+                and event.tag is None
+            ):
+                inner.append(event.start_mark)
+                plain.append(event.value)
+                size += 1
+                continue
+            item = self._node(event, depth + 1)
             if item is None:
                 sound = False
                 continue
-            items.append(item)
+            inner.append(item)
+            plain.append(item.plain)
             sound = sound and item.sound
             size += item.size
-        return _NEW(Node, (self.file, mark, items, [item.plain for item in items], _NO_KEYS, sound, size))
+        return _NEW(Node, (self.file, mark, plain, inner, _NO_KEYS, sound, size))
 
     def _mapping(self, mark: Mark, depth: int) -> Node:
-        entries: dict[str, Node] = {}
+        inner: dict[str, Node | Mark] = {}
+        plain: dict[str, Any] = {}
         keys: dict[str, Mark] = {}
-        sound, size, following, shallow = True, 1, self._next, depth < MAX_DEPTH
-        while (event := following()).__class__ is not yaml.MappingEndEvent:
-            key = self._key(event)
-            event_of_value = following()
-            value = self._text(event_of_value) if shallow else None
-            if value is None:
-                value = self._node(event_of_value, depth + 1)
-            sound = sound and key is not None and key not in keys and value is not None and value.sound
+        found: Node | Mark
+        sound, size = True, 1
+        following, kinds, shallow = self._next, self._kinds, depth < MAX_DEPTH
+        while (event := following()).__class__ is not _MAPPING_END:
+            is_text = event.__class__ is _SCALAR and kinds[event.value] == _TEXT and event.tag is None
+            key = event.value if is_text else self._key(event)
+            value, found = following(), None
+            if (
+                value.__class__ is _SCALAR
+                and kinds[value.value] == _TEXT
+                and shallow
+                and value.anchor is None
+                and value.tag is None
+            ):
+                found, said = value.start_mark, value.value
+                size += 1
+            elif (node := self._node(value, depth + 1)) is not None:
+                found, said = node, node.plain
+                sound = sound and node.sound
+                size += node.size
+            if key is None or key in keys or found is None:
+                sound = False
             if key is None:
                 continue
-            at = event.start_mark
             if key in keys:
-                self._note(at, f'the key "{key}" stands here twice; it was first written in line {keys[key].line + 1}')
+                first = keys[key].line + 1
+                self._note(event.start_mark, f'the key "{key}" stands here twice; it was first written in line {first}')
                 continue
-            keys[key] = at
-            if value is not None:
-                entries[key] = value
-                size += value.size
-        plain = {key: entry.plain for key, entry in entries.items()}
-        return _NEW(Node, (self.file, mark, entries, plain, keys, sound, size))
+            keys[key] = event.start_mark
+            if found is not None:
+                inner[key], plain[key] = found, said
+        return _NEW(Node, (self.file, mark, plain, inner, keys, sound, size))
 
-    def _text(self, event: Any) -> Node | None:
-        """The node of what can only be text, as most values are; None where it takes a closer look."""
-        if event.__class__ is not yaml.ScalarEvent or event.anchor is not None or event.tag is not None:
-            return None
-        value: str = event.value
-        if value[:1] in _RESOLVERS and event.implicit[0] and self._kinds.get(value) != "str":
-            return None
-        return _NEW(Node, (self.file, event.start_mark, value, value, _NO_KEYS, True, 1))
-
-    def _key(self, event: Any) -> str | None:
-        if event.__class__ is not yaml.ScalarEvent:
+    def _key(self, event: Event) -> str | None:
+        if event.__class__ is not _SCALAR:
             self._stop(event.start_mark, "a key must be plain text")
         if event.tag is not None:
             self._stop(event.start_mark, "tags are not part of the language; leave the tag out")
         value: str = event.value
-        kind = "str" if value[:1] not in _RESOLVERS else self._kind(event)
+        kind = self._kind(event)
         if kind == "merge":
             self._note(event.start_mark, "merge keys (<<) are not part of the language; write the values out")
             return None
@@ -325,41 +360,31 @@ class _Builder:
             return None
         return value
 
-    def _kind(self, event: yaml.ScalarEvent) -> str:
-        """What YAML 1.1 takes the text for: str, int, bool, null, merge, timestamp, ..."""
-        value: str = event.value
-        if not event.implicit[0]:  # quoted, or a block
-            return "str"
-        kind = self._kinds.get(value)
-        if kind is None:
-            tags = (tag for tag, pattern in _RESOLVERS.get(value[:1], ()) if pattern.match(value))
-            kind = self._kinds[value] = next(tags, "str").removeprefix(_TAG)
-        return kind
+    def _kind(self, event: Event) -> str:
+        quoted = not event.implicit[0]  # or a block
+        return _TEXT if quoted else self._kinds[event.value]
 
-    def _scalar(self, mark: Mark, event: Any) -> Node | None:
+    def _scalar(self, mark: Mark, event: Event) -> Node | None:
         """The value as Python has it. The text is not repeated in a message: it may be a secret in the wrong place."""
         value: str = event.value
-        kind = "str" if value[:1] not in _RESOLVERS else self._kind(event)
-        if kind == "str":
-            return _NEW(Node, (self.file, mark, value, value, _NO_KEYS, True, 1))
+        kind = self._kind(event)
         if kind == "null":
             return self._wrong(mark, "there is no value here; write one, or leave the key out")
         if kind == "bool":
             if value.lower() in ("true", "false"):
-                truth = value.lower() == "true"
-                return _NEW(Node, (self.file, mark, truth, truth, _NO_KEYS, True, 1))
+                return Node(self.file, mark, value.lower() == "true")
             return self._wrong(mark, f'YAML reads {value} as a boolean; write "{value}" in quotes, or true or false')
         if kind in ("int", "float") and ":" in value:
             return self._wrong(mark, "YAML reads digits with colons as a number in base 60; put the text in quotes")
         if kind == "int":
             if _INTEGER.fullmatch(value) and len(value) <= 18:
-                return _NEW(Node, (self.file, mark, int(value), int(value), _NO_KEYS, True, 1))
+                return Node(self.file, mark, int(value))
             return self._wrong(mark, "write a whole number in plain decimal digits, or put the text in quotes")
         if kind == "float":
             if _DECIMAL.fullmatch(value):
-                return _NEW(Node, (self.file, mark, float(value), float(value), _NO_KEYS, True, 1))
+                return Node(self.file, mark, float(value))
             return self._wrong(mark, "write a number in plain decimal digits, such as 0.25, or put the text in quotes")
-        return _NEW(Node, (self.file, mark, value, value, _NO_KEYS, True, 1))
+        return Node(self.file, mark, value)
 
     def _wrong(self, mark: Mark, message: str) -> Node | None:
         self._note(mark, message)
@@ -368,10 +393,18 @@ class _Builder:
 
 def _copy(node: Node) -> Node:
     """What an alias stands for is copied, so that a wrong value is taken out at one of its places only."""
-    if isinstance(node.value, dict):
-        entries = {key: _copy(child) for key, child in node.value.items()}
-        return node._replace(value=entries, plain={key: child.plain for key, child in entries.items()})
-    if isinstance(node.value, list):
-        items = [_copy(child) for child in node.value]
-        return node._replace(value=items, plain=[item.plain for item in items])
+    if isinstance(node.inner, dict):
+        entries = {key: _copied(found) for key, found in node.inner.items()}
+        return node._replace(inner=entries, plain={key: _said(entries[key], text) for key, text in node.plain.items()})
+    if isinstance(node.inner, list):
+        items = [_copied(found) for found in node.inner]
+        return node._replace(inner=items, plain=list(map(_said, items, node.plain)))
     return node
+
+
+def _copied(found: Node | Mark) -> Node | Mark:
+    return _copy(found) if isinstance(found, Node) else found
+
+
+def _said(found: Node | Mark, text: str) -> Any:
+    return found.plain if isinstance(found, Node) else text
