@@ -207,11 +207,13 @@ class Policy:
         asked: dict[str, frozenset[str]] = {}
         thresholds: set[tuple[str, int]] = set()
         for part in chain.from_iterable(rule.match.parts() for rule in self.rules if rule.match is not None):
-            for name, values in part.header.items():
+            stated = part.stated
+            for name, values in stated.get("header", {}).items():
                 asked[name] = asked.get(name, frozenset()) | values
-            if part.prompt_tokens is not None and part.counted_by is not None:
-                sides = part.prompt_tokens.at_least, part.prompt_tokens.below
-                thresholds |= {(part.counted_by, int(side)) for side in sides if side is not None}
+            counted_by, tokens = stated.get("counted_by"), stated.get("prompt_tokens")
+            if tokens is not None and counted_by is not None:
+                sides = tokens.at_least, tokens.below
+                thresholds |= {(counted_by, int(side)) for side in sides if side is not None}
         object.__setattr__(self, "asked_headers", asked)
         object.__setattr__(self, "thresholds", frozenset(thresholds))
         object.__setattr__(self, "shortlist", Shortlist([rule.match for rule in self.rules]))

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
-from gateway.conditions import Condition, Globs, Match, is_plain
+from gateway.conditions import Condition, Match
 from gateway.policy import DEFAULT_RULE, Invariant, Rule, permit
 from gateway.policyfile.rules import Written
 from gateway.policyfile.tree import Problem
+from gateway.ranges import Globs, is_plain
 from gateway.types import UNSCANNABLE, Deployment, Permit, RequestFacts
 
 _ANY = Match()

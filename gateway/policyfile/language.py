@@ -13,7 +13,6 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, InstanceOf, Tag, WithJsonSchema
 
-from gateway.conditions import WEEKDAYS
 from gateway.policy import Otherwise, Protected, Sticky, Unknown
 from gateway.policyfile.entries import MAPPING, suggestion
 from gateway.policyfile.shapes import Shape, TimeoutsShape
@@ -34,6 +33,7 @@ from gateway.policyfile.values import (
     between,
     like,
 )
+from gateway.ranges import WEEKDAYS
 from gateway.types import CacheScope
 
 _DAYS = re.compile(rf"({'|'.join(WEEKDAYS)})(?:-({'|'.join(WEEKDAYS)}))?")

@@ -6,64 +6,81 @@ compare rules with each other: that is `checks`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
-from gateway.conditions import MINUTES_A_DAY, Globs, Hours, Load, Match, Range
+from gateway.conditions import Match
 from gateway.policyfile.entries import Checked, suggestion
 from gateway.policyfile.language import LoadShape, TimeShape, TokenRangeShape, WhenShape
 from gateway.policyfile.names import Names, undefined
 from gateway.policyfile.shapes import Shape
 from gateway.policyfile.tree import Loc, Node, Problem
-
-_NONE: frozenset[str] = frozenset()
+from gateway.ranges import MINUTES_A_DAY, Globs, Hours, Load, Range
 
 
 def match_of(when: WhenShape, counted_by: str | None) -> Match:
     """The conditions, compiled. `counted_by` is the deployment whose tokenizer `prompt_tokens` is about."""
-    time = when.time
-    return Match(
-        any_label=_words(when.any_label),
-        does_not_fit=_words(when.does_not_fit),
-        slo=_words(when.slo),
-        tenant=_words(when.tenant),
-        key_tag=_words(when.key_tag),
-        tag=_words(when.tag),
-        stream=when.stream,
-        tools=when.tools,
-        images=when.images,
-        schema=when.schema_,
-        fits=_words(when.fits),
-        model=_words(when.model),
-        header={name.lower(): frozenset(v.lower() for v in values) for name, values in (when.header or {}).items()},
-        prompt_tokens=_range(when.prompt_tokens),
-        counted_by=counted_by if when.prompt_tokens is not None else None,
-        max_tokens=_range(when.max_tokens),
-        local_load={name: _load(load) for name, load in (when.local_load or {}).items()},
-        time=_hours(time) if time is not None and time.zone is not None else None,
-        any_of=tuple(match_of(branch, counted_by) for branch in when.any_ or ()),
-        all_of=tuple(match_of(part, counted_by) for part in when.all_ or ()),
-        not_=match_of(when.not_, counted_by) if when.not_ is not None else None,
-    )
+    values = vars(when)
+    stated: Any = {}
+    for name in when.model_fields_set:  # of some twenty, one or two
+        key, read = _READ[name]
+        stated[key] = read(values[name], counted_by)
+    if "prompt_tokens" in stated:
+        stated["counted_by"] = counted_by
+    return Match(**stated)
 
 
-def _words(stated: list[str] | None) -> frozenset[str]:
-    return frozenset(stated) if stated else _NONE
+def _as_stated(value: bool, _: str | None) -> bool:
+    return value
 
 
-def _range(stated: TokenRangeShape | None) -> Range | None:
-    return None if stated is None else Range(stated.at_least, stated.below)
+def _words(words: list[str], _: str | None) -> frozenset[str]:
+    return frozenset(words)
 
 
-def _load(stated: LoadShape) -> Load:
-    return Load(Range(stated.at_least, stated.below), unknown=stated.unknown == "holds")
+def _header(stated: Mapping[str, list[str]], _: str | None) -> Mapping[str, frozenset[str]]:
+    return {name.lower(): frozenset([value.lower() for value in values]) for name, values in stated.items()}
 
 
-def _hours(stated: TimeShape) -> Hours:
-    assert stated.zone is not None
-    days = frozenset(day for span in stated.days or [tuple(range(7))] for day in span)
+def _range(stated: TokenRangeShape, _: str | None) -> Range:
+    return Range(stated.at_least, stated.below)
+
+
+def _loads(stated: Mapping[str, LoadShape], _: str | None) -> Mapping[str, Load]:
+    return {
+        name: Load(Range(load.at_least, load.below), unknown=load.unknown == "holds") for name, load in stated.items()
+    }
+
+
+def _hours(stated: TimeShape, _: str | None) -> Hours | None:
+    if stated.zone is None:  # a problem already
+        return None
+    days = frozenset(chain.from_iterable(stated.days or [range(7)]))
     begin = 0 if stated.from_ is None else stated.from_
     return Hours(stated.zone, days, begin, MINUTES_A_DAY if stated.to is None else stated.to)
+
+
+def _several(stated: list[WhenShape], counted_by: str | None) -> tuple[Match, ...]:
+    return tuple([match_of(part, counted_by) for part in stated])
+
+
+# By the name of a field of `WhenShape`, the key of `Stated` and how its value is read.
+_READ: Mapping[str, tuple[str, Callable[[Any, str | None], object]]] = {
+    **{name: (name, _words) for name in ("any_label", "slo", "tenant", "key_tag", "tag", "fits", "does_not_fit")},
+    **{name: (name, _as_stated) for name in ("stream", "tools", "images")},
+    "schema_": ("schema", _as_stated),
+    "model": ("model", _words),
+    "header": ("header", _header),
+    "prompt_tokens": ("prompt_tokens", _range),
+    "max_tokens": ("max_tokens", _range),
+    "local_load": ("local_load", _loads),
+    "time": ("time", _hours),
+    "any_": ("any_of", _several),
+    "all_": ("all_of", _several),
+    "not_": ("not_", match_of),
+}
 
 
 def wrong_conditions(entry: Checked[Shape], when: WhenShape, names: Names) -> Iterator[Problem]:

@@ -18,7 +18,6 @@ from gateway.answers import Books
 from gateway.backends import Backends
 from gateway.backends.base import Call, Chunk
 from gateway.chat import ChatPath, draw_for
-from gateway.conditions import Range
 from gateway.encodings import load_encoding
 from gateway.errors import (
     BadRequest,
@@ -39,6 +38,7 @@ from gateway.keys import Key, Keyring, digest_of
 from gateway.labels import Scanner
 from gateway.ledger import MemoryLedger
 from gateway.policy import Invariant, Match, Policy, Rule, Slo
+from gateway.ranges import Range
 from gateway.record import recorded
 from gateway.reply import Reply
 from gateway.routing import decide

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import assume, event, example, given
 from hypothesis import strategies as st
 
-from gateway.conditions import Globs, Hours, Load, Match, Range
+from gateway.conditions import Match
 from gateway.policy import Rule
 from gateway.policyfile.checks import Earlier
+from gateway.ranges import Globs, Hours, Load, Range
 from gateway.shortlist import Shortlist
 from gateway.types import Deployment, DeploymentStatus, RequestFacts, Snapshot, TokenCount
 

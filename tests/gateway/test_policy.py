@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.conditions import Range
 from gateway.policy import Invariant, LabelSource, Match, Policy, Rule, Slo, permit
+from gateway.ranges import Range
 from gateway.types import UNSCANNABLE, Deployment, DeploymentStatus, Permit, RequestFacts, Snapshot, Timeouts
 
 DEPLOYMENTS = {

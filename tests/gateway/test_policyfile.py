@@ -11,9 +11,9 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 
-from gateway.conditions import Hours, Load, Range
 from gateway.policy import Invariant, LabelSource, Match, Policy, Require, Rule, Slo
 from gateway.policyfile import MAX_BYTES, MOST_PROBLEMS, PolicyErrors, compile_policy
+from gateway.ranges import Hours, Load, Range
 from gateway.routing import decide
 from gateway.types import Deployment, Price, Timeouts
 from tests.bench.policy import FACTS, fleet_of, loading
