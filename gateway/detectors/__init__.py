@@ -9,7 +9,7 @@ from gateway.detectors.base import Place, Row
 from gateway.detectors.numbers import DIGIT_KINDS, FIRST_FREE_CLUE, RUN, Numbers
 
 # What several of them find at the same place has the name of the first.
-ROWS: tuple[Row, ...] = (*people.ROWS, *accounts.ROWS, *documents.ROWS, *passwords.ROWS, *credentials.ROWS)
+ROWS: tuple[Row, ...] = (*passwords.ROWS, *people.ROWS, *accounts.ROWS, *documents.ROWS, *credentials.ROWS)
 KINDS: frozenset[str] = DIGIT_KINDS | {row.kind for row in ROWS}
 
 __all__ = ["DIGIT_KINDS", "FIRST_FREE_CLUE", "KINDS", "ROWS", "RUN", "Numbers", "Place", "Row"]

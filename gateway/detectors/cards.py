@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.detectors.digits import BREAK, GAP, SPACE, Groups, Run, Window, fitting, shaped
+from gateway.detectors.digits import BREAK, GAP, SPACE, Fits, Groups, Run, Shape, Window, fitting, shaped
 from gateway.detectors.words import CARD
 
 # Issuers' prefixes, from and to, with the lengths they issue.
@@ -51,14 +51,14 @@ def _issued() -> list[int]:
 
 
 _ISSUED = _issued()
-# From ASCII digits to their values, and to the sum of the digits of twice their value.
-_VALUE = bytes.maketrans(b"0123456789", bytes(range(10)))
-_DOUBLED = bytes.maketrans(b"0123456789", bytes((0, 2, 4, 6, 8, 1, 3, 5, 7, 9)))
+# From ASCII digits to how much more the sum of the digits of twice their value is, modulo 10; and their sum as bytes.
+_MORE_IF_DOUBLED = bytes.maketrans(b"0123456789", bytes((0, 1, 2, 3, 4, 6, 7, 8, 9, 0)))
+_ZERO = ord("0")
 
 
 def luhn(digits: bytes) -> bool:
     """Whether the last digit is the Luhn check digit of the others (ISO/IEC 7812-1, annex B)."""
-    return (sum(digits[-1::-2].translate(_VALUE)) + sum(digits[-2::-2].translate(_DOUBLED))) % 10 == 0
+    return (sum(digits) - _ZERO * len(digits) + sum(digits[-2::-2].translate(_MORE_IF_DOUBLED))) % 10 == 0
 
 
 def is_card(digits: bytes) -> bool:
@@ -86,21 +86,33 @@ HINT = "|".join(
 )
 
 
-def windows(sizes: tuple[int, ...]) -> tuple[Window, ...]:
-    """What may be a card by its sizes, in the order in which it is tried."""
+def windows(shape: Shape) -> tuple[Window, ...]:
+    """What may be a card by its groups, in the order in which it is tried."""
+    sizes = shape.sizes
     found: list[Window] = []
     for first, size in enumerate(sizes):
-        if SHORTEST <= size <= LONGEST:
-            found.append((first, first, _alone))
-        for shape in _SHAPES.get(size, ()):
-            if sizes[first : first + len(shape)] == shape:
-                found.append((first, first + len(shape) - 1, _joined_as_one))
-        if size == 4 and (last := _end_of_uneven(sizes, first)):
-            found.append((first, last, _uneven))
-    even = len(sizes) > 5 and max(sizes) <= 3 and len(set(sizes[:-1])) == 1
-    if even and _WITHOUT_WORDS <= sum(sizes) <= LONGEST:
-        found.append((0, len(sizes) - 1, _evenly_cut))
+        if SHORTEST <= size <= LONGEST and shape.before(first) != _FRACTION:
+            found.append((first, first, _words_needed(size)))
+        for known in _SHAPES.get(size, ()):
+            last = first + len(known) - 1
+            if sizes[first : last + 1] == known and _joined_as_one(shape, first, last):
+                found.append((first, last, None))
+        if size == 4 and (last := _end_of_uneven(sizes, first)) and _USUAL.issuperset(shape.joints[first:last]):
+            found.append((first, last, _words_needed(sum(sizes[first : last + 1]))))
+    if len(sizes) > 5 and max(sizes) <= 3 and len(set(sizes[:-1])) == 1:
+        even = _WITHOUT_WORDS <= sum(sizes) <= LONGEST and len(set(shape.joints)) == 1 and shape.joints[0] != BREAK
+        if even:
+            found.append((0, len(sizes) - 1, None))
     return tuple(found)
+
+
+def _words_needed(digits: int) -> Fits | None:
+    return None if digits >= _WITHOUT_WORDS else _named
+
+
+def _named(run: Run, first: int, last: int) -> bool:
+    """Whether a word before the groups says that they are a card."""
+    return CARD.before(run.text, run.start(first))
 
 
 def _end_of_uneven(sizes: tuple[int, ...], first: int) -> int:
@@ -112,40 +124,22 @@ def _end_of_uneven(sizes: tuple[int, ...], first: int) -> int:
     return last if sizes[last] < 4 and SHORTEST <= total <= LONGEST else 0
 
 
+def _joined_as_one(shape: Shape, first: int, last: int) -> bool:
+    """Whether the groups are joined as those of one number are: by spaces, dashes, dots, line breaks; or by anything
+    else, but all by the same, and the groups around them by something else."""
+    joints = shape.joints[first:last]
+    if _USUAL.issuperset(joints):
+        return True
+    joint = joints[0]
+    return joints.count(joint) == len(joints) and shape.before(first) != joint and shape.after(last) != joint
+
+
 def find(run: Run, known: Sequence[Window], broken: bool) -> tuple[Run, Sequence[Groups]]:
     """The first and last groups of each card, also of one of which a line break splits a group: the run that they are
-    groups of. `known`: the windows of the run's sizes. `broken`: there are line breaks in it."""
+    groups of. `known`: the windows of the run's shape. `broken`: there are line breaks in it."""
     found = fitting(run, known, is_card)
     if found or not broken or run.joints.count(BREAK) > 2:  # more are a column of numbers
         return run, found
     mended = run.mended()
     whole = len(run.sizes) == 2  # else a long number at the end of one line, and the beginning of the next
-    return mended, [place for place in fitting(mended, windows(mended.sizes), is_card) if whole or place[0] < place[1]]
-
-
-def _alone(run: Run, first: int, last: int) -> bool:
-    return run.before(first) != _FRACTION and _named(run, first, run.sizes[first])
-
-
-def _uneven(run: Run, first: int, last: int) -> bool:
-    return _USUAL.issuperset(run.joints[first:last]) and _named(run, first, sum(run.sizes[first : last + 1]))
-
-
-def _named(run: Run, first: int, digits: int) -> bool:
-    """Whether there are so many digits, or a word before them, that they may be a card."""
-    return digits >= _WITHOUT_WORDS or CARD.before(run.text, run.start(first))
-
-
-def _joined_as_one(run: Run, first: int, last: int) -> bool:
-    """Whether the groups are joined as those of one number are: by spaces, dashes, dots, line breaks; or by anything
-    else, but all by the same, and the groups around them by something else."""
-    joints = run.joints[first:last]
-    if _USUAL.issuperset(joints):
-        return True
-    joint = joints[0]
-    return joints.count(joint) == len(joints) and run.before(first) != joint and run.after(last) != joint
-
-
-def _evenly_cut(run: Run, first: int, last: int) -> bool:
-    """Equal groups of one, two or three, all joined in the same way."""
-    return len(set(run.joints)) == 1 and run.joints[0] != BREAK
+    return mended, [place for place in fitting(mended, windows(mended.shape), is_card) if whole or place[0] < place[1]]

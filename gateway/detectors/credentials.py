@@ -37,7 +37,7 @@ _TOKENS = (
     (rf"{_START}(?:SG\.|re_)|xkeysib", r"SG\.[A-Za-z0-9_\-]{16,}\.[A-Za-z0-9_\-]{30,}|xkeysib-[a-f0-9]{64}-[A-Za-z0-9]{16}|re_[A-Za-z0-9]{8}_[A-Za-z0-9]{20,}"),  # SendGrid, Brevo, Resend
     (r"key-[0-9a-f]{8}|SK[0-9a-f]{8}", r"key-[0-9a-f]{32}|SK[0-9a-f]{32}"),  # Mailgun, Twilio
     (r"-us\d", r"[0-9a-f]{32}-us\d{1,2}"),  # Mailchimp
-    (r"shp(?:at|ca|pa|ss)_|sq0|EAA[A-Za-z0-9]{8}", r"shp(?:at|ca|pa|ss)_[a-fA-F0-9]{32}|sq0[a-z]{3}-[A-Za-z0-9_\-]{22,}|EAAA[A-Za-z0-9_\-]{60}|EAA[A-Za-z0-9]{100,}"),  # Shopify, Square, Meta
+    (r"shp(?:at|ca|pa|ss)_|sq0|EAA[A-Za-z0-9_\-]{8}", r"shp(?:at|ca|pa|ss)_[a-fA-F0-9]{32}|sq0[a-z]{3}-[A-Za-z0-9_\-]{22,}|EAAA[A-Za-z0-9_\-]{60}|EAA[A-Za-z0-9]{100,}"),  # Shopify, Square, Meta
     (r"do[oprt]_v1|dapi[a-f0-9]{8}", r"do[oprt]_v1_[a-f0-9]{64}|dapi[a-f0-9]{32}"),
     (r"lin_|ntn_|secret_", r"lin_(?:api|oauth)_[A-Za-z0-9]{40}|ntn_[A-Za-z0-9]{40,}|secret_[A-Za-z0-9]{43}"),
     (r"hv[sbr]\.|AGE-SECRET|atlasv1", r"hv[sbr]\.[A-Za-z0-9_\-]{24,}|AGE-SECRET-KEY-1[0-9A-Z]{58}|\.atlasv1\.[A-Za-z0-9_\-=]{60,}"),  # Vault, Terraform

@@ -36,9 +36,11 @@ def shaped(shapes: Iterable[tuple[int, ...]]) -> str:
     return rf"(?:^|[^0-9])(?:{'|'.join(written)})(?:[^0-9]|$)"
 
 
-_LESS, _AND, _BACKSLASH, LINE_END = b"<&\\\n"
+_LESS, _AND, _BACKSLASH = b"<&\\"
 _DIGITS = b"0123456789"
+_NO_DIGITS = bytes(code for code in range(256) if code not in _DIGITS)
 _SPACED = bytes(code if code in _DIGITS else 32 for code in range(256))
+ALIKE = bytes(48 if code in _DIGITS else code for code in range(256))
 
 Groups = tuple[int, int]  # the first and the last of some
 SPACE, BREAK = b" ", b"\n"
@@ -56,78 +58,63 @@ def marked(text: bytes) -> bool:
     return _LESS in text or _AND in text or _BACKSLASH in text
 
 
-def stretches(text: bytes) -> Iterator[re.Match[bytes]]:
-    """What holds all runs of groups of digits, one each: but for those that `parts` takes apart."""
-    return (_RUNS if marked(text) else _UNLETTERED).finditer(text)
+def stretches(text: bytes, tagged: bool) -> Iterator[re.Match[bytes]]:
+    """What holds all runs of groups of digits, one each: but for those that `parts` takes apart. `tagged`: whether the
+    text is `marked`."""
+    return (_RUNS if tagged else _UNLETTERED).finditer(text)
 
 
-def groups(stretch: bytes) -> list[bytes]:
-    """The groups of digits in it."""
-    return stretch.translate(_SPACED).split()
+def apart(stretch: bytes) -> bool:
+    """Whether there may be several runs in it: more than eight signs stand between two groups."""
+    return _SEPARATED.search(stretch) is not None
 
 
-def parts(text: bytes, begin: int, end: int) -> Iterator[re.Match[bytes]] | None:
-    """The runs of a stretch where these are several: more than eight signs stand between two of them."""
-    if _SEPARATED.search(text, begin, end) is None or marked(text):
-        return None
+def parts(text: bytes, begin: int, end: int) -> Iterator[re.Match[bytes]]:
+    """The runs of a stretch where these are several."""
     return _RUNS.finditer(text, begin, end)
 
 
-class Run:
-    """Groups in a row: their digits and sizes, and what joins each to the next one: the signs between them without white
-    space, or a space, or a line break where there is one and nothing else. Not changed once made; what takes time is
-    found out when it is asked for: most runs are nothing by their digits alone."""
+class Shape:
+    """How a run of groups is written, whatever its digits are: the sizes of the groups, and what joins each to the next
+    one: the signs between them without white space, or a space, or a line break where there is one and nothing else.
+    Not changed once made; what takes time is found out when it is asked for."""
 
-    __slots__ = ("_bounds", "_joints", "_pieces", "begin", "digits", "end", "sizes", "text")
+    __slots__ = ("_joints", "_mended", "_pieces", "_places", "offsets", "sizes", "written")
 
-    def __init__(self, text: bytes, begin: int, end: int, digits: list[bytes], sizes: tuple[int, ...]) -> None:
-        self.text = text
-        self.begin = begin
-        self.end = end
-        self.digits = digits
-        self.sizes = sizes
+    def __init__(self, written: bytes) -> None:
+        """`written`: the run, translated by `ALIKE`."""
+        self.written = written
+        self.sizes = tuple(map(len, written.translate(_SPACED).split()))
+        self.offsets = (0, *accumulate(self.sizes))  # in the digits of all groups, one after the other
         self._joints: list[bytes] | None = None
         self._pieces: list[bytes] | None = None
-        self._bounds: list[int] | None = None
+        self._places: list[int] | None = None
+        self._mended: Shape | None = None
 
     @property
     def pieces(self) -> list[bytes]:
         """Nothing, then the groups with what stands between them, then nothing."""
         if self._pieces is None:
-            self._pieces = _GROUP.split(self.text[self.begin : self.end])
+            self._pieces = _GROUP.split(self.written)
         return self._pieces
 
     @property
     def joints(self) -> list[bytes]:
         """What joins each group but the last to the next one."""
         if self._joints is None:
-            signs = self.text[self.begin : self.end].translate(None, _DIGITS)
+            signs = self.written.translate(None, _DIGITS)
             if len(signs) + 1 == len(self.sizes):
                 self._joints = [_JOINT_OF_SIGN[sign] for sign in signs]
             else:
                 self._joints = [_JOINTS.get(piece) or _joint(piece) for piece in self.pieces[2:-1:2]]
         return self._joints
 
-    def place(self, first: int, last: int) -> Place:
-        """Where the groups `first` to `last`, the latter included, stand in the text."""
-        bounds = self._bounds
-        if bounds is None:
-            bounds = self._bounds = list(accumulate(map(len, self.pieces), initial=self.begin))
-        return bounds[2 * first + 1], bounds[2 * last + 2]
-
-    def start(self, first: int) -> int:
-        """Where a group begins."""
-        return self.place(first, first)[0] if first else self.begin
-
-    def together(self, first: int, last: int) -> bytes:
-        """The digits of those groups."""
-        return self.digits[first] if first == last else b"".join(self.digits[first : last + 1])
-
-    def sign(self, group: int) -> bytes:
-        """The last three bytes before a group."""
-        if group:
-            return (self.digits[group - 1] + self.pieces[2 * group])[-3:]
-        return self.text[max(0, self.begin - 3) : self.begin]
+    @property
+    def places(self) -> list[int]:
+        """Where each of the pieces begins."""
+        if self._places is None:
+            self._places = list(accumulate(map(len, self.pieces), initial=0))
+        return self._places
 
     def before(self, first: int) -> bytes:
         """What joins a group to the one before it; nothing where it is the first."""
@@ -137,6 +124,73 @@ class Run:
         """What joins a group to the one after it; nothing where it is the last."""
         return self.joints[last] if last + 1 < len(self.sizes) else b""
 
+    def sign(self, group: int) -> bytes:
+        """The last three bytes of a group but the first, and of what follows it, before the given one."""
+        return (self.pieces[2 * group - 1] + self.pieces[2 * group])[-3:]
+
+    def mended(self) -> Shape:
+        """The same with groups that a line break parts as one: it may have split one in two. Line breaks count as
+        digits in `places`."""
+        if self._mended is None:
+            pieces = self.pieces[:2]
+            sizes = [self.sizes[0]]
+            for joint, between, group in zip(self.joints, self.pieces[2:-1:2], self.pieces[3::2], strict=True):
+                if joint == BREAK:
+                    pieces[-1] += between + group
+                    sizes[-1] += len(group)
+                else:
+                    pieces += (between, group)
+                    sizes.append(len(group))
+            mended = Shape(self.written)
+            mended.sizes = tuple(sizes)
+            mended.offsets = (0, *accumulate(sizes))
+            mended._pieces = [*pieces, b""]
+            mended._joints = [joint for joint in self.joints if joint != BREAK]
+            self._mended = mended
+        return self._mended
+
+
+class Run:
+    """Groups in a row where they stand in a text: their `shape` and all of their `digits`. Not changed once made."""
+
+    __slots__ = ("begin", "digits", "end", "shape", "sizes", "text")
+
+    def __init__(self, text: bytes, begin: int, end: int, shape: Shape, digits: bytes | None = None) -> None:
+        self.text = text
+        self.begin = begin
+        self.end = end
+        self.shape = shape
+        self.sizes = shape.sizes
+        self.digits = text[begin:end].translate(None, _NO_DIGITS) if digits is None else digits
+
+    @property
+    def joints(self) -> list[bytes]:
+        """What joins each group but the last to the next one."""
+        return self.shape.joints
+
+    def place(self, first: int, last: int) -> Place:
+        """Where the groups `first` to `last`, the latter included, stand in the text."""
+        places = self.shape.places
+        return self.begin + places[2 * first + 1], self.begin + places[2 * last + 2]
+
+    def start(self, first: int) -> int:
+        """Where a group begins."""
+        return self.begin + self.shape.places[2 * first + 1] if first else self.begin
+
+    def together(self, first: int, last: int) -> bytes:
+        """The digits of those groups."""
+        offsets = self.shape.offsets
+        return self.digits[offsets[first] : offsets[last + 1]]
+
+    def sign(self, group: int) -> bytes:
+        """The last three bytes before a group, not of more than the group before it."""
+        if group:
+            places = self.shape.places
+            start = places[2 * group + 1]
+            first = max(start - 3, places[2 * group - 1])
+            return self.text[self.begin + first : self.begin + start]
+        return self.text[max(0, self.begin - 3) : self.begin]
+
     def glued(self, first: int, last: int) -> bool:
         """Whether a letter touches the groups."""
         text, begin, end = self.text, self.begin, self.end
@@ -145,19 +199,8 @@ class Run:
         return last + 1 == len(self.sizes) and text[end : end + 1].isalpha()
 
     def mended(self) -> Run:
-        """The same with groups that a line break parts as one: it may have split one in two. Line breaks count as
-        digits in `place`."""
-        pieces = self.pieces[:2]
-        for joint, between, group in zip(self.joints, self.pieces[2:-1:2], self.digits[1:], strict=True):
-            if joint == BREAK:
-                pieces[-1] += between + group
-            else:
-                pieces += (between, group)
-        digits = [b"".join(groups(group)) for group in pieces[1::2]]
-        mended = Run(self.text, self.begin, self.end, digits, tuple(map(len, digits)))
-        mended._pieces = [*pieces, b""]
-        mended._joints = [joint for joint in self.joints if joint != BREAK]
-        return mended
+        """The same with groups that a line break parts as one: it may have split one in two."""
+        return Run(self.text, self.begin, self.end, self.shape.mended(), self.digits)
 
 
 def _joint(between: bytes) -> bytes:
@@ -167,9 +210,9 @@ def _joint(between: bytes) -> bytes:
 _JOINT_OF_SIGN = [_joint(bytes((code,))) for code in range(256)]
 
 
-# The first and the last groups of what may be a number by its sizes, and whether what stands around them makes it one.
+# The first and the last groups of what may be a number by its shape, and whether what stands around them makes it one.
 Fits = Callable[[Run, int, int], bool]
-Window = tuple[int, int, Fits]
+Window = tuple[int, int, Fits | None]
 
 
 def fitting(run: Run, windows: Iterable[Window], valid: Callable[[bytes], bool]) -> list[Groups]:
@@ -178,7 +221,12 @@ def fitting(run: Run, windows: Iterable[Window], valid: Callable[[bytes], bool])
     found: list[Groups] = []
     free = 0
     for first, last, fits in windows:
-        if first >= free and valid(run.together(first, last)) and not run.glued(first, last) and fits(run, first, last):
+        if (
+            first >= free
+            and valid(run.together(first, last))
+            and not run.glued(first, last)
+            and (fits is None or fits(run, first, last))
+        ):
             found.append((first, last))
             free = last + 1
     return found

@@ -16,7 +16,7 @@ from operator import mul
 
 from gateway.automaton import Automaton
 from gateway.detectors.cards import luhn
-from gateway.detectors.digits import BREAK, SPACE, Groups, Run, shaped
+from gateway.detectors.digits import BREAK, SPACE, Groups, Run, Shape, shaped
 from gateway.detectors.words import Words
 
 _ZERO = ord("0")
@@ -362,18 +362,20 @@ _SHAPES = {
 }
 
 
-def windows(sizes: tuple[int, ...]) -> tuple[Window, ...]:
+def windows(shape: Shape) -> tuple[Window, ...]:
     """What has the shape of one, by the first group and then by the last."""
+    sizes = shape.sizes
     return tuple(
-        (first, first + len(shape) - 1, _BY_SHAPE[shape], ())
+        (first, last, strong, ())
         for first, size in enumerate(sizes)
-        for shape in _SHAPES.get(size, ())
-        if sizes[first : first + len(shape)] == shape
+        for known in _SHAPES.get(size, ())
+        if sizes[first : (last := first + len(known) - 1) + 1] == known and (strong := _strong(shape, first, last))
     )
 
 
-def windows_after_a_word(sizes: tuple[int, ...]) -> tuple[Window, ...]:
+def windows_after_a_word(shape: Shape) -> tuple[Window, ...]:
     """What may be one by its length, in the same order."""
+    sizes = shape.sizes
     found: list[Window] = []
     for first in range(len(sizes)):
         total = 0
@@ -382,12 +384,25 @@ def windows_after_a_word(sizes: tuple[int, ...]) -> tuple[Window, ...]:
             if total > _LONGEST:
                 break
             if known := _BY_LENGTH.get(total):
-                found.append((first, last, _BY_SHAPE.get(sizes[first : last + 1], ()), known))
+                named = known if _JOINTS.issuperset(shape.joints[first:last]) else ()
+                if (strong := _strong(shape, first, last)) or named:
+                    found.append((first, last, strong, named))
     return tuple(found)
 
 
+def _strong(shape: Shape, first: int, last: int) -> tuple[Identity, ...]:
+    """Those whose shape groups have, which are joined as those of this one are, and to nothing around them."""
+    known = _BY_SHAPE.get(shape.sizes[first : last + 1], ())
+    if not known:
+        return ()
+    inner = shape.joints[first:last]
+    if not _JOINTS.issuperset(inner) or shape.before(first) in inner or shape.after(last) in inner:
+        return ()
+    return tuple(each for each in known if each.joints.issuperset(inner))
+
+
 def groups(run: Run, known: Sequence[Window], worded: bool) -> list[Groups]:
-    """The first and last groups of each, the longest that begin with a group. `known`: the windows of its sizes.
+    """The first and last groups of each, the longest that begin with a group. `known`: the windows of its shape.
     `worded`: a name of one of them stands somewhere in the text."""
     places: list[Groups] = []
     named: Sequence[Identity] = ()
@@ -397,31 +412,27 @@ def groups(run: Run, known: Sequence[Window], worded: bool) -> list[Groups]:
             continue
         if worded and named_at != first:
             named, named_at = _named(run.text, run.start(first)), first
-        digits = run.together(first, last)
-        if any(each.check(digits) and _fits(run, first, last, each) for each in strong) or (
-            named and any(each in named and each.check(digits) for each in identities) and _whole(run, first, last)
+        if (_valid(strong, run, first, last) and _apart(run, first)) or (
+            named and _valid([each for each in identities if each in named], run, first, last)
         ):
+            if run.glued(first, last):
+                continue
             if places and places[-1][0] == first:
                 places.pop()
             places.append((first, last))
     return places
 
 
-def _whole(run: Run, first: int, last: int) -> bool:
-    """Whether the groups may be one number."""
-    return _JOINTS.issuperset(run.joints[first:last]) and not run.glued(first, last)
+def _valid(identities: Sequence[Identity], run: Run, first: int, last: int) -> bool:
+    for each in identities:  # noqa: SIM110 - a generator costs more than most checks
+        if each.check(run.together(first, last)):
+            return True
+    return False
 
 
-def _fits(run: Run, first: int, last: int, identity: Identity) -> bool:
-    """Whether they are joined as those of this one are, and to nothing around them."""
-    inner = run.joints[first:last]
-    return (
-        identity.joints.issuperset(inner)
-        and _whole(run, first, last)
-        and run.before(first) not in inner
-        and run.after(last) not in inner
-        and run.sign(first)[-1:] not in (b".", b"-", b"+")
-    )
+def _apart(run: Run, first: int) -> bool:
+    """Whether the sign before the groups does not join them to something."""
+    return run.sign(first)[-1:] not in (b".", b"-", b"+")
 
 
 _NAMES: Automaton[tuple[Identity, ...]] = Automaton(

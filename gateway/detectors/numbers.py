@@ -7,23 +7,23 @@ where the automaton saw nothing that could be one, and at runs whose groups have
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from functools import lru_cache
-from typing import NamedTuple, TypeVar
 
 from gateway.detectors import cards, national, phones, ssn, words
 from gateway.detectors.base import Place, Seen
 from gateway.detectors.digits import (
+    ALIKE,
     HINT,
     LEAST,
-    LINE_END,
     MOST_SIGNS,
     Groups,
     Run,
+    Shape,
     Window,
+    apart,
     fitting,
-    groups,
+    marked,
     parts,
     stretches,
 )
@@ -39,42 +39,83 @@ _WORDS = {
 }
 _CHECKED = {"credit_card": cards.HINT, "us_ssn": ssn.HINT, "national_id": national.HINT}
 WORK_OF_GROUP = 4
-T = TypeVar("T")
-_MOST_PLANNED = 12  # groups; what longer runs may be is worked out anew
+_MOST_KEPT, _LONGEST_KEPT = 4096, 48  # plans, and bytes of a run: what longer ones may be is worked out anew
 
 
-class Plan(NamedTuple):
-    """What groups of some sizes may be: the windows of cards, social security numbers and national identity numbers.
-    `enough`: there are digits enough for anything."""
+class Plan:
+    """What groups of a shape may be: the windows of cards, social security numbers and national identity numbers.
+    `enough`: there are digits enough for anything. `possible`: it may be any of those. `apart`: it may be several runs.
+    Not changed once made, but for what is found out when it is asked for."""
 
-    enough: bool
-    cards: Sequence[Window]
-    ssn: Sequence[Window]
-    national: Sequence[national.Window]
+    __slots__ = (
+        "_national",
+        "_phones",
+        "_ssn",
+        "apart",
+        "broken",
+        "cards",
+        "enough",
+        "national",
+        "possible",
+        "shape",
+        "size",
+        "ssn",
+    )
+
+    def __init__(self, written: bytes) -> None:
+        shape = self.shape = Shape(written)
+        digits = shape.offsets[-1]
+        self.size = len(shape.sizes)
+        self.enough = digits >= LEAST
+        self.apart = len(written) - digits > MOST_SIGNS and apart(written)
+        self.broken = b"\n" in written
+        self.cards: Sequence[Window] = ()
+        self.ssn: Sequence[Window] = ()
+        self.national: Sequence[national.Window] = ()
+        if self.enough:
+            self.cards, self.ssn, self.national = cards.windows(shape), ssn.windows(shape), national.windows(shape)
+        self.possible = bool(self.cards or self.ssn or self.national or self.broken)
+        self._ssn: Sequence[Window] | None = None
+        self._national: Sequence[national.Window] | None = None
+        self._phones: phones.Layout | None = None
+
+    def ssn_after_a_word(self) -> Sequence[Window]:
+        if self._ssn is None:
+            self._ssn = ssn.windows_after_a_word(self.shape)
+        return self._ssn
+
+    def national_after_a_word(self) -> Sequence[national.Window]:
+        if self._national is None:
+            self._national = national.windows_after_a_word(self.shape)
+        return self._national
+
+    def phones(self) -> phones.Layout:
+        if self._phones is None:
+            self._phones = phones.Layout(self.shape)
+        return self._phones
 
 
-def _planned(sizes: tuple[int, ...]) -> Plan:
-    return Plan(sum(sizes) >= LEAST, cards.windows(sizes), ssn.windows(sizes), national.windows(sizes))
+class _Plans(dict[bytes, Plan]):
+    """Plans by what they are made from. Kept are those of ASCII signs without letters: texts have few of them, and
+    nothing of what a text says is in them."""
 
-
-def _kept(windows: Callable[[tuple[int, ...]], T]) -> Callable[[tuple[int, ...]], T]:
-    """The same, which is kept for runs that are not long: texts have few sizes of groups."""
-    kept = lru_cache(maxsize=4096)(windows)
-    return lambda sizes: kept(sizes) if len(sizes) <= _MOST_PLANNED else windows(sizes)
-
-
-_plan = _kept(_planned)
-_ssn_after_a_word = _kept(ssn.windows_after_a_word)
-_national_after_a_word = _kept(national.windows_after_a_word)
+    def __missing__(self, written: bytes) -> Plan:
+        plan = Plan(written)
+        if len(written) <= _LONGEST_KEPT and written.isascii() and not written.islower():
+            if len(self) >= _MOST_KEPT:
+                self.clear()
+            self[written] = plan
+        return plan
 
 
 class Numbers:
     """Finds the kinds that are wanted, of `DIGIT_KINDS`."""
 
-    __slots__ = ("kinds",)
+    __slots__ = ("_plans", "kinds")
 
     def __init__(self, wanted: frozenset[str]) -> None:
         self.kinds = wanted
+        self._plans = _Plans()
 
     @property
     def words(self) -> list[tuple[str, int]]:
@@ -92,57 +133,58 @@ class Numbers:
         return hints
 
     def find(self, text: bytes, seen: Seen) -> None:
-        """Note each kind and place."""
-        clues, lines = seen.clues, LINE_END in text
-        if clues & RUN and (lines or clues != RUN):
-            self._find(text, seen, stretches(text), lines)
+        """Note each kind and place, where there is the clue that there are runs."""
+        if seen.clues != RUN or b"\n" in text:
+            tagged = marked(text)
+            self._find(text, seen, stretches(text, tagged), tagged)
 
-    def _find(self, text: bytes, seen: Seen, found: Iterable[re.Match[bytes]], lines: bool) -> None:
-        clues, claimed = seen.clues, seen.claimed
+    def _find(self, text: bytes, seen: Seen, found: Iterable[re.Match[bytes]], tagged: bool) -> None:
+        plans, clues, claimed = self._plans, seen.clues, seen.claimed
         for stretch in found:
-            digits = groups(stretch[0])
-            sizes = tuple(map(len, digits))
             begin, end = stretch.span()
-            if end - begin - sum(sizes) > MOST_SIGNS and (several := parts(text, begin, end)):
-                self._find(text, seen, several, lines)
+            plan = plans[text[begin:end].translate(ALIKE)]
+            if plan.apart and not tagged:
+                self._find(text, seen, parts(text, begin, end), tagged)
                 continue
-            plan = _plan(sizes)
             if not plan.enough or (claimed and _within(claimed, begin, end)):
                 continue
-            seen.spend(WORK_OF_GROUP * len(sizes))
-            run = Run(text, begin, end, digits, sizes)
+            seen.spend(WORK_OF_GROUP * plan.size)
+            run = Run(text, begin, end, plan.shape)
             taken = _claimed(run, claimed) if claimed else _NONE
-            if not taken:
-                taken = self._checked(seen, plan, run, lines and text.find(b"\n", begin, end) > 0)
-            if (clues & (PHONE | PHONE_WORD) or taken) and len(taken) < len(sizes):
-                self._phones(seen, run, taken)
+            if not taken and (plan.possible or clues & (SOCIAL_WORD | IDENTITY_WORD)):
+                taken = self._checked(seen, plan, run)
+            if (clues & (PHONE | PHONE_WORD) or taken) and len(taken) < plan.size:
+                self._phones(seen, plan, run, taken)
             if seen.kinds and not seen.all and self.kinds <= seen.kinds:
                 return
 
-    def _checked(self, seen: Seen, plan: Plan, run: Run, broken: bool) -> AbstractSet[int]:
-        """Numbers that have a check digit, or nearly; the groups that they take. `broken`: there are line breaks."""
+    def _checked(self, seen: Seen, plan: Plan, run: Run) -> AbstractSet[int]:
+        """Numbers that have a check digit, or nearly; the groups that they take."""
         kinds, clues = self.kinds, seen.clues
-        if (plan.cards or broken) and "credit_card" in kinds:
-            where, found = cards.find(run, plan.cards, broken)
+        if (plan.cards or plan.broken) and "credit_card" in kinds:
+            where, found = cards.find(run, plan.cards, plan.broken)
             if found:
                 _note(seen, "credit_card", where, found)
-                return set(range(len(run.sizes)))
+                return set(range(plan.size))
         if "us_ssn" in kinds:
-            windows = _ssn_after_a_word(run.sizes) if clues & SOCIAL_WORD else plan.ssn
+            windows = plan.ssn_after_a_word() if clues & SOCIAL_WORD else plan.ssn
             if windows and (found := fitting(run, windows, ssn.issued)):
                 return _note(seen, "us_ssn", run, found)
         if "national_id" in kinds:
             worded = clues & IDENTITY_WORD
-            identities = _national_after_a_word(run.sizes) if worded else plan.national
+            identities = plan.national_after_a_word() if worded else plan.national
             if identities and (found := national.groups(run, identities, bool(worded))):
                 return _note(seen, "national_id", run, found)
         return _NONE
 
-    def _phones(self, seen: Seen, run: Run, taken: AbstractSet[int]) -> None:
+    def _phones(self, seen: Seen, plan: Plan, run: Run, taken: AbstractSet[int]) -> None:
         if "phone" not in self.kinds or ("phone" in seen.kinds and not seen.all):
             return
-        for first, last in phones.groups(run, bool(seen.clues & PHONE_WORD), taken):
-            seen.add("phone", phones.place(run, first, last) if seen.all else (run.begin, run.end))
+        for first, last in phones.groups(run, plan.phones(), bool(seen.clues & PHONE_WORD), taken):
+            if not seen.all:
+                seen.kinds.add("phone")
+                return
+            seen.add("phone", phones.place(run, first, last))
 
 
 _NONE: AbstractSet[int] = frozenset()

@@ -6,11 +6,12 @@ Source of the country codes: ITU-T E.164, list of assigned codes.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
 
 from gateway.detectors.base import Place
-from gateway.detectors.digits import BREAK, MOST_SIGNS, SPACE, Groups, Run, more, shaped
+from gateway.detectors.digits import BREAK, MOST_SIGNS, SPACE, Groups, Run, Shape, more, shaped
 from gateway.detectors.words import NUMBERED, PHONE
 
 _CALLING_CODE = re.compile(
@@ -41,33 +42,42 @@ HINT = "|".join(
 )
 
 
-def groups(run: Run, worded: bool, taken: AbstractSet[int]) -> list[Groups]:
-    """The first and last groups of each; none of those in `taken`. `worded`: a word for phones stands in the text."""
-    found: list[Groups] = []
-    free = 0
-    for first in range(len(run.sizes)):
-        if first < free or first in taken:
-            continue
-        last = _last_of_phone(run, first, worded, taken, first == free > 0)
-        if last is not None:
-            found.append((first, last))
-            free = last + 1
-    return found
+class Layout:
+    """What of a shape matters to phone numbers: of each group, whether it is joined closely to the next one, and the last
+    one that could belong to a number that it begins. Not changed once made."""
+
+    __slots__ = ("close", "reach")
+
+    def __init__(self, shape: Shape) -> None:
+        self.close = [*map(_hard, shape.joints), False]
+        self.reach = [_reach(shape, self.close, first, frozenset()) for first in range(len(shape.sizes))]
 
 
-def _reach(run: Run, first: int, taken: AbstractSet[int]) -> int:
+def _reach(shape: Shape, close: Sequence[bool], first: int, taken: AbstractSet[int]) -> int:
     """The last group that could belong to a number that begins with `first`."""
-    joints, sizes = run.joints, run.sizes
+    joints, sizes = shape.joints, shape.sizes
     last, total = first, sizes[first]
     while (
         last < len(joints)
-        and (joints[last] in _SOFT or _hard(joints[last]))
+        and (close[last] or joints[last] in _SOFT)
         and last + 1 not in taken
         and total + sizes[last + 1] <= MOST + 2
     ):
         last += 1
         total += sizes[last]
     return last
+
+
+def groups(run: Run, layout: Layout, worded: bool, taken: AbstractSet[int]) -> Iterator[Groups]:
+    """The first and last groups of each; none of those in `taken`. `worded`: a word for phones stands in the text."""
+    free = 0
+    for first in range(len(run.sizes)):
+        if first < free or first in taken:
+            continue
+        last = _last_of_phone(run, layout, first, worded, taken, first == free > 0)
+        if last is not None:
+            yield first, last
+            free = last + 1
 
 
 def place(run: Run, first: int, last: int) -> Place:
@@ -88,59 +98,60 @@ def _is_part(sign: bytes) -> bool:
     return _PART.search(sign) is not None
 
 
-@lru_cache(maxsize=4096)
 def _hard(joint: bytes) -> bool:
     """Whether groups are joined closely: by dashes, dots, slashes or brackets."""
     return joint not in _SOFT and joint != b"" and not joint.strip(_SIGNS)
 
 
-def _within(run: Run, first: int, sign: bytes) -> bool:
+def _within(run: Run, layout: Layout, first: int, sign: bytes) -> bool:
     """Whether a group is part of something that began before it."""
     if sign.endswith(b"("):
         return False
     if first and not sign.endswith(b"+"):
-        joint = run.joints[first - 1]
-        return _hard(joint) or joint == b":"
+        return layout.close[first - 1] or run.joints[first - 1] == b":"
     return _is_part(sign)
 
 
-def _last_of_phone(run: Run, first: int, worded: bool, taken: AbstractSet[int], after_another: bool) -> int | None:
-    sign, digits = run.sign(first), run.digits[first]
+def _last_of_phone(
+    run: Run, layout: Layout, first: int, worded: bool, taken: AbstractSet[int], after_another: bool
+) -> int | None:
+    sign, digits = run.sign(first), run.together(first, first)
     zero = digits[0] == _ZERO
     # Those of `_by_shape` and of North America begin with one digit or three.
-    if not (worded or zero or len(digits) in (1, 3) or _PLUS_SIGN in sign or _BRACKET in sign) or _within(
-        run, first, sign
-    ):
+    candidate = worded or zero or len(digits) in (1, 3) or _PLUS_SIGN in sign or _BRACKET in sign
+    if not candidate or _within(run, layout, first, sign):
         return None
-    reach = _reach(run, first, taken)
+    reach = _reach(run.shape, layout.close, first, taken) if taken else layout.reach[first]
     if _PLUS_SIGN in sign and _is_plus(sign):
-        return _international(run, first, reach)
+        return _international(run, layout, first, reach)
     last = None
-    if zero and (run.before(first) != SPACE or first - 1 in taken or after_another):  # not one of several in a row
+    if zero and (
+        first == 0 or run.joints[first - 1] != SPACE or first - 1 in taken or after_another
+    ):  # not one of several in a row
         if digits.startswith(b"00") and digits[2:3] != b"0":
-            last = _international(run, first, reach, 2, worded)
+            last = _international(run, layout, first, reach, 2, worded)
         elif digits[1:2] != b"0":
-            last = _with_trunk_prefix(run, first, reach, sign)
-    if last is None:
-        last = _north_american(run, first, reach, sign)
-    if last is None:
-        last = _by_shape(run, first, reach, sign)
+            last = _with_trunk_prefix(run, layout, first, reach, sign)
+    if last is None and reach > first:
+        last = _north_american(run, layout, first, reach)
+        if last is None:
+            last = _by_shape(run, layout, first, reach, sign)
     if last is not None and NUMBERED.name(run.text, run.start(first)):
         last = None
     if last is None and worded:
-        last = _named(run, first, reach)
+        last = _named(run, layout, first, reach)
     return last
 
 
-def _end(run: Run, first: int, reach: int, least: int, most: int) -> int | None:
+def _end(run: Run, layout: Layout, first: int, reach: int, least: int, most: int) -> int | None:
     """Where a number of so many digits ends, the longest one: not within what is joined closely."""
-    sizes, joints = run.sizes, run.joints
+    sizes, close = run.sizes, layout.close
     total, end = 0, None
     for last in range(first, reach + 1):
         total += sizes[last]
         if total > most:
             break
-        if total >= least and not (_hard(joints[last]) if last < len(joints) else _glued(run, last)):
+        if total >= least and not (close[last] or _glued(run, last)):
             end = last
     return end
 
@@ -151,11 +162,13 @@ def _glued(run: Run, last: int) -> bool:
     return last + 1 == len(run.sizes) and text[end : end + 1].isalpha() and _EXTENSION.match(text, end) is None
 
 
-def _international(run: Run, first: int, reach: int, prefix: int = 0, worded: bool = True) -> int | None:
-    code = run.digits[first][prefix:] or (run.digits[first + 1] if first < reach else b"")
+def _international(
+    run: Run, layout: Layout, first: int, reach: int, prefix: int = 0, worded: bool = True
+) -> int | None:
+    code = run.together(first, first)[prefix:] or (run.together(first + 1, first + 1) if first < reach else b"")
     if not _CALLING_CODE.match(code):
         return None
-    last = _end(run, first, reach, 8 + prefix, MOST + prefix)
+    last = _end(run, layout, first, reach, 8 + prefix, MOST + prefix)
     if last == first and prefix:
         return last if worded and _follows_a_word(run, first) else None
     if last == first + 1 and run.joints[first] == b"." and run.sizes[first] < 4:
@@ -163,64 +176,66 @@ def _international(run: Run, first: int, reach: int, prefix: int = 0, worded: bo
     return last
 
 
-def _with_trunk_prefix(run: Run, first: int, reach: int, sign: bytes) -> int | None:
-    if run.sizes[first] < 2 and run.after(first) != b"(":
+def _with_trunk_prefix(run: Run, layout: Layout, first: int, reach: int, sign: bytes) -> int | None:
+    if run.sizes[first] < 2 and run.shape.after(first) != b"(":
         return None
-    if run.sizes[first : first + 3] in _NO_PHONES and _hard(run.joints[first]):
+    if run.sizes[first : first + 3] in _NO_PHONES and layout.close[first]:
         return None
-    last = _end(run, first, reach, 9 if not sign.endswith(b"(") else 8, 13 if run.after(first) == b"/" else 12)
+    last = _end(
+        run, layout, first, reach, 9 if not sign.endswith(b"(") else 8, 13 if run.shape.after(first) == b"/" else 12
+    )
     if last is None or last == first or run.sizes[first : last + 1] in _NO_PHONES:
         return None
-    fraction = last == first + 1 and run.joints[first] == b"." and not run.digits[last].strip(b"0")
+    fraction = last == first + 1 and run.joints[first] == b"." and not run.together(last, last).strip(b"0")
     return None if fraction else last
 
 
-def _north_american(run: Run, first: int, reach: int, sign: bytes) -> int | None:
-    start = first + 1 if run.digits[first] == b"1" else first
+def _north_american(run: Run, layout: Layout, first: int, reach: int) -> int | None:
+    start = first + 1 if run.together(first, first) == b"1" else first
     last = start + 2
     if last > reach or run.sizes[start : last + 1] != (3, 3, 4) or _glued(run, last):
         return None
-    if run.digits[start][0] < 50 or run.digits[start + 1][0] < 50:  # neither begins with 0 or 1
+    if run.together(start, start)[0] < 50 or run.together(start + 1, start + 1)[0] < 50:  # neither begins with 0 or 1
         return None
-    inner, outer = run.joints[start:last], {run.before(first), run.after(last)}
+    inner, outer = run.joints[start:last], {run.shape.before(first), run.shape.after(last)}
     if inner[0] != inner[1] and inner[0] != SPACE and _CLOSING not in inner[0]:
         return None
     if SPACE in inner and b")" not in inner and SPACE in outer and BREAK not in inner:
         return None  # one of several numbers in a row
-    return None if _hard(run.after(last)) or inner[1] in outer - _SOFT else last
+    return None if layout.close[last] or inner[1] in outer - _SOFT else last
 
 
-def _by_shape(run: Run, first: int, reach: int, sign: bytes) -> int | None:
+def _by_shape(run: Run, layout: Layout, first: int, reach: int, sign: bytes) -> int | None:
     """Notations that are nothing else's: an area code in brackets, Russian and Chinese numbers."""
-    digits, sizes = run.digits[first], run.sizes
+    digits, sizes = run.together(first, first), run.sizes
     if (
         sign.endswith(b"(")
-        and run.after(first)[:1] == b")"
+        and run.joints[first][:1] == b")"
         and 2 <= sizes[first] <= 5
         and digits[:2] not in (b"19", b"20")
     ):
-        return _end(run, first, reach, 9, 11)
+        return _end(run, layout, first, reach, 9, 11)
     if digits == b"8" and sizes[first + 1 : first + 5] == (3, 3, 2, 2):
         return first + 4 if first + 4 <= reach else None
     if digits == b"8" and sizes[first + 1 : first + 4] == (3, 3, 4):
         return first + 3 if first + 3 <= reach else None
-    if sizes[first : first + 4] == (3, 3, 2, 2) and first + 3 <= reach and not _hard(run.after(first + 3)):
+    if sizes[first : first + 4] == (3, 3, 2, 2) and first + 3 <= reach and not layout.close[first + 3]:
         return first + 3
     if (
         sizes[first : first + 3] == (3, 4, 4)
         and digits[:1] == b"1"
         and digits[1] > 50
         and first + 2 <= reach
-        and run.after(first + 2) in (b"", BREAK)
+        and run.shape.after(first + 2) in (b"", BREAK)
     ):
         return first + 2
     return None
 
 
-def _named(run: Run, first: int, reach: int) -> int | None:
+def _named(run: Run, layout: Layout, first: int, reach: int) -> int | None:
     if not _follows_a_word(run, first):
         return None
-    return _end(run, first, reach, 7, MOST)
+    return _end(run, layout, first, reach, 7, MOST)
 
 
 def _follows_a_word(run: Run, first: int) -> bool:

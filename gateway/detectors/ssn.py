@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from gateway.detectors.digits import BREAK, SPACE, Run, Window, shaped
+from gateway.detectors.digits import BREAK, SPACE, Run, Shape, Window, shaped
 from gateway.detectors.words import NUMBERED, SSN
 
 _SHAPE = (3, 2, 4)
@@ -24,17 +24,18 @@ def issued(digits: bytes) -> bool:
     return area not in (b"000", b"666") and area[0] != ord("9") and digits[3:5] != b"00" and digits[5:] != b"0000"
 
 
-def windows(sizes: tuple[int, ...]) -> tuple[Window, ...]:
+def windows(shape: Shape) -> tuple[Window, ...]:
     """What has the shape of one."""
-    return tuple((first, first + 2, _apart) for first in range(len(sizes) - 2) if sizes[first : first + 3] == _SHAPE)
+    return tuple((first, first + 2, _apart) for first in _shaped(shape) if _together(shape, first))
 
 
-def windows_after_a_word(sizes: tuple[int, ...]) -> tuple[Window, ...]:
+def windows_after_a_word(shape: Shape) -> tuple[Window, ...]:
     """The same, and others with as many digits, where a word for them stands somewhere in the text."""
+    sizes = shape.sizes
     found: list[Window] = []
     for first in range(len(sizes)):
         if sizes[first : first + 3] == _SHAPE:
-            found.append((first, first + 2, _apart_or_named))
+            found.append((first, first + 2, _apart_or_named if _together(shape, first) else _named))
             continue
         last, total = first, sizes[first]
         while total < 9 and last + 1 < len(sizes):
@@ -43,6 +44,20 @@ def windows_after_a_word(sizes: tuple[int, ...]) -> tuple[Window, ...]:
         if total == 9:
             found.append((first, last, _named))
     return tuple(found)
+
+
+def _shaped(shape: Shape) -> list[int]:
+    sizes = shape.sizes
+    return [first for first in range(len(sizes) - 2) if sizes[first : first + 3] == _SHAPE]
+
+
+def _together(shape: Shape, first: int) -> bool:
+    """Whether the groups belong together more than with those around them."""
+    joint = shape.joints[first]
+    if joint not in _JOINTS or shape.joints[first + 1] != joint:
+        return False
+    around = shape.before(first), shape.after(first + 2)
+    return joint not in around and not (joint == SPACE and not _HARD.isdisjoint(around))
 
 
 def _named(run: Run, first: int, last: int) -> bool:
@@ -54,13 +69,7 @@ def _apart_or_named(run: Run, first: int, last: int) -> bool:
 
 
 def _apart(run: Run, first: int, last: int) -> bool:
-    """Whether the groups belong together more than with those around them."""
-    joint = run.joints[first]
-    if joint not in _JOINTS or run.joints[first + 1] != joint:
-        return False
-    around = run.before(first), run.after(last)
-    if joint in around or (joint == SPACE and not _HARD.isdisjoint(around)):
-        return False
+    """Whether they are no part of something that begins before them, and have no other name."""
     if _PART.search(run.sign(first)):
         return False
-    return joint == b"-" or not NUMBERED.name(run.text, run.start(first))
+    return run.joints[first] == b"-" or not NUMBERED.name(run.text, run.start(first))
