@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from gateway.backends import Backends
+from gateway.admission import Asking
 from gateway.backends.base import Answer, Call, Chunk
 from gateway.balance import Affinity, leads_on
 from gateway.errors import GatewayError, Retryable, UpstreamFailed, UpstreamLate, UpstreamTimeout
@@ -19,23 +19,34 @@ from gateway.fleet import Fleet, Flight
 from gateway.masking import Masked
 from gateway.queueing import Queueing
 from gateway.routing import patience
+from gateway.serving import Serving
 from gateway.telemetry import Moved, Record
 from gateway.types import ChatRequest, Decision, Deployment, Permit, Replica, RequestFacts
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request once its policy has decided it, at `decided` seconds of the clock. `draw` is its share of chance,
+    `asking` what its limits say; None where it has none."""
+
+    serving: Serving
+    facts: RequestFacts
+    permit: Permit
+    masked: Masked | None
+    record: Record
+    started: float
+    draw: float
+    affinity: Affinity | None
+    asking: Asking | None
+    decided: float
+
+
 def call_of(
-    decision: Decision,
-    deployment: Deployment,
-    chat: ChatRequest,
-    facts: RequestFacts,
-    record: Record,
-    masked: Masked | None,
-    passed_ms: float,
-    *,
-    bounded: bool,
+    asked: Asked, decision: Decision, deployment: Deployment, chat: ChatRequest, now: float, *, bounded: bool
 ) -> Call:
     """What the attempt carries beyond the body. `bounded`: a strict budget wants the answer's length bounded. A
     deadline is only sent while another candidate could still meet it."""
+    facts, record, passed_ms = asked.facts, asked.record, (now - asked.started) * 1000
     unbounded = (bounded or facts.max_cost_nusd is not None) and chat.max_tokens is None
     others = len(decision.candidates) > 1 + len(record.failed)
     by = decision.first_token_by_ms
@@ -46,27 +57,20 @@ def call_of(
         imposed_max_tokens=deployment.output_tokens(None) if unbounded else None,
         priority=decision.priority,
         first_token_by_ms=max(1.0, by - passed_ms) if by is not None and others else None,
-        masked=masked,
+        masked=asked.masked,
         timeouts=deployment.timeouts.replaced(decision.timeouts),
         patience=patience(decision, record.failed, passed_ms) if chat.stream else None,
     )
 
 
 async def opened(
-    fleet: Fleet,
-    clock: Callable[[], float],
-    backends: Backends,
-    deployment: Deployment,
-    permit: Permit,
-    call: Call,
-    facts: RequestFacts,
-    record: Record,
-    affinity: Affinity | None,
+    fleet: Fleet, clock: Callable[[], float], asked: Asked, deployment: Deployment, call: Call
 ) -> tuple[Flight, Answer, Chunk]:
     """Call the deployment, at one replica after the other where it has several, and wait for the first token; until
     then a failure costs nothing but time. Raises what `Backends.open` does."""
     limits = call.timeouts or deployment.timeouts
     by = asyncio.get_running_loop().time() + (limits.first_token if call.chat.stream else limits.total)
+    facts = asked.facts
     tried: dict[Replica, GatewayError] = {}
     while True:
         flight = fleet.started(
@@ -77,14 +81,14 @@ async def opened(
             stream=call.chat.stream,
             asker=(facts.tenant, facts.key_id, facts.model),
             answers=facts.n,
-            affinity=affinity,
+            affinity=asked.affinity,
             tried=tried,
         )
         member = flight.member
         if member is not None:
             call = replace(call, replica=member.replica)
         try:
-            return await _first(fleet, clock, backends, deployment, permit, call, flight, by)
+            return await _first(fleet, clock, asked, deployment, call, flight, by)
         except Retryable as error:
             if member is None:
                 raise
@@ -92,15 +96,14 @@ async def opened(
             more = leads_on([*tried.values()]) and fleet.another(deployment.name, clock(), tried)
             if not more:
                 raise
-            record.moved.append(Moved(deployment.name, member.ordinal, error.message))
+            asked.record.moved.append(Moved(deployment.name, member.ordinal, error.message))
 
 
 async def _first(
     fleet: Fleet,
     clock: Callable[[], float],
-    backends: Backends,
+    asked: Asked,
     deployment: Deployment,
-    permit: Permit,
     call: Call,
     flight: Flight,
     by: float,
@@ -113,7 +116,7 @@ async def _first(
             if call.patience is not None:
                 queue = Queueing(fleet, clock, flight, call.patience, limit)
             try:
-                answer = await backends.open(deployment, permit, call)
+                answer = await asked.serving.backends.open(deployment, asked.permit, call)
                 first = await anext(answer)
             finally:
                 if queue is not None:

@@ -17,7 +17,7 @@ import orjson
 
 from gateway.admission import NOT_HELD, Asking, Held, Holding, Limiter
 from gateway.answers import CLIENT_GONE, Books, OpenAnswer
-from gateway.attempts import call_of, opened
+from gateway.attempts import Asked, call_of, opened
 from gateway.backends.base import Answer, Chunk
 from gateway.balance import Affinity, conversation_of
 from gateway.caching import Answers, Use
@@ -28,7 +28,6 @@ from gateway.fleet import NONE_FULL, Fleet, Flight
 from gateway.intake import SCAN_IN_THREAD_ABOVE, facts_of, parsed
 from gateway.keys import Keyring
 from gateway.labels import Scanner
-from gateway.masking import Masked
 from gateway.reply import EVENT_STREAM, Reply, header_bytes
 from gateway.routing import decide, next_attempt
 from gateway.serving import Serving
@@ -41,7 +40,6 @@ from gateway.types import (
     Decision,
     Deployment,
     Outcome,
-    Permit,
     RequestFacts,
     Snapshot,
     usd,
@@ -49,23 +47,6 @@ from gateway.types import (
 
 ANONYMOUS = Caller()
 STALE = 0.05  # seconds after which a decision is made anew before it is acted on
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One request once its policy has decided it, at `decided` seconds of the clock. `draw` is its share of chance,
-    `asking` what its limits say; None where it has none."""
-
-    serving: Serving
-    facts: RequestFacts
-    permit: Permit
-    masked: Masked | None
-    record: Record
-    started: float
-    draw: float
-    affinity: Affinity | None
-    asking: Asking | None
-    decided: float
 
 
 @dataclass(slots=True)
@@ -152,24 +133,20 @@ class ChatPath:
 
     async def _attempted(self, asked: Asked, chat: ChatRequest) -> Reply:
         """The answer of the first candidate that gives one. Raises `GatewayError` where none does."""
-        serving, record, facts, masked = asked.serving, asked.record, asked.facts, asked.masked
-        policy, permit, decision, now = serving.policy, asked.permit, record.decision, self.clock()
+        record, decision, now = asked.record, asked.record.decision, self.clock()
         if decision is None or now - asked.decided > STALE:  # it waited for an answer that others were to make
             decision = self._decided_anew(asked, now)
         self.fleet.decided(decision, now)
         while True:
             attempt = _next(decision, record.failed, asked.asking)
-            deployment = policy.deployments[attempt.deployment]
+            deployment = asked.serving.policy.deployments[attempt.deployment]
             held = NOT_HELD if asked.asking is None else await _held(asked.asking, deployment, record)
             if held is None:  # a limit keeps the request from it, as the next decision sees
                 decision = self._decided_anew(asked, now)
                 continue
             try:
-                passed_ms = (now - asked.started) * 1000
-                call = call_of(decision, deployment, chat, facts, record, masked, passed_ms, bounded=held.bounded)
-                flight, answer, first = await opened(
-                    self.fleet, self.clock, serving.backends, deployment, permit, call, facts, record, asked.affinity
-                )
+                call = call_of(asked, decision, deployment, chat, now, bounded=held.bounded)
+                flight, answer, first = await opened(self.fleet, self.clock, asked, deployment, call)
             except Retryable as error:
                 taken = held.booked(error)
                 timed_out = isinstance(error, UpstreamTimeout)
@@ -182,11 +159,7 @@ class ChatPath:
                 taken = held.given_up(error)
                 record.given_up = Outcome(attempt, type(error).__name__, False, taken.tokens, taken.nusd)
                 raise
-            if masked is not None and permit.passage(deployment.zone) == "masked":
-                record.masked = len(masked.mask)
-            return self._respond(
-                serving, record, asked.started, attempt, deployment, facts, flight, answer, first, held
-            )
+            return self._respond(asked, attempt, deployment, held, flight, answer, first)
 
     def _decided_anew(self, asked: Asked, now: float) -> Decision:
         snapshot = self.fleet.snapshot(now, asked.draw, self.wall(), asked.affinity, asked.record.full)
@@ -263,27 +236,29 @@ class ChatPath:
 
     def _respond(
         self,
-        serving: Serving,
-        record: Record,
-        started: float,
+        asked: Asked,
         attempt: Attempt,
         deployment: Deployment,
-        facts: RequestFacts,
+        held: Holding,
         flight: Flight,
         answer: Answer,
         first: Chunk,
-        held: Holding,
     ) -> Reply:
+        record, masked, started = asked.record, asked.masked, asked.started
+        if masked is not None and asked.permit.passage(deployment.zone) == "masked":
+            record.masked = len(masked.mask)
         record.deployment, record.zone, record.model = deployment.name, deployment.zone, deployment.model
         record.attempts = attempt.number + len(record.moved)
         if flight.member is not None:
             record.replica = flight.member.ordinal
         if record.stream:
             record.first_token_ms = (self.clock() - started) * 1000
-        opened = OpenAnswer(self.books, serving.backends, record, started, deployment, flight, answer, first, held)
-        bill = deployment.bill
+        backends, bill = asked.serving.backends, deployment.bill
+        opened = OpenAnswer(self.books, backends, record, started, deployment, flight, answer, first, held)
         cost = (
-            bill.cost(first.usage) if bill is not None and first.usage is not None else likely_bill(deployment, facts)
+            bill.cost(first.usage)
+            if bill is not None and first.usage is not None
+            else likely_bill(deployment, asked.facts)
         )
         headers = self._headers(record)
         headers += [
