@@ -12,11 +12,10 @@ import contextlib
 import gc
 import os
 import shutil
-import ssl
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -24,49 +23,38 @@ from pathlib import Path
 from gateway.access import Access
 from gateway.admission import Limiter
 from gateway.answers import Books, Log
-from gateway.backends import Backends
 from gateway.backends.base import Backend
-from gateway.backends.build import authorities_of, backend_of
+from gateway.backends.build import backend_of
 from gateway.backends.cloud import CloudLibrary
 from gateway.backends.replicated import ReplicatedBackend
-from gateway.cache import Counts, MemoryCache, RedisCache, Seal, secret_in
-from gateway.caching import Answers
+from gateway.cache import Counts
 from gateway.chat import ChatPath
 from gateway.encodings import load_encoding
 from gateway.engines import Engine, EngineRoom, Known
 from gateway.fleet import Fleet
+from gateway.generation import Generation, Prepared, is_moved, prepared_for
+from gateway.keeping import answers_of, journal_of, store_of
 from gateway.keys import Keys
-from gateway.labels import Scanner
 from gateway.ledger import MemoryLedger
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.shared import Damage, SharedLedger
-from gateway.loads import Loads, Source
+from gateway.loads import Loads
 from gateway.metrics import DeploymentFigures, KeyFigures, Metrics, PolicyFigures, StoreFigures, UsageFigures
 from gateway.policy import Policy
 from gateway.policyfile import Problem, first_of
-from gateway.replicas import Replicas, Resolve, Watched
+from gateway.replicas import Replicas, Resolve
 from gateway.revocations import Revocations
 from gateway.serving import Serving
-from gateway.settings import PREFIX, Settings, SettingsError
-from gateway.store import Store, StoreState
+from gateway.settings import Settings
+from gateway.store import StoreState
 from gateway.supervisor import EngineSpec, Supervised, Supervisor
 from gateway.telemetry import Record
 from gateway.tokens import TiktokenCounter, TokenCounter
 from gateway.types import Deployment, Replica
-from gateway.usage.files import UsageFile
-from gateway.usage.journal import Journal
-from gateway.usage.stream import UsageStream
 
 Tell = Callable[[str], None]
 
-# The detectors' automaton is built as text passes through it; this is passed through before the first request is.
-_PROSE = (
-    "In 2026, e-mail a-b.c@example to +1 (555) 010-0199; def f(x: int) -> str: return f'{x:>10}' # 0xFF, {[~^|]}\n" * 20
-)
-
-
 FIRST_LOOK = 3.0  # seconds
-MOST_ENTRY_BYTES = 1024 * 1024  # of one stored answer, compressed
 
 
 def new_id() -> str:
@@ -85,44 +73,6 @@ class PolicyState:
     problems: tuple[Problem, ...] = ()
     loads: int = 1
     refusals: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """What a policy needs that takes too long for the event loop, or reads files."""
-
-    scanner: Scanner
-    authorities: Mapping[str, ssl.SSLContext | None]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Generation:
-    """What the requests of one policy may call. Backends and engines are shared with other generations where the
-    deployment is the same; each is closed with the last generation that holds it."""
-
-    deployments: Mapping[str, Deployment]
-    opened: Mapping[str, Backend]
-    engines: Mapping[str, Engine]
-    authorities: Mapping[str, ssl.SSLContext | None]
-    backends: Backends = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "backends", Backends(self.opened))
-
-    def watched(self) -> list[Watched]:
-        """The deployments that may be at several places."""
-        watched = (Watched.of(deployment) for deployment in self.deployments.values())
-        return [one for one in watched if one is not None]
-
-    def sources(self, replicas: Mapping[str, tuple[Replica, ...]]) -> list[Source]:
-        """Where to ask how busy deployments are: each of their replicas, or where they are."""
-        sources = []
-        for name in self.opened:
-            engine = self.engines.get(name)
-            uds = engine.supervisor.spec.uds if engine is not None else None
-            for replica in replicas.get(name) or (None,):
-                sources.append(Source.of(self.deployments[name], uds, self.authorities[name], replica))
-        return [source for source in sources if source is not None]
 
 
 class Gateway:
@@ -158,16 +108,18 @@ class Gateway:
         self.metrics = Metrics(self._figures)
         self.policy_state = PolicyState(policy.path, policy.hash, datetime.now(UTC))
         self.stopping = False
-        prepared = _prepare(policy, None)
+        prepared = prepared_for(policy, None)
         self._generation = self._generation_of(policy, prepared, [])
         self._live = [self._generation]
         self._loads = Loads(self.fleet, self._described, time.monotonic)
         self._replicas = Replicas(self._found, resolve)
         serving = Serving(policy, prepared.scanner, {}, self._generation.backends)
-        self.store = self._store_of(settings)
-        self.journal = self._journal_of(settings, self.store)
+        self.store = store_of(settings, self._store_changed)
+        self.journal = journal = journal_of(settings, self.store, tell)
+        if journal is not None:
+            self.metrics.usage = lambda: UsageFigures(journal.lost, journal.waiting)
         books = Books(self.fleet, log, self._observed, time.monotonic)
-        self.answers = _answers_of(settings, self.store)
+        self.answers = answers_of(settings, self.store, new_id)
         self.metrics.cache = self._cache_figures
         self.shared = None if self.store is None else SharedLedger(self.store, RedisLedger(self.store), self._damaged)
         self.metrics.store = self._store_figures
@@ -179,16 +131,6 @@ class Gateway:
         if keys is not None:
             self.access = Access(settings.keys, keys, self.path, log, tell)
             self.metrics.keys = self._key_figures
-
-    def _store_of(self, settings: Settings) -> Store | None:
-        """What replicas share, where there is something. Raises `SettingsError` where its address cannot be one."""
-        if not settings.redis_url:
-            return None
-        try:
-            store = Store(settings.redis_url, changed=self._store_changed)
-        except ValueError as error:
-            raise SettingsError(f"{PREFIX}REDIS_URL {error}") from None
-        return store
 
     def _store_changed(self, state: StoreState) -> None:
         self._log.info("redis", state="up" if state.up else "down", reason=state.reason, replicas=state.replicas)
@@ -210,20 +152,6 @@ class Gateway:
             "requests that it concerns are treated as if Redis did not answer (on_redis_down): delete the key to count "
             "from nothing, and find out who wrote to it"
         )
-
-    def _journal_of(self, settings: Settings, store: Store | None) -> Journal | None:
-        """Where usage records go, if anywhere. Raises OSError where the file cannot be written, `SettingsError` where
-        there is no Redis for them."""
-        if settings.usage_stream and store is None:
-            raise SettingsError(f"{PREFIX}USAGE_STREAM needs {PREFIX}REDIS_URL")
-        if not (settings.usage_file or settings.usage_stream):
-            return None
-        path, megabytes = settings.usage_file, settings.usage_file_megabytes
-        file = UsageFile(path, megabytes * 1_000_000, time.time) if path else None
-        stream = UsageStream(store, settings.usage_stream_entries) if settings.usage_stream and store else None
-        journal = Journal(wall=time.time, tell=self._tell, file=file, stream=stream)
-        self.metrics.usage = lambda: UsageFigures(journal.lost, journal.waiting)
-        return journal
 
     def _observed(self, record: Record) -> None:
         self.metrics.request(record)
@@ -302,13 +230,13 @@ class Gateway:
     async def adopt(self, policy: Policy) -> None:
         """Serve by this policy from now on; requests in flight end under theirs. Raises OSError where a `ca_file`
         cannot be read, and then nothing has changed."""
-        prepared = await asyncio.to_thread(_prepare, policy, self.path.serving)
+        prepared = await asyncio.to_thread(prepared_for, policy, self.path.serving)
         before = self._generation
         generation = self._generation_of(policy, prepared, self._live)
         self._live.append(generation)
         self._generation = generation
         known = before.deployments
-        self.fleet.adopt(policy.deployments, [n for n, d in policy.deployments.items() if _moved(known.get(n), d)])
+        self.fleet.adopt(policy.deployments, [n for n, d in policy.deployments.items() if is_moved(known.get(n), d)])
         counters = {n: c for n, c in self.path.serving.counters.items() if not n.startswith("deployment:")}
         self.path.serving = Serving(policy, prepared.scanner, counters, generation.backends)
         for name, engine in generation.engines.items():
@@ -356,13 +284,13 @@ class Gateway:
                 while any(engine.known is None for engine in self._generation.engines.values()):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
 
-    def _look_elsewhere(self, generation: _Generation) -> None:
+    def _look_elsewhere(self, generation: Generation) -> None:
         """At what this policy's deployments say of themselves; not where others answer requests."""
         if self._room is None or not self._room.keeps:
             self._replicas.follow(generation.watched())
             self._loads.follow(generation.sources(self._replicas.known))
 
-    def _generation_of(self, policy: Policy, prepared: _Prepared, live: list[_Generation]) -> _Generation:
+    def _generation_of(self, policy: Policy, prepared: Prepared, live: list[Generation]) -> Generation:
         """What the policy calls: from the live generations what is the same there, else new."""
         reachable = [d for d in policy.deployments.values() if d.unavailable is None]
         engines = {d.name: self._engine_of(d, live) for d in reachable if d.served_locally}
@@ -379,9 +307,9 @@ class Gateway:
             )
             uds = engine.supervisor.spec.uds if engine is not None else None
             opened[name] = same or backend_of(deployment, uds, prepared.authorities[name], self._library)
-        return _Generation(policy.deployments, opened, engines, prepared.authorities)
+        return Generation(policy.deployments, opened, engines, prepared.authorities)
 
-    def _engine_of(self, deployment: Deployment, live: list[_Generation]) -> Engine:
+    def _engine_of(self, deployment: Deployment, live: list[Generation]) -> Engine:
         name = deployment.name
         uds = "" if self._room is not None else str(self._folder / f"{next(self._sockets)}.sock")
         spec = EngineSpec(
@@ -405,11 +333,11 @@ class Gateway:
         self._last_engines[name] = engine
         return engine
 
-    async def _end(self, generation: _Generation) -> None:
+    async def _end(self, generation: Generation) -> None:
         await generation.backends.unused()
         _spawn(self._closing, self._close([generation]))
 
-    async def _close(self, ended: list[_Generation]) -> None:
+    async def _close(self, ended: list[Generation]) -> None:
         """Close what only these generations hold."""
         live = [generation for generation in self._live if generation not in ended]
         held = {id(o) for generation in live for o in (*generation.opened.values(), *generation.engines.values())}
@@ -493,62 +421,7 @@ class Gateway:
         self._tell(f"{name}: {line}")
 
 
-def _answers_of(settings: Settings, store: Store | None) -> Answers:
-    """The stored answers, in memory and in what replicas share. Raises `SettingsError` where the file of the secret
-    holds none."""
-    memory = MemoryCache(settings.cache_entries, settings.cache_bytes, MOST_ENTRY_BYTES)
-    if store is None:
-        return Answers(memory, time.time, new_id)
-    seal = _seal_of(settings.cache_secret) if settings.cache_secret else None
-    secret = b"" if seal is None else seal.digest_secret
-    shared = RedisCache(store, MOST_ENTRY_BYTES, seal)
-    return Answers(memory, time.time, new_id, shared, settings.redis_zone or None, secret)
-
-
-def _seal_of(path: str) -> Seal:
-    try:
-        return Seal(secret_in(Path(path).read_text()))
-    except OSError as error:
-        raise SettingsError(f"{PREFIX}CACHE_SECRET: {path} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # text that is none, among them
-        what = "is no text" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise SettingsError(f"{PREFIX}CACHE_SECRET: {path} {what}") from None
-
-
 def _spawn(tasks: set[asyncio.Task[None]], work: Coroutine[None, None, None]) -> None:
     task = asyncio.create_task(work)
     tasks.add(task)
     task.add_done_callback(tasks.discard)
-
-
-def _prepare(policy: Policy, before: Serving | None) -> _Prepared:
-    """For a thread. What is served `before` lends its scanner where that finds the same. Raises OSError."""
-    authorities = {d.name: authorities_of(d) for d in policy.deployments.values() if d.unavailable is None}
-    if before is not None and (before.policy.kinds, before.policy.patterns) == (policy.kinds, policy.patterns):
-        return _Prepared(before.scanner, authorities)
-    scanner = Scanner(policy.kinds, policy.patterns)
-    scanner.scan([_PROSE])
-    return _Prepared(scanner, authorities)
-
-
-def _moved(before: Deployment | None, after: Deployment) -> bool:
-    """Whether a name stands for something else than before, so that what was measured says nothing of it."""
-    if before is None:
-        return False
-    return _target(before) != _target(after)
-
-
-def _target(d: Deployment) -> tuple[object, ...]:
-    return (
-        d.backend,
-        d.model,
-        d.quantization,
-        d.speculation,
-        d.draft_model,
-        d.zone,
-        d.urls,
-        d.api_key,
-        d.api_base,
-        d.ca_file,
-        d.unavailable,
-    )
