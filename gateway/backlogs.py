@@ -97,7 +97,7 @@ class EngineBacklog:
         backlog = self.backlog(now)
         if backlog is None:
             return None
-        tokens, sequences = 0, 0
+        tokens, sequences = 0.0, 0
         for known, queue in self._queue.items():
             if known < priority:
                 tokens += sum(queue.values())
@@ -107,9 +107,16 @@ class EngineBacklog:
             sequences += 1
             if sent == number:
                 break
+        tokens = max(0.0, tokens - self._computed(backlog, now))
         steps = ceil(tokens / backlog.step_tokens)
         computing_s = tokens / backlog.prefill_tokens_per_s + steps * backlog.step_s
         return max(computing_s, until_room_s(backlog, tokens, sequences))
+
+    def _computed(self, backlog: Backlog, now: float) -> float:
+        """Of our own prompts whose first token has not come, the tokens that were computed all the same: those are of
+        the first in order."""
+        waiting = max(0.0, backlog.tokens - (now - backlog.at) * backlog.prefill_tokens_per_s)
+        return max(0.0, sum(self._waiting.values()) - waiting)
 
     def started(self, number: int, priority: int) -> None:
         """The first token of a stream came, or the request was given up before it."""

@@ -25,7 +25,7 @@ NONE_FULL: Mapping[str, Rejection] = MappingProxyType({})
 LIKELY_OUTPUT = 0.6  # the quantile of a caller's answers that stands for the next one: about the mean of a lognormal
 
 REFRESHED_EVERY = 1.0
-SOON = 2.5  # a first token that is forecast to take so much less than there is time for is waited for
+SOON = 2.0  # a first token that is forecast to take so much less than there is time for is waited for
 
 
 @dataclass(slots=True, eq=False)

@@ -201,6 +201,17 @@ def test_a_request_needs_the_time_of_those_before_it_and_its_own() -> None:
     assert engine.needs_s(numbers[1], 5, 0.0) == pytest.approx(1.15 + 12 * step)
 
 
+def test_what_an_engine_has_computed_of_a_prompt_is_not_needed_any_more() -> None:
+    engine = read(IDLE)
+    engine.sent(1000, 5, True, 0.0)
+    step = 0.01
+    assert engine.needs_s(engine.number, 5, 0.0) == pytest.approx(1.0 + 10 * step)
+    engine.loaded(load(running=1, queued_prefill_tokens=250), 1.0, 1.0)
+    assert engine.needs_s(engine.number, 5, 1.0) == pytest.approx(0.25 + 3 * step)
+    engine.loaded(load(running=1, queued_prefill_tokens=4000), 2.0, 2.0)  # another gateway's prompts wait, too
+    assert engine.needs_s(engine.number, 5, 2.0) == pytest.approx(1.0 + 10 * step)
+
+
 def test_where_all_places_are_taken_a_request_needs_until_one_is_free() -> None:
     engine = read(load(running=8))
     engine.held(4.0, 0.0)
