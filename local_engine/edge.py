@@ -4,6 +4,7 @@ endpoints do.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import traceback
@@ -16,7 +17,15 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from local_engine.answer import error_response
-from local_engine.errors import GenerationFailed, InvalidRequest, MethodNotAllowed, NotFound, RequestError, Unauthorized
+from local_engine.errors import (
+    GenerationFailed,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    NotReady,
+    RequestError,
+    Unauthorized,
+)
 from local_engine.protocol import parse_request_id
 
 log = logging.getLogger(__name__)
@@ -59,6 +68,9 @@ class Edge:
                 await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             return
+        except asyncio.CancelledError:  # the drain is over, and what was asked for has not even come whole
+            if not started:
+                await error_answer(NotReady("the engine is shutting down"))(scope, receive, send_with_id)
         except Exception as error:  # noqa: BLE001 - the ASGI edge
             frames = "; ".join(
                 f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)[-5:]

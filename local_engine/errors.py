@@ -171,16 +171,21 @@ class Overloaded(Unavailable):
 
 
 class FirstTokenTooLate(Unavailable):
-    """The first token cannot come in time; `predicted_wait` is in seconds."""
+    """The first token cannot come in time; `predicted_wait` is in seconds, `position` 1 where no prompt goes before."""
 
     code = "first_token_too_late"
 
-    def __init__(self, predicted_wait: float) -> None:
+    def __init__(self, predicted_wait: float, position: int) -> None:
         self.predicted_wait_ms = math.ceil(predicted_wait * 1000)
+        self.position = position
         super().__init__(
-            f"the first token would come in about {self.predicted_wait_ms} ms, later than asked for",
+            f"the first token would come in about {self.predicted_wait_ms} ms, at position {position} of the prompts "
+            "that are to be computed: later than asked for",
             retry_after=predicted_wait,
         )
 
     def headers(self) -> dict[str, str]:
-        return super().headers() | {"x-hybridgate-predicted-wait-ms": str(self.predicted_wait_ms)}
+        return super().headers() | {
+            "x-hybridgate-predicted-wait-ms": str(self.predicted_wait_ms),
+            "x-hybridgate-queue-position": str(self.position),
+        }

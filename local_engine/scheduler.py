@@ -154,7 +154,7 @@ class Scheduler:
         if first_token_by is not None:
             predicted = self.predicted_wait(sequence)
             if predicted is not None and predicted > first_token_by:
-                raise FirstTokenTooLate(predicted)
+                raise FirstTokenTooLate(predicted, 1 + len(self._before(sequence)))
         insort(self._waiting, sequence, key=_BY_ORDER)
 
     def predicted_wait(self, sequence: Sequence) -> float | None:
@@ -165,7 +165,7 @@ class Scheduler:
         rate, step = self.pace.prefill_rate, self.pace.step_seconds
         if rate is None or step is None:
             return None
-        ahead = sum(other.to_compute for other in self._unfilled() if other.order < sequence.order)
+        ahead = sum(other.to_compute for other in self._before(sequence))
         return (ahead + sequence.to_compute) / rate + step
 
     def decoding(self) -> list[Sequence]:
@@ -300,6 +300,10 @@ class Scheduler:
     def _unfilled(self) -> Iterator[Sequence]:
         yield from (sequence for sequence in self._running if sequence.pending > 1)
         yield from self._waiting
+
+    def _before(self, sequence: Sequence) -> list[Sequence]:
+        """Those whose prompts are computed before that of a sequence which comes now."""
+        return [other for other in self._unfilled() if other.order < sequence.order]
 
     def _drain_time(self) -> float:
         rate = self.pace.prefill_rate

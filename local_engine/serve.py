@@ -21,6 +21,7 @@ from pathlib import Path
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from local_engine.config import Settings
 from local_engine.engine import Engine, Model
@@ -35,6 +36,9 @@ BACKLOG = 2048
 
 MAX_FILES = 65_536
 """Open connections and files, if the system permits so many."""
+
+MAX_HEAD_BYTES = 1024 * 1024
+"""Of a request line and headers, as they come in; a chunk of a body before them may be counted along."""
 
 FLUSH_SECONDS = 2.0
 """Time for the last error events to reach their clients, after the drain's end."""
@@ -144,7 +148,7 @@ class _Process:
     def _configured(self, app: ASGIApp) -> uvicorn.Config:
         return uvicorn.Config(
             app,
-            http="httptools",
+            http=_BoundedHead,
             ws="none",
             lifespan="off",
             access_log=False,
@@ -164,6 +168,28 @@ class _Process:
         self._status = 1
         if not self._exit_with_parent:
             self._ending.set()
+
+
+class _BoundedHead(HttpToolsProtocol):
+    """Refuses a head that grows without an end, which httptools would keep in memory."""
+
+    _head_bytes: int | None = None  # since it began; None outside of a head
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = None
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head_bytes is None or self.transport.is_closing():
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self.send_400_response("The headers are too long.")
 
 
 class _UntilEof(asyncio.Protocol):

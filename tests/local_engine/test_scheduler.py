@@ -196,6 +196,7 @@ class TestDeadlines:
         with pytest.raises(FirstTokenTooLate) as caught:
             scheduler.add(sequence("late", 20), first_token_by=0.079)
         assert caught.value.predicted_wait_ms == pytest.approx(80, abs=1)
+        assert caught.value.position == 2  # behind `first`, before `lazy`
         assert scheduler.load().waiting == 2
         scheduler.add(sequence("in time", 20), first_token_by=0.081)
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -107,6 +107,46 @@ def test_what_does_not_finish_within_the_drain_ends_with_an_error_event(ending: 
         assert "[DONE]" not in rest
         assert process.wait(60) == 0
         assert not uds.exists()
+
+
+def test_a_request_that_never_comes_whole_ends_with_the_drain_and_without_a_traceback(tmp_path: Path) -> None:
+    uds = tmp_path / "s"
+    with running(*LETTERS, str(uds), "0", "0") as process, client(uds) as http, socket.socket(socket.AF_UNIX) as half:
+        wait_for(http, uds, "ready")
+        half.connect(str(uds))
+        half.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: engine\r\ncontent-length: 500\r\n\r\n{")
+        assert http.get("/load").status_code == 200  # by now the half is being read
+        process.send_signal(signal.SIGTERM)
+        half.settimeout(30)
+        answer = half.recv(10_000).decode()
+        assert process.wait(timeout=30) == 0
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+    assert answer.startswith("HTTP/1.1 503 ")
+    assert '"not_ready"' in answer
+
+
+@pytest.mark.parametrize("endless", [b"x-%d: ", b"x-0: "], ids=["many headers", "one header"])
+def test_headers_without_an_end_are_refused(endless: bytes, tmp_path: Path) -> None:
+    """They are in memory until they end, and nothing else bounds them."""
+    uds = tmp_path / "s"
+    with running(*LETTERS, str(uds), "1", "0"), client(uds) as http:
+        wait_for(http, uds, "ready")
+        with socket.socket(socket.AF_UNIX) as flood:
+            flood.connect(str(uds))
+            flood.sendall(b"GET /health HTTP/1.1\r\nhost: engine\r\n" + endless.replace(b"%d", b"1"))
+            sent = 0
+            with suppress(ConnectionError):
+                while sent < 50 * 2**20:
+                    header = b"" if endless == b"x-0: " else b"\r\nx-1: "
+                    sent += flood.send(header + b"a" * 60_000)
+            flood.settimeout(30)
+            answer = b""
+            with suppress(ConnectionError):
+                answer = flood.recv(1000)
+        assert sent < 5 * 2**20
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")
+        assert http.get("/health").status_code == 200
 
 
 def test_a_load_that_takes_minutes_does_not_keep_a_process_that_shall_end(tmp_path: Path) -> None:

@@ -427,6 +427,7 @@ def test_a_first_token_that_cannot_come_in_time_is_refused_with_the_predicted_wa
     assert (response.status_code, response.json()["error"]["code"]) == (503, "first_token_too_late")
     assert int(response.headers["retry-after"]) >= 1
     assert int(response.headers["x-hybridgate-predicted-wait-ms"]) >= 1
+    assert response.headers["x-hybridgate-queue-position"] == "1"
 
 
 def test_load_counts_and_measures(talk: Callable[[Talk], Any]) -> None:
