@@ -42,8 +42,8 @@ class Identity:
         }
 
 
-Piece = Callable[[int], str]
-"""A token's text."""
+Piece = Callable[[int], bytes]
+"""A token's text in UTF-8, perhaps a part of a character."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,14 +234,14 @@ def logprobs(told: Sequence[Likelihood], piece: Piece, *, chat: bool) -> dict[st
         return None
     if not chat:
         return {
-            "tokens": [piece(one.token) for one in told],
+            "tokens": [_readable(piece(one.token)) for one in told],
             "token_logprobs": [one.logprob for one in told],
-            "top_logprobs": [{piece(token): log for token, log in one.top} for one in told],
+            "top_logprobs": [{_readable(piece(token)): log for token, log in one.top} for one in told],
         }
 
     def entry(token: int, log: float) -> dict[str, Any]:
-        text = piece(token)
-        return {"token": text, "logprob": log, "bytes": list(text.encode())}
+        own = piece(token)
+        return {"token": _readable(own), "logprob": log, "bytes": list(own)}
 
     return {
         "content": [
@@ -249,6 +249,10 @@ def logprobs(told: Sequence[Likelihood], piece: Piece, *, chat: bool) -> dict[st
             for one in told
         ]
     }
+
+
+def _readable(piece: bytes) -> str:
+    return piece.decode(errors="replace")
 
 
 class Answer:

@@ -34,6 +34,8 @@ _NOTHING_FITS = "NoExtensionBias <non-verbose/>"
 _ANY_OBJECT: dict[str, object] = {"type": "object"}
 _LONGEST_REASON = 300
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_EXCERPT = re.compile(r"\s*(\d+ \||\^+$)")
+"""A line of the grammar with its number, or what points into it."""
 _WORD = re.compile(r"\w+")
 _SCHEMA_WORDS = frozenset(
     {"type", "properties", "required", "items", "enum", "const", "pattern", "format", "minimum", "maximum", "anyof"}
@@ -124,7 +126,8 @@ class Grammars:
         except (TypeError, ValueError) as error:  # the one where JSON is nested too deeply
             problem = str(error)
         if problem:
-            reason = _without_words_of(wanted.text, " ".join(problem.split()))[:_LONGEST_REASON]
+            told = " ".join(" ".join(line for line in problem.splitlines() if not _EXCERPT.match(line)).split())
+            reason = _without_words_of(wanted.text, told)[:_LONGEST_REASON]
             raise InvalidRequest(f"{wanted.param} cannot be followed: {reason}", param=wanted.param)
         return Grammar(beginning)
 

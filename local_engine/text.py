@@ -32,6 +32,17 @@ PROMPT_TAIL = 8
 """Prompt tokens that the decoder sees first, so that a leading space of the answer is kept where it belongs."""
 
 
+def _byte_of() -> dict[str, int]:
+    """Byte-level tokenizers write a byte as the letter of that number where it can be seen, else as one from 256 on, in
+    order (GPT-2's encoder.py, `bytes_to_unicode`)."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in seen]
+    return {chr(byte): byte for byte in seen} | {chr(256 + place): byte for place, byte in enumerate(hidden)}
+
+
+BYTE_OF = _byte_of()
+
+
 @dataclass(frozen=True, slots=True)
 class Shown:
     """What a chat template reads: messages and tools as transformers has them, and how the prompt ends."""
@@ -168,9 +179,19 @@ class Text:
         """Tokens of plain text, with the tokenizer's own opening token unless told otherwise."""
         return _ids(self._tokenizer, prompt, special_tokens=special_tokens)
 
-    def piece(self, token: int) -> str:
-        """A token's own text; U+FFFD where it is a part of a character."""
-        return str(self._tokenizer.decode([token], skip_special_tokens=False))
+    def piece(self, token: int) -> bytes:
+        """A token's own text in UTF-8, with the space that it may begin with; the bytes where it is a part of a
+        character."""
+        before = self._tokenizer.decode(self._anchor, skip_special_tokens=False) if self._anchor else ""
+        text = str(self._tokenizer.decode([*self._anchor, token], skip_special_tokens=False)).removeprefix(before)
+        if NO_CHARACTER not in text:
+            return text.encode()
+        written = str(self._tokenizer.id_to_token(token) or "")
+        if spelled := re.fullmatch("<0x([0-9A-F]{2})>", written):
+            return bytes([int(spelled[1], 16)])
+        if all(letter in BYTE_OF for letter in written):
+            return bytes(BYTE_OF[letter] for letter in written)
+        return text.encode()
 
     def decoder(self, prompt: Sequence[int], stop: Sequence[str], shown: frozenset[str] = frozenset()) -> AnswerText:
         """The text of an answer to this prompt, token by token, with those special tokens that are `shown`."""

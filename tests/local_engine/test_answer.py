@@ -19,6 +19,10 @@ USAGE = {
 }
 
 
+def written(token: int) -> bytes:
+    return str(token).encode()
+
+
 def added(form: Form) -> list[bytes]:
     """The bytes that each of the deltas becomes."""
     return [form.add(0, delta, last=delta is DELTAS[-1]) for delta in DELTAS]
@@ -42,7 +46,7 @@ def events(body: bytes) -> list[dict[str, object]]:
 def test_each_delta_is_one_event_and_the_first_has_role_and_text(
     chat: bool, kind: str, first: dict[str, object]
 ) -> None:
-    form = Events(identity(chat), str, include_usage=False)
+    form = Events(identity(chat), written, include_usage=False)
     made = events(b"".join(added(form)))
     assert [{key: chunk[key] for key in ("id", "object", "created", "model")} for chunk in made] == [
         {"id": "id-1", "object": kind, "created": 7, "model": "demo"}
@@ -55,19 +59,19 @@ def test_each_delta_is_one_event_and_the_first_has_role_and_text(
 
 
 def test_the_stream_ends_with_done() -> None:
-    form = Events(identity(True), str, include_usage=False)
+    form = Events(identity(True), written, include_usage=False)
     assert b"".join(added(form)).endswith(b"\n\n" + DONE)
 
 
 def test_usage_comes_once_in_a_chunk_without_choices_if_asked_for() -> None:
-    form = Events(identity(True), str, include_usage=True)
+    form = Events(identity(True), written, include_usage=True)
     made = events(b"".join(added(form)))
     assert [chunk["usage"] for chunk in made] == [None, None, None, USAGE]
     assert made[-1]["choices"] == []
 
 
 def test_a_broken_stream_ends_with_an_error_event_and_without_done() -> None:
-    form = Events(identity(True), str, include_usage=True)
+    form = Events(identity(True), written, include_usage=True)
     broken = Delta("", 1, FinishReason.ERROR, GenerationFailed("it broke"))
     body = form.add(0, DELTAS[0], last=False) + form.add(0, broken, last=True)
     assert events(body)[-1] == {
@@ -84,7 +88,7 @@ def test_a_broken_stream_ends_with_an_error_event_and_without_done() -> None:
     ],
 )
 def test_a_plain_answer_is_one_body_with_usage(chat: bool, kind: str, text: dict[str, object]) -> None:
-    form = Whole(identity(chat), str)
+    form = Whole(identity(chat), written)
     *before, body = added(form)
     assert before == [b"", b""]
     assert orjson.loads(body) == {
@@ -124,14 +128,14 @@ LIKELY = Likelihood(7, -0.5, ((7, -0.5), (8, -1.5)))
 )
 def test_likelihoods_are_told_in_openais_shapes(chat: bool, told: dict[str, object]) -> None:
     delta = Delta("7", 1, FinishReason.LENGTH, likelihoods=(LIKELY,))
-    whole = orjson.loads(Whole(identity(chat), str).add(0, delta, last=True))
-    (event,) = events(Events(identity(chat), str, include_usage=False).add(0, delta, last=True))
+    whole = orjson.loads(Whole(identity(chat), written).add(0, delta, last=True))
+    (event,) = events(Events(identity(chat), written, include_usage=False).add(0, delta, last=True))
     assert whole["choices"][0]["logprobs"] == told
     assert event["choices"][0]["logprobs"] == told  # type: ignore[index]
 
 
 def test_several_choices_share_one_body_and_their_tokens_are_added_up() -> None:
-    form = Whole(Identity("id-1", 7, "demo", True, 5, choices=2), str)
+    form = Whole(Identity("id-1", 7, "demo", True, 5, choices=2), written)
     form.add(1, Delta("b", 2, FinishReason.STOP), last=False)
     body = orjson.loads(form.add(0, Delta("a", 3, FinishReason.LENGTH), last=True))
     assert [(c["index"], c["message"]["content"], c["finish_reason"]) for c in body["choices"]] == [

@@ -84,6 +84,19 @@ def test_a_structure_that_no_answer_can_follow_is_refused(grammars: Grammars, ki
         grammars.compiled(Wanted(kind, form, "guided"))
 
 
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        ("start: other", 'at 1(8): unknown name: "…"'),
+        ('start: %json {"type": "foo"}', "at 1(8): failed to compile JSON schema: Invalid type: …"),
+    ],
+)
+def test_a_reason_is_one_sentence(grammars: Grammars, form: str, reason: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        grammars.compiled(Wanted("lark", form, "guided_grammar"))
+    assert str(refused.value) == f"guided_grammar cannot be followed: {reason}"
+
+
 def test_a_reason_quotes_nothing(grammars: Grammars, capfd: pytest.CaptureFixture[str]) -> None:
     """Nor does the compiler print anything of its own."""
     many = {f"secret{n}": {"type": "string"} for n in range(3_000)}
