@@ -134,12 +134,19 @@ def _joined_as_one(shape: Shape, first: int, last: int) -> bool:
     return joints.count(joint) == len(joints) and shape.before(first) != joint and shape.after(last) != joint
 
 
-def find(run: Run, known: Sequence[Window], broken: bool) -> tuple[Run, Sequence[Groups]]:
+def windows_across_lines(shape: Shape) -> tuple[Window, ...]:
+    """What may be a card of which a line break splits a group, in the shape as it is mended."""
+    if shape.joints.count(BREAK) > 2:  # a column of numbers
+        return ()
+    whole = len(shape.sizes) == 2  # else a long number at the end of one line, and the beginning of the next
+    return tuple(window for window in windows(shape.mended()) if whole or window[0] < window[1])
+
+
+def find(run: Run, known: Sequence[Window], across: Sequence[Window]) -> tuple[Run, Sequence[Groups]]:
     """The first and last groups of each card, also of one of which a line break splits a group: the run that they are
-    groups of. `known`: the windows of the run's shape. `broken`: there are line breaks in it."""
+    groups of. `known` and `across`: the windows of the run's shape, and those across lines."""
     found = fitting(run, known, is_card)
-    if found or not broken or run.joints.count(BREAK) > 2:  # more are a column of numbers
+    if found or not across:
         return run, found
     mended = run.mended()
-    whole = len(run.sizes) == 2  # else a long number at the end of one line, and the beginning of the next
-    return mended, [place for place in fitting(mended, windows(mended.shape), is_card) if whole or place[0] < place[1]]
+    return mended, fitting(mended, across, is_card)

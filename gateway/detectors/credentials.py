@@ -56,7 +56,7 @@ _TOKENS = (
     (r"pnu_|rdme_|[skp]k\.eyJ", r"pnu_[a-z0-9]{36}|rdme_[a-z0-9]{70}|[skp]k\.eyJ[A-Za-z0-9_\-]{20,}\.[A-Za-z0-9_\-]{16,}"),
     (r"\dQ~", r"[A-Za-z0-9_~.]{3}\dQ~[A-Za-z0-9_~.\-]{31,34}"),  # Azure
 )  # fmt: skip
-_HEX = re.compile(rb"[0-9a-fA-F]+")
+_HEX = b"0123456789abcdefABCDEF"
 
 
 _MOST_WEIGHED = 128  # characters of a value
@@ -69,7 +69,7 @@ def _evenly(text: bytes, bits: float) -> bool:
     length = len(text)
     signs = set(text)
     # The least that so many different signs can have is where all but one of them stand there once.
-    most = (math.log2(length) - bits) * length
+    most = _WEIGHTS[length] - bits * length
     return _WEIGHTS[length - len(signs) + 1] <= most or sum(map(_WEIGHTS.__getitem__, map(text.count, signs))) <= most
 
 
@@ -99,27 +99,27 @@ _LINK = re.compile(
 )
 
 
-_LETTER = re.compile(rb"[A-Za-z]")
-_DIGIT = re.compile(rb"\d")
+_NO_DIGITS = bytes(code for code in range(256) if not bytes((code,)).isdigit())
 _HUMP = re.compile(rb"[a-z][A-Z]")
 _ALNUM = re.compile(rb"[A-Za-z0-9]+")
 
 
 def _random(value: bytes) -> bool:
     """Whether a value looks drawn by chance: letters and digits, evenly used; not a word, a path or a placeholder."""
-    if not _LETTER.search(value) or is_placeholder(value):
+    if value.swapcase() == value or is_placeholder(value):  # without letters
         return False
-    if not _DIGIT.search(value):  # of 24 letters drawn by chance from 64 signs, one in a hundred has no digit
+    digits = value.translate(None, _NO_DIGITS)
+    if not digits:  # of 24 letters drawn by chance from 64 signs, one in a hundred has no digit
         return len(value) >= 24 and len(_HUMP.findall(value)) >= 6 and _evenly(value, 4)
-    return _evenly(value, 3.0 if _HEX.fullmatch(value) else 3.5)
+    return _evenly(value, 3.0 if not value.translate(None, _HEX) else 3.5)
 
 
 def _mixed(value: bytes) -> bool:
     """Whether a value is one long run of digits and letters in both cases, or of hexadecimal digits."""
-    run = max(_ALNUM.findall(value), key=len)
+    run = value if value.isalnum() else max(_ALNUM.findall(value), key=len)
     if len(run) < 16:
         return False
-    return (len(run) >= 24 and _HEX.fullmatch(run) is not None) or not (
+    return (len(run) >= 24 and not run.translate(None, _HEX)) or not (
         run.islower() or run.isupper() or run.isalpha() or run.isdigit()
     )
 

@@ -38,8 +38,9 @@ def shaped(shapes: Iterable[tuple[int, ...]]) -> str:
 
 _LESS, _AND, _BACKSLASH = b"<&\\"
 _DIGITS = b"0123456789"
-_NO_DIGITS = bytes(code for code in range(256) if code not in _DIGITS)
+NO_DIGITS = bytes(code for code in range(256) if code not in _DIGITS)
 _SPACED = bytes(code if code in _DIGITS else 32 for code in range(256))
+_LETTER = [bytes((code,)).isalpha() for code in range(256)]
 ALIKE = bytes(48 if code in _DIGITS else code for code in range(256))
 
 Groups = tuple[int, int]  # the first and the last of some
@@ -155,13 +156,13 @@ class Run:
 
     __slots__ = ("begin", "digits", "end", "shape", "sizes", "text")
 
-    def __init__(self, text: bytes, begin: int, end: int, shape: Shape, digits: bytes | None = None) -> None:
+    def __init__(self, text: bytes, begin: int, end: int, shape: Shape, digits: bytes) -> None:
         self.text = text
         self.begin = begin
         self.end = end
         self.shape = shape
         self.sizes = shape.sizes
-        self.digits = text[begin:end].translate(None, _NO_DIGITS) if digits is None else digits
+        self.digits = digits
 
     @property
     def joints(self) -> list[bytes]:
@@ -193,10 +194,10 @@ class Run:
 
     def glued(self, first: int, last: int) -> bool:
         """Whether a letter touches the groups."""
-        text, begin, end = self.text, self.begin, self.end
-        if first == 0 and begin and text[begin - 1 : begin].isalpha():
+        if first == 0 and self.begin and _LETTER[self.text[self.begin - 1]]:
             return True
-        return last + 1 == len(self.sizes) and text[end : end + 1].isalpha()
+        end = self.end
+        return last + 1 == len(self.sizes) and end < len(self.text) and _LETTER[self.text[end]]
 
     def mended(self) -> Run:
         """The same with groups that a line break parts as one: it may have split one in two."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from operator import mul
 
 from gateway.detectors.base import Place, Row, glued
 from gateway.detectors.words import PASSPORT
@@ -97,13 +98,13 @@ def chinese_with_x(number: str) -> bool:
 
 # ---- passports ----
 
-_WEIGHTS = (7, 3, 1)
+_WEIGHTS = (7, 3, 1, 7, 3, 1)
 
 
-def _right(field: str, check: str) -> bool:
-    """Whether a check digit is right: weights 7, 3, 1; letters count from ten, fillers nothing."""
-    total = sum((0 if sign == "<" else int(sign, 36)) * _WEIGHTS[place % 3] for place, sign in enumerate(field))
-    return str(total % 10) == check.replace("<", "0")
+def _right(day: str, check: str) -> bool:
+    """Whether a day's check digit is right: weights 7, 3, 1."""
+    total: int = sum(map(mul, map(int, day), _WEIGHTS))
+    return total % 10 == int(check)
 
 
 _BIRTH_TO_EXPIRY = re.compile(r"(\d{6})(\d)[MFX<](\d{6})(\d)")
@@ -151,8 +152,8 @@ def _irish_after_words(text: bytes, start: int, end: int) -> Place | None:
 
 
 ROWS = (
-    Row("national_id", r"(?i)\b(?:\d{8}|[XYZ][ \-]?\d{7})[ \-]?[A-HJ-NP-TV-Z]\b", _compact(spanish), r"\d{7}[ \-]?[A-Za-z]", counts=True),
-    Row("national_id", r"(?i)\b[A-Z]{6} ?[0-9L-V]{2}[A-EHLMPR-T][0-9L-V]{2} ?[A-Z][0-9L-V]{3}[A-Z]\b", _compact(italian), r"(?i)[A-Z] ?[0-9L-V]{2}[A-EHLMPR-T][0-9L-V]{2} ?[A-Z][0-9L-V]{3}[A-Z]", counts=True),
+    Row("national_id", r"(?i)\b(?:\d{8}|[XYZ][ \-]?\d{7})[ \-]?[A-HJ-NP-TV-Z]\b", _compact(spanish), r"\d{7}[ \-]?[A-Za-z]\b", counts=True),
+    Row("national_id", r"(?i)\b[A-Z]{6} ?[0-9L-V]{2}[A-EHLMPR-T][0-9L-V]{2} ?[A-Z][0-9L-V]{3}[A-Z]\b", _compact(italian), r"(?i)\b[A-Z]{6} ?[0-9L-V]{2}[A-EHLMPR-T][0-9L-V]{2} ?[A-Z][0-9L-V]{3}[A-Z]", counts=True),
     Row("national_id", r"(?i)\b\d{6}[A-FU-Y+\-]\d{3}[0-9A-FHJ-NPR-Y]\b", _compact(finnish), r"(?i)\d{6}[A-FU-Y+\-]\d{3}", counts=True),
     Row("national_id", r"(?i)\b[A-Z][AEIOUX][A-Z]{2}\d{6}[HMX][A-Z]{2}[A-Z\x{d1}]{3}[0-9A-Z]\d\b", _compact(mexican), r"(?i)\d{6}[HMX][A-Z]{2}", counts=True),
     Row("national_id", r"(?i)\b[STFGM]\d{7}[A-Z]\b", _compact(singaporean), r"(?i)\b[STFGM]\d{7}", counts=True),

@@ -7,8 +7,7 @@ where the automaton saw nothing that could be one, and at runs whose groups have
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Collection, Iterable, Sequence
 
 from gateway.detectors import cards, national, phones, ssn, words
 from gateway.detectors.base import Place, Seen
@@ -17,6 +16,7 @@ from gateway.detectors.digits import (
     HINT,
     LEAST,
     MOST_SIGNS,
+    NO_DIGITS,
     Groups,
     Run,
     Shape,
@@ -43,7 +43,8 @@ _MOST_KEPT, _LONGEST_KEPT = 4096, 48  # plans, and bytes of a run: what longer o
 
 
 class Plan:
-    """What groups of a shape may be: the windows of cards, social security numbers and national identity numbers.
+    """What groups of a shape may be: the windows of cards, also `across` lines, social security numbers and national
+    identity numbers.
     `enough`: there are digits enough for anything. `possible`: it may be any of those. `apart`: it may be several runs.
     Not changed once made, but for what is found out when it is asked for."""
 
@@ -51,8 +52,8 @@ class Plan:
         "_national",
         "_phones",
         "_ssn",
+        "across",
         "apart",
-        "broken",
         "cards",
         "enough",
         "national",
@@ -68,13 +69,15 @@ class Plan:
         self.size = len(shape.sizes)
         self.enough = digits >= LEAST
         self.apart = len(written) - digits > MOST_SIGNS and apart(written)
-        self.broken = b"\n" in written
         self.cards: Sequence[Window] = ()
+        self.across: Sequence[Window] = ()
         self.ssn: Sequence[Window] = ()
         self.national: Sequence[national.Window] = ()
         if self.enough:
             self.cards, self.ssn, self.national = cards.windows(shape), ssn.windows(shape), national.windows(shape)
-        self.possible = bool(self.cards or self.ssn or self.national or self.broken)
+            if b"\n" in written:
+                self.across = cards.windows_across_lines(shape)
+        self.possible = bool(self.cards or self.across or self.ssn or self.national)
         self._ssn: Sequence[Window] | None = None
         self._national: Sequence[national.Window] | None = None
         self._phones: phones.Layout | None = None
@@ -142,15 +145,16 @@ class Numbers:
         plans, clues, claimed = self._plans, seen.clues, seen.claimed
         for stretch in found:
             begin, end = stretch.span()
-            plan = plans[text[begin:end].translate(ALIKE)]
+            written = text[begin:end]
+            plan = plans[written.translate(ALIKE)]
             if plan.apart and not tagged:
                 self._find(text, seen, parts(text, begin, end), tagged)
                 continue
             if not plan.enough or (claimed and _within(claimed, begin, end)):
                 continue
             seen.spend(WORK_OF_GROUP * plan.size)
-            run = Run(text, begin, end, plan.shape)
-            taken = _claimed(run, claimed) if claimed else _NONE
+            run = Run(text, begin, end, plan.shape, written.translate(None, NO_DIGITS))
+            taken: Collection[int] = _claimed(run, claimed) if claimed else _NONE
             if not taken and (plan.possible or clues & (SOCIAL_WORD | IDENTITY_WORD)):
                 taken = self._checked(seen, plan, run)
             if (clues & (PHONE | PHONE_WORD) or taken) and len(taken) < plan.size:
@@ -158,14 +162,14 @@ class Numbers:
             if seen.kinds and not seen.all and self.kinds <= seen.kinds:
                 return
 
-    def _checked(self, seen: Seen, plan: Plan, run: Run) -> AbstractSet[int]:
+    def _checked(self, seen: Seen, plan: Plan, run: Run) -> Collection[int]:
         """Numbers that have a check digit, or nearly; the groups that they take."""
         kinds, clues = self.kinds, seen.clues
-        if (plan.cards or plan.broken) and "credit_card" in kinds:
-            where, found = cards.find(run, plan.cards, plan.broken)
+        if (plan.cards or plan.across) and "credit_card" in kinds:
+            where, found = cards.find(run, plan.cards, plan.across)
             if found:
                 _note(seen, "credit_card", where, found)
-                return set(range(plan.size))
+                return range(plan.size)
         if "us_ssn" in kinds:
             windows = plan.ssn_after_a_word() if clues & SOCIAL_WORD else plan.ssn
             if windows and (found := fitting(run, windows, ssn.issued)):
@@ -177,7 +181,7 @@ class Numbers:
                 return _note(seen, "national_id", run, found)
         return _NONE
 
-    def _phones(self, seen: Seen, plan: Plan, run: Run, taken: AbstractSet[int]) -> None:
+    def _phones(self, seen: Seen, plan: Plan, run: Run, taken: Collection[int]) -> None:
         if "phone" not in self.kinds or ("phone" in seen.kinds and not seen.all):
             return
         for first, last in phones.groups(run, plan.phones(), bool(seen.clues & PHONE_WORD), taken):
@@ -187,14 +191,17 @@ class Numbers:
             seen.add("phone", phones.place(run, first, last))
 
 
-_NONE: AbstractSet[int] = frozenset()
+_NONE: Collection[int] = ()
 
 
-def _note(seen: Seen, kind: str, run: Run, found: Iterable[Groups]) -> AbstractSet[int]:
+def _note(seen: Seen, kind: str, run: Run, found: Sequence[Groups]) -> Collection[int]:
     """The groups that are taken."""
     seen.kinds.add(kind)
     if seen.all:
         seen.found += [(kind, *run.place(first, last)) for first, last in found]
+    if len(found) == 1:
+        first, last = found[0]
+        return range(first, last + 1)
     return {group for first, last in found for group in range(first, last + 1)}
 
 

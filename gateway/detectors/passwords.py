@@ -70,12 +70,11 @@ def _is_password(value: str, following: str, quote: str, close: bool) -> bool:
     if (
         len(value) < (3 if close else _SHORTEST_ALONE)
         or following == "("
-        or value[:1] in "/~"
-        or "://" in value
+        or value[0] in "/~"
         or value.count("/") > 1
-        or _MARKED.match(value)
+        or (value[0] in "<$%{&" and _MARKED.match(value))
         or value.lower().strip("*.!?_:") in _WORDS_FOR_NONE
-        or not any(map(str.isalnum, value))
+        or not (value[0].isalnum() or any(map(str.isalnum, value)))
         or _NO_PASSWORD.fullmatch(value)
         or is_placeholder(value.encode())
     ):

@@ -6,12 +6,11 @@ Source of the country codes: ITU-T E.164, list of assigned codes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 
 from gateway.detectors.base import Place
-from gateway.detectors.digits import BREAK, MOST_SIGNS, SPACE, Groups, Run, Shape, more, shaped
+from gateway.detectors.digits import BREAK, LEAST, MOST_SIGNS, SPACE, Groups, Run, Shape, more, shaped
 from gateway.detectors.words import NUMBERED, PHONE
 
 _CALLING_CODE = re.compile(
@@ -44,16 +43,19 @@ HINT = "|".join(
 
 class Layout:
     """What of a shape matters to phone numbers: of each group, whether it is joined closely to the next one, and the last
-    one that could belong to a number that it begins. Not changed once made."""
+    one that could belong to a number that it begins; and which groups may begin one, by the digits up to there. Not
+    changed once made."""
 
-    __slots__ = ("close", "reach")
+    __slots__ = ("close", "firsts", "reach")
 
     def __init__(self, shape: Shape) -> None:
         self.close = [*map(_hard, shape.joints), False]
-        self.reach = [_reach(shape, self.close, first, frozenset()) for first in range(len(shape.sizes))]
+        self.reach = [_reach(shape, self.close, first, ()) for first in range(len(shape.sizes))]
+        digits = shape.offsets
+        self.firsts = [first for first, last in enumerate(self.reach) if digits[last + 1] - digits[first] >= LEAST]
 
 
-def _reach(shape: Shape, close: Sequence[bool], first: int, taken: AbstractSet[int]) -> int:
+def _reach(shape: Shape, close: Sequence[bool], first: int, taken: Collection[int]) -> int:
     """The last group that could belong to a number that begins with `first`."""
     joints, sizes = shape.joints, shape.sizes
     last, total = first, sizes[first]
@@ -68,10 +70,10 @@ def _reach(shape: Shape, close: Sequence[bool], first: int, taken: AbstractSet[i
     return last
 
 
-def groups(run: Run, layout: Layout, worded: bool, taken: AbstractSet[int]) -> Iterator[Groups]:
+def groups(run: Run, layout: Layout, worded: bool, taken: Collection[int]) -> Iterator[Groups]:
     """The first and last groups of each; none of those in `taken`. `worded`: a word for phones stands in the text."""
     free = 0
-    for first in range(len(run.sizes)):
+    for first in layout.firsts:
         if first < free or first in taken:
             continue
         last = _last_of_phone(run, layout, first, worded, taken, first == free > 0)
@@ -113,7 +115,7 @@ def _within(run: Run, layout: Layout, first: int, sign: bytes) -> bool:
 
 
 def _last_of_phone(
-    run: Run, layout: Layout, first: int, worded: bool, taken: AbstractSet[int], after_another: bool
+    run: Run, layout: Layout, first: int, worded: bool, taken: Collection[int], after_another: bool
 ) -> int | None:
     sign, digits = run.sign(first), run.together(first, first)
     zero = digits[0] == _ZERO
