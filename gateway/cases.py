@@ -139,7 +139,7 @@ class Case:
 
     @property
     def place(self) -> Place:
-        return self.entry.at
+        return self.entry.place
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,8 @@ class Match:
         """Whether no request matches, as far as the conditions alone tell: what it excepts is all that it asks for, it
         wants a flag both ways, or no alternative can hold. Never wrongly true."""
         flags: dict[str, bool] = {}
-        for key, value, *_ in self.conditions:
+        for condition in self.conditions:
+            key, value = condition.key, condition.value
             if value.__class__ is bool and flags.setdefault(key, value) is not value:
                 return True
             if key == "not" and value.conditions and value.covers(self):

@@ -38,7 +38,7 @@ TIMES = ("first token", "whole answer", "each token")
 
 
 def _asks(who: str, *limits: float | None) -> tuple[Asked, ...]:
-    return tuple((which, who, limit) for which, limit in enumerate(limits) if limit is not None)
+    return tuple([(which, who, limit) for which, limit in enumerate(limits) if limit is not None])
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,14 +53,19 @@ class Shortlist:
 
 def _tables(facts: Mapping[str, str], matches: Sequence[Match | None]) -> Iterator[_Table]:
     """For each fact that some rule looks at."""
-    for key, fact in facts.items():
-        allowed: dict[object, int] = {}
-        others = 0
-        for position, match in enumerate(matches):
+    allowed: dict[str, dict[object, int]] = {key: {} for key in facts}
+    looking = dict.fromkeys(facts, 0)  # the rules that do
+    for position, match in enumerate(matches):
+        bit = 1 << position
+        for condition in match.conditions if match is not None else ():
+            key = condition.key
             # Of several sets that a rule wants something of, the first is looked up; any would do.
-            sets = [c.value for c in match.conditions if c.key == key] if match is not None else []
-            for word in sets[0] if sets else ():
-                allowed[word] = allowed.get(word, 0) | 1 << position
-            others |= 0 if sets else 1 << position
-        if allowed:
-            yield _Table(attrgetter(fact), {word: rules | others for word, rules in allowed.items()}, others)
+            if key in allowed and not looking[key] & bit:
+                looking[key] |= bit
+                words = allowed[key]
+                for word in condition.value:
+                    words[word] = words.get(word, 0) | bit
+    for key, fact in facts.items():
+        others = ((1 << len(matches)) - 1) & ~looking[key]
+        if allowed[key]:
+            yield _Table(attrgetter(fact), {word: rules | others for word, rules in allowed[key].items()}, others)

@@ -60,16 +60,14 @@ class Earlier:
             self._broad.append(rule)
 
     def covering(self, match: Match) -> Rule | None:
-        filed = (self._filed[spot] for spot in _looked_up(match) if spot in self._filed)
-        found = (rule for rule in chain(self._broad, *filed) if rule.match is None or rule.match.covers(match))
-        return next(found, None)
+        for filed in (self._broad, *[self._filed[spot] for spot in _looked_up(match) if spot in self._filed]):
+            for rule in filed:
+                if rule.match is None or rule.match.covers(match):
+                    return rule
+        return None
 
     def _emptiest(self, match: Match) -> Sequence[_Spot]:
         """The places of that condition whose places hold the fewest; alternatives have those of each, if all do."""
-
-        def filed(spots: Sequence[_Spot]) -> int:
-            return sum([len(self._filed.get(spot, ())) for spot in spots])
-
         places = []
         for condition in match.conditions:
             spots = _places(condition)
@@ -78,7 +76,15 @@ class Earlier:
                 spots = list(chain.from_iterable(branches)) if all(branches) else ()
             if spots:
                 places.append(spots)
-        return min(places, key=filed, default=())
+        return min(places, key=self._held, default=()) if len(places) > 1 else places[0] if places else ()
+
+    def _held(self, spots: Sequence[_Spot]) -> int:
+        """How many rules places hold."""
+        held = 0
+        for spot in spots:
+            if spot in self._filed:
+                held += len(self._filed[spot])
+        return held
 
 
 _Spot = tuple[str, object]
@@ -101,7 +107,7 @@ def _looked_up(match: Match) -> Iterator[_Spot]:
         if condition.key == "any":
             yield from _looked_up(condition.value[0])
         else:
-            yield from _places(condition)[:1]
+            yield _places(condition)[0]
             yield condition.key, None
 
 
@@ -109,8 +115,8 @@ def incapable(rules: Sequence[Written], deployments: Mapping[str, Deployment]) -
     """Rules for requests that need what no candidate has."""
     for written in rules:
         needs = written.rule.match.needs if written.rule.match else frozenset()
-        candidates = _candidates(written, deployments)
-        if needs and candidates and not any(needs <= candidate.capabilities for candidate in candidates):
+        candidates = _candidates(written, deployments) if needs else []
+        if candidates and not any(needs <= candidate.capabilities for candidate in candidates):
             what = " and ".join(sorted(needs))
             message = f"matches only requests with {what}, and no candidate has that capability"
             yield written.entry.problem(message, "candidates", key=True)
@@ -130,17 +136,21 @@ def unplaced(
     there. Masking places none for sure: a header may raise the label as well.
     """
     worst = [(facts, permit(invariants, facts)) for facts in _worst(labels | {UNSCANNABLE}, invariants)]
+    placed: set[tuple[str, ...]] = set()  # candidates that leave none without; many rules have the same
     for written in rules:
-        candidates = _candidates(written, deployments)
-        if written.rule.protected is not None or not candidates:
+        if written.rule.protected is not None or written.rule.candidates in placed:
             continue
-        for facts, allowed in worst:
+        candidates = _candidates(written, deployments)
+        for facts, allowed in worst if candidates else ():
             if not _placed(candidates, allowed):
                 least = _least(facts, written.rule, candidates, invariants)
                 masked = any(invariant.mask & least.labels for invariant in invariants)
                 message = _no_place(least, permit(invariants, least), written.rule, masked=masked)
                 yield written.entry.problem(message, "candidates", key=True)
                 break
+        else:
+            if candidates:
+                placed.add(written.rule.candidates)
 
 
 def _worst(labels: frozenset[str], invariants: Sequence[Invariant]) -> Iterator[RequestFacts]:

@@ -33,13 +33,17 @@ class Checked(Generic[S_co]):
 
     subject: str
     node: Node
-    at: Place
+    at: Place | None  # of the entry, where that is not the place of its value
     shape: S_co
     intact: bool
 
+    @property
+    def place(self) -> Place:
+        return self.at or self.node.place
+
     def problem(self, message: str, *loc: str | int, key: bool = False) -> Problem:
         """A problem of this entry, at the value under `loc` or its key; at the entry itself without one."""
-        place = self.node.place_of(loc, key=key) if loc else self.at
+        place = self.node.place_of(loc, key=key) if loc else self.place
         return place.problem(f"{self.subject}: {message}" if self.subject else message)
 
     def missing(self) -> list[Problem]:
@@ -52,7 +56,6 @@ class Checked(Generic[S_co]):
 
 def check(shape: type[S], node: Node, subject: str, report: Report, at: Place | None = None) -> Checked[S]:
     """What is right of the entry at `node`; the rest is reported and taken out of it."""
-    at = at or node.place
     intact = node.sound
     prefix = f"{subject}: " if subject else ""
     while True:
@@ -155,7 +158,7 @@ def _shapes_in(annotation: Any) -> Any:
 
 def subject_of(noun: str, node: Node, position: int) -> str:
     """How messages call an entry of a list: by its name where it has one, else by its position, which counts from 1."""
-    name = node.child("name")
-    if name is not None and isinstance(name.plain, str) and TITLE.fullmatch(name.plain):
-        return f'{noun} "{name.plain}"'
+    name = node.plain.get("name") if isinstance(node.plain, dict) else None
+    if isinstance(name, str) and TITLE.fullmatch(name):
+        return f'{noun} "{name}"'
     return f"{noun} {position}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gateway.policyfile.entries import Checked, suggestion
@@ -25,8 +25,7 @@ class Names:
 
 def undefined(
     entry: Checked[Shape], noun: str, words: Collection[str] | None, known: Collection[str], *loc: str | int
-) -> Iterator[Problem]:
+) -> Iterable[Problem]:
     """A problem for each word of a list that is not among the known ones."""
-    for index, word in enumerate(words or ()):
-        if word not in known:
-            yield entry.problem(f'{noun} "{word}" is not defined{suggestion(word, known)}', *loc, index)
+    missing = [(index, word) for index, word in enumerate(words or ()) if word not in known]
+    return (entry.problem(f'{noun} "{word}" is not defined{suggestion(word, known)}', *loc, n) for n, word in missing)

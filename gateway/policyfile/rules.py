@@ -189,18 +189,31 @@ def rules_of(root: Node, names: Names, report: Report, cache: CacheShape | None 
     seen: set[str] = set()
     for position, node in enumerate(root.items("rules"), 1):
         entry = check(RuleShape, node, subject_of("rule", node, position), report)
-        _report_all(entry.missing(), report)
-        _report_all(_used_twice(entry, entry.shape.name, seen), report)
-        _report_all(_wrong_name(entry, names), report)
-        when = entry.shape.when
-        if when is not None:
-            _report_all(wrong_conditions(entry, when, names), report)
-        _report_all(_wrong_preferences(entry, names), report)
-        _report_all(wrong_cache(entry, cache), report)
-        counted_by = next((name for name in entry.shape.candidates or () if name in (names.deployments or ())), None)
-        match = match_of(when, counted_by) if when is not None else None
-        written.append(Written(_rule(entry.shape.name or "", match, entry.shape, cache), entry))
+        shape = entry.shape
+        _report_all(_wrong_rule(entry, names, seen, cache), report)
+        match = match_of(shape.when, _counted_by(shape, names)) if shape.when is not None else None
+        written.append(Written(_rule(shape.name or "", match, shape, cache), entry))
     return written
+
+
+def _wrong_rule(entry: Checked[RuleShape], names: Names, seen: set[str], cache: CacheShape | None) -> Iterator[Problem]:
+    when = entry.shape.when
+    yield from entry.missing()
+    yield from _used_twice(entry, entry.shape.name, seen)
+    yield from _wrong_name(entry, names)
+    if when is not None:
+        yield from wrong_conditions(entry, when, names)
+    yield from _wrong_preferences(entry, names)
+    if entry.shape.cache is not None:
+        yield from wrong_cache(entry, cache)
+
+
+def _counted_by(shape: RuleShape, names: Names) -> str | None:
+    """The first candidate that there is: `prompt_tokens` is as it counts."""
+    for name in shape.candidates or ():
+        if names.deployments and name in names.deployments:
+            return name
+    return None
 
 
 def default_of(root: Node, names: Names, report: Report, cache: CacheShape | None = None) -> Written | None:
@@ -217,24 +230,28 @@ def default_of(root: Node, names: Names, report: Report, cache: CacheShape | Non
     return Written(_rule(DEFAULT_RULE, None, entry.shape, cache), entry)
 
 
-def _wrong_name(entry: Checked[RuleShape], names: Names) -> Iterator[Problem]:
+def _wrong_name(entry: Checked[RuleShape], names: Names) -> list[Problem]:
     name = entry.shape.name
+    wrong = []
     if name in RESERVED:
-        yield entry.problem(f'the name "{name}" is reserved', "name")
+        wrong.append(entry.problem(f'the name "{name}" is reserved', "name"))
     if names.deployments and name in names.deployments:
-        yield entry.problem("a deployment has this name already, and a client that asks for it could mean both", "name")
+        both = "a deployment has this name already, and a client that asks for it could mean both"
+        wrong.append(entry.problem(both, "name"))
+    return wrong
 
 
 def _wrong_preferences(entry: Checked[DefaultShape], names: Names) -> Iterator[Problem]:
     shape, stated = entry.shape, entry.node.keys
     candidates = shape.candidates or []
-    for index, name in enumerate(candidates):
-        if name in candidates[:index]:
-            yield entry.problem(f'candidate "{name}" is listed twice', "candidates", index)
+    if len(set(candidates)) < len(candidates):
+        yield from _listed_twice(entry, candidates)
     if names.deployments is not None:
         yield from undefined(entry, "deployment", candidates, names.deployments, "candidates")
-    yield from _wrong_requirement(entry, names)
-    yield from _wrong_weights(entry)
+    if shape.require is not None:
+        yield from _wrong_requirement(entry, shape.require, names)
+    if shape.weights is not None:
+        yield from _wrong_weights(entry, shape.weights)
     if isinstance(shape.order_by, OrderWeightsShape) and entry.intact and not any(shape.order_by.model_dump().values()):
         terms = ", ".join(OrderWeightsShape.model_fields)
         yield entry.problem(f'"order_by" weighs nothing; give one of {terms} a weight above 0', "order_by")
@@ -247,10 +264,15 @@ def _wrong_preferences(entry: Checked[DefaultShape], names: Names) -> Iterator[P
             yield entry.problem(f'"{key}" has no effect without "{other}"', key, key=True)
 
 
-def _wrong_requirement(entry: Checked[DefaultShape], names: Names) -> Iterator[Problem]:
-    require = entry.shape.require
-    if require is None:
-        return
+def _listed_twice(entry: Checked[DefaultShape], candidates: list[str]) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for index, name in enumerate(candidates):
+        if name in seen:
+            yield entry.problem(f'candidate "{name}" is listed twice', "candidates", index)
+        seen.add(name)
+
+
+def _wrong_requirement(entry: Checked[DefaultShape], require: RequireShape, names: Names) -> Iterator[Problem]:
     if entry.intact and not require.model_fields_set:
         yield entry.problem(
             f'"require" states nothing; write some of {", ".join(RequireShape.model_fields)}', "require"
@@ -259,10 +281,8 @@ def _wrong_requirement(entry: Checked[DefaultShape], names: Names) -> Iterator[P
         yield entry.problem('"require.slo" has no effect: the policy defines no class under `slo`', "require", "slo")
 
 
-def _wrong_weights(entry: Checked[DefaultShape]) -> Iterator[Problem]:
-    weights, candidates = entry.shape.weights, entry.shape.candidates
-    if weights is None:
-        return
+def _wrong_weights(entry: Checked[DefaultShape], weights: Mapping[str, float]) -> Iterator[Problem]:
+    candidates = entry.shape.candidates
     if candidates is not None:
         for name in weights:
             if name not in candidates:
@@ -272,12 +292,12 @@ def _wrong_weights(entry: Checked[DefaultShape]) -> Iterator[Problem]:
         yield entry.problem('"weights" has none above 0, so that no candidate could be drawn', "weights")
 
 
-def _used_twice(entry: Checked[Shape], name: str | None, seen: set[str]) -> Iterator[Problem]:
-    if name is None:
-        return
+def _used_twice(entry: Checked[Shape], name: str | None, seen: set[str]) -> Iterable[Problem]:
     if name in seen:
-        yield entry.problem("the name is used twice", "name")
-    seen.add(name)
+        return (entry.problem("the name is used twice", "name"),)
+    if name is not None:
+        seen.add(name)
+    return ()
 
 
 def _rule(name: str, match: Match | None, shape: DefaultShape, cache: CacheShape | None) -> Rule:
@@ -290,13 +310,13 @@ def _rule(name: str, match: Match | None, shape: DefaultShape, cache: CacheShape
         otherwise=shape.otherwise or "fastest",
         order_by=_order(shape),
         protected=shape.protected,
-        because=" ".join((shape.because or "").split()),
+        because=" ".join(shape.because.split()) if shape.because else "",
         weights=shape.weights or {},
         sticky=shape.sticky or "request",
         order_weights=_order_weights(shape),
         slo=shape.slo,
         timeouts={} if shape.timeouts is None else shape.timeouts.model_dump(exclude_none=True),
-        cache=caching_of(shape.cache, cache),
+        cache=None if cache is None and shape.cache is None else caching_of(shape.cache, cache),
     )
 
 

@@ -6,7 +6,7 @@ compare rules with each other: that is `checks`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -83,8 +83,17 @@ _READ: Mapping[str, tuple[str, Callable[[Any, str | None], object]]] = {
 }
 
 
-def wrong_conditions(entry: Checked[Shape], when: WhenShape, names: Names) -> Iterator[Problem]:
+# What these state needs nothing that could be missing, and may always hold.
+_NEVER_WRONG = frozenset({"tenant", "key_tag", "tag", "stream", "tools", "images", "schema_"})
+
+
+def wrong_conditions(entry: Checked[Shape], when: WhenShape, names: Names) -> Iterable[Problem]:
     """What `when` refers to and is not there, and what could never hold."""
+    stated = when.model_fields_set
+    return () if stated and stated <= _NEVER_WRONG else _wrong_conditions(entry, when, names)
+
+
+def _wrong_conditions(entry: Checked[Shape], when: WhenShape, names: Names) -> Iterator[Problem]:
     if entry.intact and not when.model_fields_set:
         yield entry.problem('"when" states no condition; leave it out for a rule that is for all requests', "when")
     yield from _Conditions(entry, names).wrong(when, ("when",), excepted=False)
@@ -111,7 +120,7 @@ class _Conditions:
         for key, stated in (("prompt_tokens", when.prompt_tokens), ("max_tokens", when.max_tokens)):
             if stated is not None:
                 yield from self._range(stated, (*loc, key))
-        for name, load in (when.local_load or {}).items():
+        for name, load in when.local_load.items() if when.local_load else ():
             yield from self._load(name, load, (*loc, "local_load", name), excepted)
         if when.time is not None:
             yield from self._time(when.time, (*loc, "time"))
