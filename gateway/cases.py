@@ -17,8 +17,9 @@ from gateway.errors import GatewayError
 from gateway.explain import explanation
 from gateway.labels import Scanner
 from gateway.policy import Policy
-from gateway.policyfile.entries import Checked, Report, check, suggestion
+from gateway.policyfile.entries import Checked, Report, check
 from gateway.policyfile.entries import subject_of as subject_of
+from gateway.policyfile.nearness import suggestion
 from gateway.policyfile.schema import schema_of
 from gateway.policyfile.shapes import Shape
 from gateway.policyfile.tree import Place, Problem, parse

@@ -17,8 +17,9 @@ from pydantic import AfterValidator, Field
 
 from gateway.keys import Key, Keyring, Keys
 from gateway.limits import CallerLimits, Limits
-from gateway.policyfile.entries import Checked, Report, check, suggestion
+from gateway.policyfile.entries import Checked, Report, check
 from gateway.policyfile.limiting import key_limits, plain_limits
+from gateway.policyfile.nearness import suggestion
 from gateway.policyfile.shapes import Shape
 from gateway.policyfile.tree import Node, Place, Problem, parse
 from gateway.policyfile.values import Label, Version, Word, Words

@@ -35,7 +35,7 @@ from gateway.costs import (
 )
 from gateway.loading import litellm_price_map
 from gateway.plan import MAX_BATCH, Load, Plan, chart, document, made
-from gateway.policyfile.entries import suggestion
+from gateway.policyfile.nearness import suggestion
 from gateway.roofline import QUANTIZATIONS, DoesNotRun, Quantization, Roofline, what_would_fit
 from gateway.types import Price
 

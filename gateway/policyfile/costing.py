@@ -27,7 +27,7 @@ from gateway.costs import (
     owned,
     rented,
 )
-from gateway.policyfile.entries import suggestion
+from gateway.policyfile.nearness import suggestion
 from gateway.policyfile.shapes import CostShape, TokenPriceShape
 from gateway.roofline import QUANTIZATIONS, DoesNotRun, Quantization, Roofline, what_would_fit
 from gateway.types import Price, Speed

@@ -17,8 +17,9 @@ from gateway.limits import DeploymentLimits
 from gateway.networks import PRIVATE, Networks, literal
 from gateway.policy import AUTO, DEFAULT_RULE
 from gateway.policyfile.costing import Costing, Served, costing
-from gateway.policyfile.entries import Checked, Report, check, suggestion
+from gateway.policyfile.entries import Checked, Report, check
 from gateway.policyfile.limiting import deployment_limits
+from gateway.policyfile.nearness import suggestion
 from gateway.policyfile.shapes import DeploymentShape, DeploymentsShape, TimeoutsShape
 from gateway.policyfile.tree import Node
 from gateway.types import ON_PREMISES, Capability, Deployment, Timeouts

@@ -6,13 +6,13 @@ Owns the step from a tree to a shape. Refuses to know which entries there are.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Generic, TypeVar, get_args
 
 from pydantic import ValidationError
 
+from gateway.policyfile.nearness import MOST_SUGGESTIONS, NotAmong, Suggest, nearest, no_suggestion, suggestion
 from gateway.policyfile.shapes import Shape
 from gateway.policyfile.tree import Loc, Node, Place, Problem
 from gateway.policyfile.values import TITLE
@@ -64,10 +64,11 @@ def check(shape: type[S], node: Node, subject: str, report: Report, at: Place | 
         except ValidationError as found:
             errors = sorted(found.errors(include_url=False), key=lambda error: _sortable(error["loc"]))
         intact = False
-        for error in errors:
+        for position, error in enumerate(errors):
             loc = _loc(error)
             is_key = error["type"] == "extra_forbidden" or error["loc"][-1:] == ("[key]",)
-            report(node.place_of(loc, key=is_key).problem(prefix + _sentence(shape, loc, error)))
+            sentence = _sentence(shape, loc, error, suggestion if position < MOST_SUGGESTIONS else no_suggestion)
+            report(node.place_of(loc, key=is_key).problem(prefix + sentence))
         if not isinstance(node.plain, dict):
             return Checked(subject, node, at, shape(), False)
         wrong = dict.fromkeys(_loc(error) for error in errors)
@@ -84,18 +85,20 @@ def _sortable(loc: Loc) -> list[str]:
     return [part if isinstance(part, str) else f"{part:09}" for part in loc]
 
 
-def _sentence(shape: type[Shape], loc: Loc, error: Mapping[str, Any]) -> str:
+def _sentence(shape: type[Shape], loc: Loc, error: Mapping[str, Any], suggest: Suggest) -> str:
     kind, value = error["type"], error["input"]
     field = ".".join(str(part) for part in loc if isinstance(part, str))
     if kind == "extra_forbidden":
-        return _unknown_field(_shape_around(shape, loc), field, str(loc[-1]))
+        return _unknown_field(_shape_around(shape, loc), field, str(loc[-1]), suggest)
     what = _WANTED.get(kind)
     if kind == "literal_error":
         allowed = _literals(error["ctx"]["expected"])
         what = f"must be {', '.join(allowed[:-1])} or {allowed[-1]}" if len(allowed) > 1 else f"must be {allowed[0]}"
-        what += suggestion(value, allowed) if isinstance(value, str) else ""
+        what += suggest(value, allowed) if isinstance(value, str) else ""
     elif kind == "value_error":
-        what = str(error["ctx"]["error"])
+        wrong = error["ctx"]["error"]
+        what = str(wrong)
+        what += suggest(value, wrong.known()) if isinstance(wrong, NotAmong) and isinstance(value, str) else ""
     elif kind == "string_type" and not isinstance(value, list | dict):
         what = f"must be text; put {'true or false' if isinstance(value, bool) else 'the number'} in quotes"
     assert what is not None, kind
@@ -121,23 +124,18 @@ def _literals(expected: str) -> list[str]:
     return re.findall(r"'([^']*)'", expected)
 
 
-def _unknown_field(shape: type[Shape], field: str, key: str) -> str:
+def _unknown_field(shape: type[Shape], field: str, key: str, suggest: Suggest) -> str:
     if key in shape.not_built:
         return f'"{field}" is not implemented yet'
     if key in shape.hints:
         return f'unknown field "{field}" ({shape.hints[key]})'
     known = sorted(info.alias or name for name, info in shape.model_fields.items())
-    if likely := suggestion(key, known):
+    if likely := suggest(key, known):
         return f'unknown field "{field}"{likely}'
-    if meant := get_close_matches(key, sorted(shape.not_built), n=1):
-        return f'unknown field "{field}" ("{meant[0]}", if that is meant, is not implemented yet)'
+    if suggest(key, shape.not_built):
+        meant = nearest(key, shape.not_built)
+        return f'unknown field "{field}" ("{meant}", if that is meant, is not implemented yet)'
     return f'unknown field "{field}" (known are {", ".join(known)})'
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """` (did you mean "..."?)` where one of the known words is near, and nothing otherwise."""
-    near = get_close_matches(word, list(known), n=1)
-    return f' (did you mean "{near[0]}"?)' if near else ""
 
 
 def _shape_around(shape: type[Shape], loc: Loc) -> type[Shape]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, InstanceOf, Tag, WithJsonSchema
 
 from gateway.policy import Otherwise, Protected, Sticky, Unknown
-from gateway.policyfile.entries import MAPPING, suggestion
+from gateway.policyfile.entries import MAPPING
+from gateway.policyfile.nearness import NotAmong
 from gateway.policyfile.shapes import Shape, TimeoutsShape
 from gateway.policyfile.values import (
     HeaderName,
@@ -66,9 +68,12 @@ def _zone(value: Any) -> ZoneInfo:
             return ZoneInfo(value)
         except (KeyError, ValueError, OSError):  # OSError: a folder of zones
             pass
-    zones = (zone for zone in available_timezones() if not zone.startswith(_OF_THE_MACHINE))
-    near = suggestion(value, zones) if isinstance(value, str) else ""
-    raise ValueError(f"must be a time zone, such as Europe/Berlin or UTC{near}")
+    raise NotAmong("must be a time zone, such as Europe/Berlin or UTC", _zones)
+
+
+@lru_cache(maxsize=1)  # they are looked up on the disk
+def _zones() -> tuple[str, ...]:
+    return tuple([zone for zone in available_timezones() if not zone.startswith(_OF_THE_MACHINE)])
 
 
 def _is_number(value: Any) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from gateway.policyfile.entries import Checked, suggestion
+from gateway.policyfile.entries import Checked
+from gateway.policyfile.nearness import MOST_SUGGESTIONS, suggestion
 from gateway.policyfile.shapes import Shape
-from gateway.policyfile.tree import Problem
+from gateway.policyfile.tree import Loc, Problem
 from gateway.types import Deployment
 
 
@@ -28,4 +29,12 @@ def undefined(
 ) -> Iterable[Problem]:
     """A problem for each word of a list that is not among the known ones."""
     missing = [(index, word) for index, word in enumerate(words or ()) if word not in known]
-    return (entry.problem(f'{noun} "{word}" is not defined{suggestion(word, known)}', *loc, n) for n, word in missing)
+    return _told(entry, noun, missing, known, loc) if missing else ()
+
+
+def _told(
+    entry: Checked[Shape], noun: str, missing: list[tuple[int, str]], known: Collection[str], loc: Loc
+) -> Iterator[Problem]:
+    for position, (index, word) in enumerate(missing):
+        near = suggestion(word, known) if position < MOST_SUGGESTIONS else ""
+        yield entry.problem(f'{noun} "{word}" is not defined{near}', *loc, index)

@@ -16,7 +16,7 @@ from gateway.labels import Scanner, pattern_problem
 from gateway.policy import DEFAULT_RULE, Invariant, LabelSource, OrderBy, OrderTerm, Require, Rule, Slo
 from gateway.policyfile.caching import caching_of, wrong_cache
 from gateway.policyfile.deployments import RESERVED
-from gateway.policyfile.entries import Checked, Report, check, subject_of, suggestion
+from gateway.policyfile.entries import Checked, Report, check, subject_of
 from gateway.policyfile.language import (
     CacheShape,
     DefaultShape,
@@ -30,6 +30,7 @@ from gateway.policyfile.language import (
     SloShape,
 )
 from gateway.policyfile.names import Names, undefined
+from gateway.policyfile.nearness import suggestion
 from gateway.policyfile.shapes import Shape
 from gateway.policyfile.tree import Node, Problem
 from gateway.policyfile.when import match_of, wrong_conditions
