@@ -1,5 +1,5 @@
-"""Owns what a device is given at start to decode faster: attention in place, then recorded steps. Refuses what is not
-right here and now.
+"""Owns what a device is given at start to decode faster: attention in place, then fused layers, then recorded steps.
+Refuses what is not right here and now.
 
 Each is compared with the way it replaces, on this device and with this model, and left out where it fails or differs:
 then the engine runs as it does without, and one line in the log says so.
@@ -17,12 +17,13 @@ import torch
 from local_engine.attention import KvCache
 from local_engine.config import Limits
 from local_engine.errors import DeviceLost
+from local_engine.fused import Fusions, fuse, unfuse
 from local_engine.graphs import RecordedSteps, Recorder
 from local_engine.paged import Attend, How, Shape, agrees
 from local_engine.rows import bucket_sizes
 from local_engine.runner import ModelRunner
 from local_engine.scheduler import Batch, Chunk
-from local_engine.selfcheck import CHECKED_TOKENS, compare, tolerance
+from local_engine.selfcheck import CHECKED_TOKENS, apart, compare, paged_logits, tolerance
 from local_engine.sequence import Sequence as TokenSequence
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ def accelerated(
     limits: Limits,
     *,
     attend: Attend | None,
+    fusions: Fusions | None,
     recorder: Callable[[], Recorder] | None,
     most_rows: int,
     say: Callable[[str], None],
@@ -59,11 +61,11 @@ def accelerated(
     if attend is None or not _right(model, shape, attend):
         return Accelerated(plain, ())
     in_place = ModelRunner(model, cache, attend)
-    if not _tried(
-        "attention in place", model.device, lambda: compare(model, in_place, limits) <= tolerance(shape.dtype)
-    ):
+    if not _tried("attention in place", model.device, lambda: compare(model, in_place, limits) <= tolerance(model)):
         return Accelerated(plain, ())
-    ways = ("attention in place",)
+    ways: tuple[str, ...] = ("attention in place",)
+    if fusions is not None:
+        ways += _fused(model, in_place, fusions, limits, tolerance(model))
     if recorder is None:
         return Accelerated(in_place, ways)
     steps = RecordedSteps(
@@ -84,6 +86,22 @@ def accelerated(
     if not _tried("recording steps", model.device, record):
         return Accelerated(in_place, ways)
     return Accelerated(fast, (*ways, f"steps of up to {steps.sizes[-1]} rows recorded"))
+
+
+def _fused(model: Any, runner: ModelRunner, fusions: Fusions, limits: Limits, bound: float) -> tuple[str, ...]:
+    """Fused layers, in a few words; the plain ones are back where they do not give what they gave."""
+    count = 0
+
+    def trial() -> bool:
+        nonlocal count
+        before = paged_logits(model, runner, limits)
+        count = fuse(model, fusions)
+        return apart(paged_logits(model, runner, limits), before) <= bound
+
+    if _tried("fusing layers", model.device, trial):
+        return (f"{count} fused layers",) if count else ()
+    unfuse(model)
+    return ()
 
 
 def _tried(what: str, device: torch.device, trial: Callable[[], bool]) -> bool:
@@ -127,7 +145,7 @@ def _same(fast: ModelRunner, other: ModelRunner, rows: int, limits: Limits, mode
     size = model.get_input_embeddings().num_embeddings
     count = min(CHECKED_TOKENS, limits.capacity)
     blocks = tuple(range(-(-count // limits.block_size)))  # where the comparison with the model itself left that text
-    bound = tolerance(model.dtype)
+    bound = tolerance(model)
     for number in {rows, max(1, rows - 1)}:
         chunks = []
         for row in range(number):
@@ -135,8 +153,7 @@ def _same(fast: ModelRunner, other: ModelRunner, rows: int, limits: Limits, mode
             sequence = TokenSequence(id=str(row), prompt_length=len(tokens), tokens=tokens, max_tokens=1)
             chunks.append(Chunk(sequence, len(tokens) - 1, (tokens[-1],), blocks, samples=True))
         batch = Batch(decode=tuple(chunks))
-        theirs = other.forward(batch).float().clone()
-        ours = fast.forward(batch).float()
-        if not float((ours - theirs).norm() / theirs.norm()) <= bound:
+        theirs = other.forward(batch).clone()
+        if not apart(fast.forward(batch), theirs) <= bound:
             return False
     return True

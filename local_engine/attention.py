@@ -178,6 +178,12 @@ def paged_attention(
     layer: int = module.layer_idx
     how = How(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
     paged.cache.write(layer, paged.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    return attended(query, key, value, paged, layer, how)[None], None
+
+
+def attended(query: Tensor, key: Tensor, value: Tensor, paged: PagedForward, layer: int, how: How) -> Tensor:
+    """Attention of one layer whose keys and values are written: query [1, heads, tokens, head size] → [tokens, heads,
+    head size]."""
     parts = []
     if paged.tables is not None:
         assert paged.attend is not None
@@ -189,8 +195,7 @@ def paged_attention(
     for span in paged.prefill:
         part = slice(span.begin, span.end)
         parts.append(_prefill(query[:, :, part], key[:, :, part], value[:, :, part], span, paged.cache, layer, how))
-    packed = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return packed[None], None
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _decode(query: Tensor, rows: DecodeRows, cache: KvCache, layer: int, how: How) -> Tensor:

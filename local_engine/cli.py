@@ -67,8 +67,12 @@ def serve(
         typer.Option(help="Tokens that the KV cache holds. Default: 16 windows, or what a share of memory holds."),
     ] = None,
     max_batch_tokens: Annotated[
-        int, typer.Option(help="Tokens a step. Longer prompts are computed in chunks, between which others decode.")
-    ] = 512,
+        int | None,
+        typer.Option(
+            help="Tokens a step. Longer prompts are computed in chunks, between which others decode. Default: 512, "
+            "on a GPU 1024."
+        ),
+    ] = None,
     max_running: Annotated[int, typer.Option(help="Requests that generate at the same time.")] = 64,
     max_waiting: Annotated[int, typer.Option(help="Requests that may wait; more are answered 503.")] = 256,
     max_waiting_tokens: Annotated[
@@ -212,7 +216,7 @@ def calibrate(
     quantization: Annotated[str, typer.Option(help="none, fp16, bf16, int8, or int4.")] = "none",
     threads: Annotated[int, typer.Option(help="CPU threads of a forward.")] = 1,
     kv_cache_tokens: Annotated[int | None, typer.Option(help="Tokens that the KV cache holds.")] = None,
-    max_batch_tokens: Annotated[int, typer.Option(help="Tokens a step.")] = 512,
+    max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens a step, as for serve.")] = None,
     max_running: Annotated[int, typer.Option(help="Requests that generate at the same time.")] = 64,
     max_waiting: Annotated[int, typer.Option(help="Requests that may wait.")] = 256,
     repeats: Annotated[int, typer.Option(help="Runs of each step, of which the median counts.", min=1)] = 5,
@@ -310,7 +314,7 @@ def bench(
 @app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="`demo`, a directory, or a Hugging Face id.")] = "demo",
-    max_batch_tokens: Annotated[int, typer.Option(help="Tokens a step, as for serve.")] = 512,
+    max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens a step, as for serve.")] = None,
     max_running: Annotated[int, typer.Option(help="Requests that generate at the same time, as for serve.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Bytes as JSON, for programs.")] = False,
 ) -> None:

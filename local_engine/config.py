@@ -17,6 +17,9 @@ BLOCK_SIZE = 16
 DEFAULT_WINDOWS = 16
 """Full context windows that the default KV cache of a small model holds."""
 
+BATCH_TOKENS = {"cpu": 512, "cuda": 1024}
+"""Tokens a step, by kind of device: enough to keep it busy, and not so many that those who decode wait for long."""
+
 DTYPES = ("auto", "float32", "bfloat16")
 
 SPECULATIONS = ("off", "prompt_lookup", "draft")
@@ -41,7 +44,7 @@ class Settings:
     chat_template: str | None = None
     threads: int = 1
     kv_cache_tokens: int | None = None
-    max_batch_tokens: int = 512
+    max_batch_tokens: int | None = None
     max_running: int = 64
     max_waiting: int = 256
     max_waiting_tokens: int | None = None
@@ -65,11 +68,9 @@ class Settings:
         """The model's name in answers."""
         return self.served_name or self.model
 
-    @property
-    def most_rows(self) -> int:
-        """Tokens that a step without prompts can have: one a running sequence, or with guesses behind them."""
-        guessed = 0 if self.speculation == "off" else self.speculation_max_running * (1 + self.speculation_tokens)
-        return max(self.max_running, guessed)
+    def batch_tokens(self, device_type: str) -> int:
+        """Tokens a step on this kind of device, at least one for each running sequence."""
+        return self.max_batch_tokens or max(self.max_running, BATCH_TOKENS[device_type])
 
     @property
     def embedding_name(self) -> str | None:
@@ -90,7 +91,7 @@ class Settings:
             problems.append(f"--kv-cache-tokens must be at least {2 * BLOCK_SIZE}")
         positive = {
             "--threads": self.threads,
-            "--max-batch-tokens": self.max_batch_tokens,
+            "--max-batch-tokens": 1 if self.max_batch_tokens is None else self.max_batch_tokens,
             "--max-running": self.max_running,
             "--max-waiting": self.max_waiting,
             "--default-max-tokens": self.default_max_tokens,
@@ -108,7 +109,7 @@ class Settings:
             )
         if self.speculation != "draft" and self.draft_model is not None:
             problems.append("--draft-model is for --speculation draft only")
-        if self.max_batch_tokens < self.max_running:
+        if self.max_batch_tokens is not None and self.max_batch_tokens < self.max_running:
             problems.append("--max-batch-tokens must be at least --max-running: each running sequence needs one a step")
         if self.embedding_name is not None and self.embedding_name == self.name:
             problems.append("--embedding-model has the name of --model: give one of them another served name")
@@ -140,7 +141,7 @@ class Limits:
         return min(self.window, self.num_blocks * self.block_size)
 
 
-def limits(settings: Settings, *, window: int, kv_cache_tokens: int) -> Limits:
+def limits(settings: Settings, *, window: int, kv_cache_tokens: int, device_type: str = "cpu") -> Limits:
     """The scheduler's limits for a model with this window (tokens) and room for so many cached tokens.
 
     The waiting queue holds at least one window of tokens, else a full-length prompt could never be accepted.
@@ -148,7 +149,7 @@ def limits(settings: Settings, *, window: int, kv_cache_tokens: int) -> Limits:
     return Limits(
         num_blocks=max(2, kv_cache_tokens // BLOCK_SIZE),
         window=window,
-        max_batch_tokens=settings.max_batch_tokens,
+        max_batch_tokens=settings.batch_tokens(device_type),
         max_running=settings.max_running,
         max_waiting=settings.max_waiting,
         max_waiting_tokens=max(window, settings.max_waiting_tokens or 65_536),

@@ -1,5 +1,5 @@
-"""Owns what is CUDA's alone: which attention there is for it, and how steps are recorded as CUDA graphs; refuses to
-decide whether they are used (`accelerate` does)."""
+"""Owns what is CUDA's alone: which attention and which fused operations there are for it, and how steps are recorded as
+CUDA graphs; refuses to decide whether they are used (`accelerate` does)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from local_engine.fused import Fusions
 from local_engine.graphs import Replay
 from local_engine.paged import Attend
 
 try:
+    from local_engine.fused_triton import TritonFusions
     from local_engine.paged_triton import TritonAttend
 except ImportError:  # torch for CUDA brings triton; another torch, or another system, does not
-    TritonAttend = None  # type: ignore[assignment, misc]
+    TritonAttend = TritonFusions = None  # type: ignore[assignment, misc]
 
-__all__ = ["GraphRecorder", "TritonAttend", "attention"]
+__all__ = ["GraphRecorder", "TritonAttend", "TritonFusions", "attention", "fusions"]
 
 WARM_UPS = 2
 """Runs before recording: libraries make their handles and workspaces, and Triton its kernels, in the first."""
@@ -27,6 +29,11 @@ def attention(device: torch.device) -> Attend | None:
     if device.type != "cuda" or TritonAttend is None:
         return None
     return TritonAttend(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def fusions(device: torch.device) -> Fusions | None:
+    """Fused operations for this device, yet to be checked; None where there are none."""
+    return None if device.type != "cuda" or TritonFusions is None else TritonFusions()
 
 
 class GraphRecorder:

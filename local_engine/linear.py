@@ -1,5 +1,5 @@
-"""Owns how a CPU multiplies by weights that never change; refuses to choose what is computed: each layer gives what
-`nn.Linear` gives, but for rounding.
+"""Owns how a device, above all a CPU, multiplies by weights that never change; refuses to choose what is computed: each
+layer gives what `nn.Linear` gives, but for rounding.
 
 Four ways, each measured in README.md beside this file:
 
@@ -8,7 +8,7 @@ Four ways, each measured in README.md beside this file:
 - halves: on a CPU that cannot multiply 16-bit numbers, torch takes five times as long as in float32; FBGEMM keeps the
   weights as float16 in an order of its own and makes them float32 in registers, as they are multiplied.
 - widened: where FBGEMM is missing, some rows of weights at a time are made float32 and multiplied as such.
-- together: layers that read the same input (query, key and value; gate and up) are one multiplication.
+- together: layers that read the same input (query, key and value; gate and up) are one multiplication, on a GPU too.
 """
 
 from __future__ import annotations
@@ -152,6 +152,21 @@ class Widened:
         return out.view(*x.shape[:-1], -1)
 
 
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """torch's own multiplication, on any device."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None) -> Plain:
+        return cls(weight, bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight, self.bias)
+
+
 WAYS: tuple[Way, ...] = (Packed.of, Halves.of, Widened.of)
 """The fastest first."""
 
@@ -217,15 +232,20 @@ def prepare(model: Any, *, ways: Sequence[Way] = WAYS) -> Prepared:
             plain += len(linears)
             continue
         taken.add(type(found).__name__.lower())
-        if len(names) == 1:
-            made = [FrozenLinear(found, linears[0].out_features)]
-        else:
-            made = _Group(found, tuple(linear.out_features for linear in linears)).members()
-        for name, module in zip(names, made, strict=True):
-            setattr(parent, name, module)
+        _put(parent, names, found, linears)
     if plain:
         log.info("%d of %d linear layers stay as they are: this CPU or this torch has no faster way", plain, layers)
     return Prepared(" and ".join(sorted(taken)) or "plain", layers, plain)
+
+
+@torch.inference_mode()
+def join(model: Any) -> None:
+    """Make one layer of those that read the same input, on any device; quantized ones stay as they are. The weights
+    move, as in `prepare`."""
+    for parent, names in list(_sites(model)):
+        linears = [layer for name in names if isinstance(layer := parent.get_submodule(name), nn.Linear)]
+        if len(names) > 1 and (found := _faster(linears, (Plain.of,))):
+            _put(parent, names, found, linears)
 
 
 @torch.inference_mode()
@@ -238,6 +258,14 @@ def copied_bytes(model: Any, dtype: torch.dtype) -> int:
     sample = nn.Linear(HINT, HINT, bias=False, dtype=dtype)
     copies = type(_faster([sample], WAYS)) in (Packed, Halves)
     return int(output.weight.numel() * dtype.itemsize) if copies else 0
+
+
+def _put(parent: nn.Module, names: Sequence[str], found: Multiply, linears: Sequence[nn.Linear]) -> None:
+    """In the place of these layers."""
+    sizes = tuple(linear.out_features for linear in linears)
+    made = [FrozenLinear(found, sizes[0])] if len(sizes) == 1 else _Group(found, sizes).members()
+    for name, module in zip(names, made, strict=True):
+        setattr(parent, name, module)
 
 
 def _sites(model: Any) -> Iterator[tuple[nn.Module, Sequence[str]]]:
@@ -275,7 +303,8 @@ def _faster(linears: Sequence[nn.Linear], ways: Sequence[Way]) -> Multiply | Non
 def _agrees(found: Multiply, linears: Sequence[nn.Linear], rows: int) -> bool:
     """Whether it gives what the plain layers give, on numbers that differ from row to row."""
     weight = linears[0].weight
-    x = torch.sin(torch.arange(rows * weight.shape[1], dtype=torch.float32)).view(1, rows, -1).to(weight.dtype)
+    numbers = torch.sin(torch.arange(rows * weight.shape[1], dtype=torch.float32, device=weight.device))
+    x = numbers.view(1, rows, -1).to(weight.dtype)
     plain = torch.cat([linear(x) for linear in linears], dim=-1).float()
     ours = found(x)
     if ours.dtype is not weight.dtype or ours.shape != plain.shape:

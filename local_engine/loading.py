@@ -109,7 +109,7 @@ def load(settings: Settings) -> Model:
         ) from error
     if math.isnan(difference):
         raise LoadError(f"{settings.model} computes no numbers (NaN): its weights are broken, {FETCH}")
-    if not difference <= tolerance(model.dtype):
+    if not difference <= tolerance(model):
         raise LoadError(
             f"{settings.model} computes something else on a paged cache than by itself (logits differ by "
             f"{difference:.1%}), so it is not served: {WAY_OUT}"
@@ -142,8 +142,9 @@ def _accelerated(settings: Settings, model: Any, cache: KvCache, bounds: Limits)
             Shape(model.config.num_attention_heads, heads, size, bounds.block_size, model.dtype),
             bounds,
             attend=cuda.attention(model.device),
+            fusions=cuda.fusions(model.device),
             recorder=cuda.GraphRecorder,
-            most_rows=settings.most_rows,
+            most_rows=bounds.max_batch_tokens,
             say=log.info,
         )
     except DeviceLost as error:
@@ -173,6 +174,8 @@ def _speculation(settings: Settings, model: Any, text: Text) -> Speculation | No
 
 def _prepare(settings: Settings) -> None:
     torch.set_num_threads(settings.threads)
+    # cuDNN plans attention anew for each length of a prompt, for tens of milliseconds.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     # LLM.int8 computes in float16, which bitsandbytes says of every layer in every step.
@@ -383,7 +386,7 @@ def _cache(settings: Settings, model: Any) -> tuple[Limits, KvCache]:
     tokens = kv_cache_tokens(
         settings, window=window, bytes_per_token=bytes_per_token, free_bytes=int(free_bytes(model.device) * share)
     )
-    bounds = limits(settings, window=window, kv_cache_tokens=tokens)
+    bounds = limits(settings, window=window, kv_cache_tokens=tokens, device_type=model.device.type)
     try:
         cache = KvCache(
             layers=config.num_hidden_layers,

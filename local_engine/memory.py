@@ -152,12 +152,12 @@ def weight_bytes(model: Any, quantization: str, itemsize: int) -> int:
     return int(total)
 
 
-def activation_bytes(config: Any, settings: Settings, itemsize: int) -> int:
+def activation_bytes(config: Any, settings: Settings, itemsize: int, device_type: str) -> int:
     """About the most that a step holds beside weights and cache: a full batch in a layer's feed-forward part, or the
     keys and values of one layer gathered for decoding, whichever is more, and the logits with what sampling makes."""
     hidden = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    layer = settings.max_batch_tokens * (4 * hidden + 3 * inner) * itemsize
+    layer = settings.batch_tokens(device_type) * (4 * hidden + 3 * inner) * itemsize
     heads, size = kv_heads(config)
     gathered = 2 * settings.max_running * window_of(config, settings.model) * heads * size * itemsize
     logits = settings.max_running * config.vocab_size * (itemsize + 4 * SAMPLING_COPIES)
@@ -166,7 +166,7 @@ def activation_bytes(config: Any, settings: Settings, itemsize: int) -> int:
 
 def recorded_bytes(config: Any, settings: Settings, itemsize: int) -> int:
     """What a GPU holds for recorded steps beside activations, which they share: the logits of each."""
-    return 0 if settings.eager else sum(bucket_sizes(settings.most_rows)) * config.vocab_size * itemsize
+    return 0 if settings.eager else sum(bucket_sizes(settings.batch_tokens("cuda"))) * config.vocab_size * itemsize
 
 
 def _need(model: Any, config: Any, quantization: str, serving: torch.device, settings: Settings) -> Need:
@@ -178,7 +178,7 @@ def _need(model: Any, config: Any, quantization: str, serving: torch.device, set
         str(dtype).removeprefix("torch."),
         weight_bytes(model, quantization, dtype.itemsize) + copied,
         kv_bytes_per_token(config, dtype),
-        activation_bytes(config, settings, dtype.itemsize) + recorded,
+        activation_bytes(config, settings, dtype.itemsize, serving.type) + recorded,
     )
 
 

@@ -1,5 +1,5 @@
-"""Owns a decoding step as flat numbers: a row for each token of chunks that decode or verify guesses, and how many rows
-a recorded step has; refuses tensors. Pure.
+"""Owns a step as flat numbers: a row for each token of chunks that decode, verify guesses, or are of short prompts, and
+how many rows a recorded step has; refuses tensors. Pure.
 """
 
 from __future__ import annotations
@@ -8,7 +8,14 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from local_engine.scheduler import Chunk
+from local_engine.scheduler import Batch, Chunk
+
+SHORT_PROMPT = 2048
+"""Tokens that those of a prompt's chunk see together, up to which they are rows: reading so many again and again takes
+a GPU less time than launching attention of its own for the chunk, five operations a layer."""
+
+SHORT_PROMPTS = 32_768
+"""The same of all chunks of a step that can be recorded then, which saves launching all of its operations."""
 
 MOST_ROWS = 256
 """Of a recorded step: above, launching operations one by one takes no longer than computing them."""
@@ -34,6 +41,15 @@ class Rows:
     def all_kept(self) -> bool:
         """Whether every row's logits are wanted."""
         return len(self.keep) == len(self.ids)
+
+
+def short(batch: Batch, *, recorded: bool) -> bool:
+    """Whether the chunks of a batch's prompts are computed faster as rows than each by itself."""
+    sizes = [len(chunk.tokens) for chunk in batch.prefill]
+    seen = sum(size * (2 * chunk.start + size + 1) // 2 for size, chunk in zip(sizes, batch.prefill, strict=True))
+    others = len(batch.decode) + sum(len(chunk.tokens) for chunk in batch.verify)
+    fits = recorded and others + sum(sizes) <= MOST_ROWS
+    return seen <= (SHORT_PROMPTS if fits else SHORT_PROMPT * len(sizes))
 
 
 def rows_of(chunks: Iterable[Chunk], block_size: int) -> Rows:

@@ -14,7 +14,7 @@ from local_engine.attention import DecodeRows, KvCache, PagedForward, PrefillSpa
 from local_engine.errors import DeviceLost, OutOfMemory
 from local_engine.graphs import RecordedSteps
 from local_engine.paged import Attend, Tables
-from local_engine.rows import Rows, rows_of
+from local_engine.rows import Rows, rows_of, short
 from local_engine.sampling import choose, likelihoods
 from local_engine.scheduler import Batch, Chunk
 from local_engine.sequence import Likelihood, Pick
@@ -49,8 +49,8 @@ class ModelRunner:
         *,
         answers: Callable[[torch.device], bool] = answers,
     ) -> None:
-        """With `attend`, decoding reads keys and values where they lie instead of copying them out; with `recorded`
-        steps, batches that only decode use these where one fits."""
+        """With `attend`, decoding and short prompts read keys and values where they lie instead of copying them out;
+        with `recorded` steps, batches of these alone use them where one fits."""
         self._model = model
         self.cache = cache
         self._attend = attend
@@ -66,13 +66,14 @@ class ModelRunner:
         """
         with self._errors():
             if self._attend is None:
-                return self._forward(batch, None)
-            rows = rows_of((*batch.decode, *batch.verify), self.cache.block_size)
-            if self._recorded is not None and not batch.prefill:
+                return self._forward(batch, None, batch.prefill)
+            brief = short(batch, recorded=self._recorded is not None)
+            rows = rows_of(batch if brief else (*batch.decode, *batch.verify), self.cache.block_size)
+            if self._recorded is not None and brief:
                 logits = self._recorded.forward(rows)
                 if logits is not None:
                     return logits
-            return self._forward(batch, rows)
+            return self._forward(batch, rows, () if brief else batch.prefill)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -93,15 +94,15 @@ class ModelRunner:
                 raise OutOfMemory("the device has not enough free memory for this batch") from error
             raise
 
-    def _forward(self, batch: Batch, rows: Rows | None) -> Tensor:
-        """With `rows`, those are what decodes and is verified, read in place."""
+    def _forward(self, batch: Batch, rows: Rows | None, prompts: Sequence[Chunk]) -> Tensor:
+        """With `rows`, those are read in place; `prompts` are chunks that are none."""
         chunks = list(batch)
         if rows is None:
             self._clear_tails(chunks)
         sizes = [len(chunk.tokens) for chunk in chunks]
         ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
         keep = [row for chunk, end in zip(chunks, ends, strict=True) for row in range(end - chunk.rows, end)]
-        spans = zip(batch.prefill, ends[len(chunks) - len(batch.prefill) :], strict=True)
+        spans = zip(prompts, ends[len(chunks) - len(prompts) :], strict=True)
         output = self._model(
             input_ids=self._longs([token for chunk in chunks for token in chunk.tokens])[None],
             position_ids=self._longs(

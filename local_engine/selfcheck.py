@@ -23,15 +23,19 @@ CHECKED_TOKENS = 41
 
 DECODED = 3
 
+EIGHT_BITS = 0.5
+"""The same where activations are rounded to eight bits in each layer: a last bit of sixteen decides between two of 256
+values, and over 32 layers of random weights that was a quarter."""
+
 TOLERANCES = {torch.float32: 1e-3}
 OTHER_TOLERANCE = 0.1
 """Of the relative difference of logits. Sixteen bits leave two to three digits, and another order of summation may
 send a token of a mixture of experts to another expert; attention that misses anything differs by about 1."""
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    """The largest relative difference of logits that rounding explains."""
-    return TOLERANCES.get(dtype, OTHER_TOLERANCE)
+def tolerance(model: Any) -> float:
+    """The largest relative difference of its logits that rounding explains."""
+    return EIGHT_BITS if getattr(model, "is_loaded_in_8bit", False) else TOLERANCES.get(model.dtype, OTHER_TOLERANCE)
 
 
 @torch.inference_mode()
@@ -40,9 +44,7 @@ def compare(model: Any, runner: ModelRunner, limits: Limits) -> float:
 
     Uses blocks 0, 1, … which nobody may hold yet. A model that does not compute at all raises what it raises.
     """
-    count = min(CHECKED_TOKENS, limits.capacity)
-    size = model.get_input_embeddings().num_embeddings
-    tokens = [(7919 * position + 13) % size for position in range(count)]
+    tokens = _tokens(model, limits)
     paged = _paged(runner, tokens, limits.block_size)
     model.set_attn_implementation("eager")
     try:
@@ -50,9 +52,27 @@ def compare(model: Any, runner: ModelRunner, limits: Limits) -> float:
         own: Tensor = model(input_ids=ids, use_cache=False).logits[0]
     finally:
         model.set_attn_implementation(PAGED_ATTENTION)
-    own = own[torch.tensor(sorted(paged), device=own.device)].float()
-    ours = torch.stack([paged[position] for position in sorted(paged)]).float()
-    return float((ours - own).norm() / own.norm())
+    return apart(_stacked(paged), own[torch.tensor(sorted(paged), device=own.device)])
+
+
+@torch.inference_mode()
+def paged_logits(model: Any, runner: ModelRunner, limits: Limits) -> Tensor:
+    """The logits that `compare` holds against the model's own, to be held against others."""
+    return _stacked(_paged(runner, _tokens(model, limits), limits.block_size))
+
+
+def apart(ours: Tensor, others: Tensor) -> float:
+    """The norm of the difference over the norm."""
+    return float((ours.float() - others.float()).norm() / others.float().norm())
+
+
+def _tokens(model: Any, limits: Limits) -> list[int]:
+    size = model.get_input_embeddings().num_embeddings
+    return [(7919 * position + 13) % size for position in range(min(CHECKED_TOKENS, limits.capacity))]
+
+
+def _stacked(logits: dict[int, Tensor]) -> Tensor:
+    return torch.stack([logits[position] for position in sorted(logits)])
 
 
 def _paged(runner: ModelRunner, tokens: Sequence[int], block_size: int) -> dict[int, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import orjson
 import torch
+import transformers
 
 from local_engine.bench import gguf, peers, report, rounds, steps
 from local_engine.bench.program import BenchError, Launch, Program, free_port, running
@@ -20,6 +22,7 @@ from local_engine.bench.roofline import Roofline, copy_bandwidth, measure, table
 from local_engine.bench.rounds import Plan, Prefix, Run
 from local_engine.bench.shapes import SHAPES, Shape, write
 from local_engine.config import Settings
+from local_engine.errors import LoadError
 from local_engine.loading import load
 from local_engine.memory import inspect
 
@@ -53,6 +56,7 @@ class Found:
     rss: dict[str, float] = field(default_factory=dict)
     overhead: float | None = None
     conditions: str = ""
+    gpu: bool = False
 
 
 def prepared(wanted: Wanted, say: Say) -> tuple[dict[str, Path], dict[str, str]]:
@@ -76,9 +80,11 @@ def compared(wanted: Wanted, say: Say) -> Found:
     """This engine beside the peers, over HTTP, then its own part of a step. Raises BenchError where this engine does
     not run."""
     programs, missing = prepared(wanted, say)
-    source = write(wanted.shape, wanted.work / "models" / wanted.shape.name, say)
-    found = Found(missing=missing)
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    gpu = wanted.device != "cpu"
+    source = _written(wanted, torch.bfloat16 if gpu else torch.float32, say)
+    found = Found(missing=missing, gpu=gpu)
+    # On a GPU a server's threads wait for it beside each other: one core would measure how they take turns.
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") and not gpu else []
     before = peers.neighbours()
     if len(cores) > 1:
         os.sched_setaffinity(0, {cores[-1]})
@@ -88,6 +94,9 @@ def compared(wanted: Wanted, say: Say) -> Found:
     finally:
         if len(cores) > 1:
             os.sched_setaffinity(0, set(cores))
+    found.conditions = _conditions(wanted, cores, before)
+    if gpu:  # forwards there take the time of launching them, of which this would be a share
+        return found
     say("measuring the engine's own part of a step")
     most = max(wanted.plan.streams)
     dtype = "float32" if wanted.precisions[0] == "fp32" else "bfloat16"
@@ -95,8 +104,13 @@ def compared(wanted: Wanted, say: Say) -> Found:
     found.overhead = steps.overhead(
         lambda: load(settings), most, prompt_tokens=wanted.plan.prompt_tokens, new_tokens=wanted.plan.new_tokens
     )
-    found.conditions = _conditions(wanted, cores, before)
     return found
+
+
+def _written(wanted: Wanted, dtype: torch.dtype, say: Say) -> Path:
+    """The model's files."""
+    half = "" if dtype is torch.float32 else "-bf16"
+    return write(wanted.shape, wanted.work / "models" / f"{wanted.shape.name}{half}", say, dtype)
 
 
 def _precision(
@@ -144,11 +158,18 @@ def _conditions(wanted: Wanted, cores: list[int], before: str) -> str:
     cpu = named[0].partition(":")[2].strip() if named else platform.machine()
     wide = "with" if _multiplies_16_bits() else "without"
     plan = wanted.plan
+    if wanted.device == "cpu":
+        place = (
+            f"Each server on one core and one thread, the load on another. {len(cores)} × {cpu}, {wide} 16-bit "
+            "multiplication"
+        )
+    else:
+        place = f"{torch.cuda.get_device_name(wanted.device)}; {os.cpu_count()} × {cpu}, of which a server uses any"
     return (
         f"Shape {wanted.shape.name}, random weights; {plan.prompt_tokens} prompt tokens, {plan.new_tokens} new ones, "
-        f"greedy; {plan.rounds} rounds, all servers in each. Each server on one core and one thread, the load on "
-        f"another. {len(cores)} × {cpu}, {wide} 16-bit multiplication; Python {platform.python_version()}, torch "
-        f"{torch.__version__}; load average before {before}, after {peers.neighbours()}."
+        f"greedy; {plan.rounds} rounds, all servers in each. {place}; Python {platform.python_version()}, torch "
+        f"{torch.__version__}, transformers {transformers.__version__}; load average before {before}, after "
+        f"{peers.neighbours()}."
     )
 
 
@@ -166,9 +187,9 @@ def document(found: Found) -> bytes:
 
 def markdown(found: Found) -> str:
     """The tables and their conditions."""
-    parts = [report.speeds(found.runs)]
+    parts = [report.speeds(found.runs, gpu=found.gpu)]
     if found.prefixes:
-        parts.append(report.prefixes(found.prefixes))
+        parts.append(report.prefixes(found.prefixes, gpu=found.gpu))
     if found.overhead is not None and found.runs:
         parts.append(report.overhead(found.overhead, max(run.streams for run in found.runs)))
     if told := report.sameness(found.runs):
@@ -186,7 +207,7 @@ def rooflines(wanted: Wanted, say: Say) -> str:
     in Markdown. Raises LoadError."""
     device = torch.device(wanted.device)
     dtype = torch.bfloat16
-    source = write(wanted.shape, wanted.work / "models" / f"{wanted.shape.name}-bf16", say, dtype)
+    source = _written(wanted, dtype, say)
     bandwidth = copy_bandwidth(device)
     say(f"copy bandwidth {bandwidth / 1e9:.0f} GB/s")
     embedding = wanted.shape.vocabulary * wanted.shape.hidden * dtype.itemsize
@@ -194,7 +215,15 @@ def rooflines(wanted: Wanted, say: Say) -> str:
     for quantization in QUANTIZATIONS:
         say(f"measuring {quantization}")
         settings = Settings(model=str(source), quantization=quantization)
-        found.append(measure(load(settings), inspect(settings), quantization, embedding, device, bandwidth))
+        try:
+            found.append(measure(load(settings), inspect(settings), quantization, embedding, device, bandwidth))
+        except LoadError as error:
+            if quantization == QUANTIZATIONS[0]:
+                raise
+            say(f"{quantization} is left out: {error}")
+        gc.collect()  # what was loaded: the next one's cache takes what is free
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     return table(wanted.shape.name, bandwidth, found)
 
 

@@ -75,7 +75,7 @@ def step_bytes(need: Need, embedding_bytes: int, batch: int, context: int) -> in
 
 def copy_bandwidth(device: torch.device, size: int | None = None, repeats: int = REPEATS) -> float:
     """Bytes a second of a large copy on the device: what it reads and what it writes."""
-    source = torch.zeros(size or COPY_BYTES[device.type], dtype=torch.uint8, device=device)
+    source = torch.randint(256, (size or COPY_BYTES[device.type],), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
 
     def copy() -> None:

@@ -123,7 +123,8 @@ def write(shape: Shape, directory: Path, say: Callable[[str], None], dtype: torc
     directory.mkdir(parents=True, exist_ok=True)
     say(f"writing random weights of the shape {shape.name} to {directory}")
     torch.manual_seed(0)
-    made: Any = AutoModelForCausalLM.from_config(configuration(shape), dtype=dtype)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # a CPU draws billions of numbers for minutes
+        made: Any = AutoModelForCausalLM.from_config(configuration(shape), dtype=dtype)
     tokens, _ = pieces(shape.vocabulary)
     silent = [index for index, token in enumerate(tokens) if not (len(token) > 1 and token.isalpha())]
     with torch.no_grad():

@@ -15,6 +15,7 @@ from local_engine.accelerate import Accelerated, accelerated, ways_of
 from local_engine.attention import PAGED_ATTENTION, KvCache
 from local_engine.config import Limits
 from local_engine.errors import DeviceLost
+from local_engine.fused import PROBED_TOKENS, Fused, Fusions, PlainFusions
 from local_engine.graphs import Recorder, Replay
 from local_engine.paged import Attend, How, Shape, Tables, gathered
 from tests.local_engine.test_graphs import Rerun
@@ -31,7 +32,12 @@ def model(write_model: Any) -> Any:
     ).eval()
 
 
-def tried(model: Any, attend: Attend | None, recorder: Callable[[], Recorder] | None = Rerun) -> Accelerated:
+def tried(
+    model: Any,
+    attend: Attend | None,
+    recorder: Callable[[], Recorder] | None = Rerun,
+    fusions: Fusions | None = None,
+) -> Accelerated:
     config = model.config
     sizes = (config.num_key_value_heads, config.head_dim)
     cache = KvCache(
@@ -45,7 +51,15 @@ def tried(model: Any, attend: Attend | None, recorder: Callable[[], Recorder] | 
     )
     shape = Shape(config.num_attention_heads, *sizes, 16, torch.float32)
     return accelerated(
-        model, cache, shape, LIMITS, attend=attend, recorder=recorder, most_rows=5, say=lambda line: None
+        model,
+        cache,
+        shape,
+        LIMITS,
+        attend=attend,
+        fusions=fusions,
+        recorder=recorder,
+        most_rows=5,
+        say=lambda line: None,
     )
 
 
@@ -116,6 +130,31 @@ def test_what_fails_or_differs_is_left_out_with_one_line(
     with caplog.at_level(logging.WARNING):
         assert tried(model, attend, recorder).ways == ways
     assert [record.getMessage() for record in caplog.records] == ([said] if said else [])
+
+
+def test_fused_layers_are_kept_where_the_model_computes_the_same_with_them(write_model: Any) -> None:
+    def fresh() -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            write_model("mistral-window"), dtype=torch.float32, attn_implementation=PAGED_ATTENTION
+        ).eval()
+
+    kept = fresh()
+    assert tried(kept, gathered, fusions=PlainFusions()).ways == (IN_PLACE, "9 fused layers", RECORDED)
+
+    class RightAtFirst(PlainFusions):
+        """Right over the few tokens of the layers' own check."""
+
+        def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+            return super().gated(gate, up) * (1 if len(gate) == PROBED_TOKENS else 2)
+
+    class Broken(PlainFusions):
+        def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+            raise TypeError("no such instruction")
+
+    for fusions in (RightAtFirst(), Broken()):
+        left = fresh()
+        assert tried(left, gathered, fusions=fusions).ways == (IN_PLACE, RECORDED)
+        assert not any(isinstance(layer, Fused) for layer in left.modules())
 
 
 def test_a_device_that_is_lost_while_trying_is_no_fallback(model: Any) -> None:

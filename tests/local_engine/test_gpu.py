@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import random
+import subprocess
+import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -19,12 +23,14 @@ from local_engine import cuda
 from local_engine.accelerate import accelerated
 from local_engine.attention import PAGED_ATTENTION, KvCache
 from local_engine.config import Limits, Settings
+from local_engine.engine import Engine, Job
+from local_engine.fused import PlainFusions
 from local_engine.loading import load
 from local_engine.paged import How, Shape, agrees
 from local_engine.runner import ModelRunner
 from local_engine.sampling import choose
 from local_engine.scheduler import Batch, Chunk
-from local_engine.sequence import Pick, SamplingParams, Sequence
+from local_engine.sequence import FinishReason, Pick, SamplingParams, Sequence
 from tests.local_engine import plain_sampling
 from tests.local_engine.test_runner import GREEDY, Case, prompts
 
@@ -33,7 +39,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 LIMITS = Limits(num_blocks=64, window=256, max_batch_tokens=40, max_running=16)
-BOTH = ("attention in place", "steps of up to 16 rows recorded")
+IN_PLACE, RECORDED = "attention in place", "steps of up to {} rows recorded"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -45,6 +51,27 @@ def test_the_kernel_computes_what_the_plain_version_does(dtype: torch.dtype, siz
     assert attend is not None, "triton is not installed"
     hows = [How(size**-0.5, window, softcap) for window in (None, 40) for softcap in (None, 5.0)]
     assert agrees(attend, Shape(*heads, size, 16, dtype), hows, device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("heads", "kv_heads", "size", "rotated"), [(32, 8, 128, 128), (5, 5, 80, 40), (12, 2, 64, 64)])
+def test_fused_operations_compute_what_the_plain_ones_do(
+    dtype: torch.dtype, heads: int, kv_heads: int, size: int, rotated: int
+) -> None:
+    bound = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    both = torch.randn(7, heads + 2 * kv_heads, size, device="cuda").to(dtype).flatten(1)
+    cos, sin = torch.randn(2, 7, rotated, device="cuda").to(dtype)
+    slots = torch.randperm(20, device="cuda")[:7]
+    found = []
+    for fusions in (cuda.fusions(both.device), PlainFusions()):
+        assert fusions is not None
+        parts = both.clone().split_with_sizes([heads * size, kv_heads * size, kv_heads * size], -1)
+        query, key, value = (one.view(7, -1, size) for one in parts)
+        keys, values = torch.zeros(2, 20, kv_heads, size, device="cuda", dtype=dtype)
+        fusions.place(query, key, value, cos, sin, slots, keys, values)
+        found.append((query, key, value, keys, values, fusions.gated(*both.chunk(2, -1))))
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=bound, atol=bound)
 
 
 class OnDevice(Case):
@@ -76,11 +103,12 @@ class OnDevice(Case):
             Shape(config.num_attention_heads, *sizes, 16, torch.float32),
             LIMITS,
             attend=cuda.attention(self.paged.device),
+            fusions=cuda.fusions(self.paged.device),
             recorder=cuda.GraphRecorder,
             most_rows=LIMITS.max_running,
             say=lambda line: None,
         )
-        assert found.ways == BOTH
+        assert found.ways[0] == IN_PLACE and found.ways[-1] == RECORDED.format(16)
         return found.runner
 
 
@@ -162,7 +190,70 @@ def test_sampling_chooses_what_the_plain_sampler_chooses_on_a_cpu() -> None:
     assert ours == choose(logits.cuda(), picks)
 
 
-def test_the_bundled_model_is_served_with_both() -> None:
+LOST = """
+import torch
+from local_engine.config import Settings
+from local_engine.errors import DeviceLost
+from local_engine.loading import load
+from local_engine.scheduler import Batch, Chunk
+from local_engine.sequence import Sequence
+
+runner = load(Settings(model="demo")).runner
+batch = Batch(decode=(Chunk(Sequence(id="a", prompt_length=1, tokens=[5], max_tokens=1), 0, (5,), (0,), samples=True),))
+runner.forward(batch)
+torch.zeros(1, device="cuda")[torch.tensor([7], device="cuda")]  # an assertion on the device
+try:
+    runner.sample(runner.forward(batch), [0], [])
+except DeviceLost as error:
+    print("lost:", error)
+"""
+
+
+def test_a_device_that_fails_is_told_as_lost() -> None:
+    """In a process of its own, which cannot use the device any more."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOST],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+    assert done.stdout.strip() == "lost: the device has failed", done.stderr[-2000:]
+
+
+def test_with_too_little_memory_batches_get_smaller_and_everyone_is_answered() -> None:
+    made = load(Settings(model="demo", kv_cache_tokens=8192, eager=True))
+    total = torch.cuda.mem_get_info()[1]
+    prompt = tuple(range(4, 204))
+
+    async def run() -> tuple[set[FinishReason | None], int]:
+        """How requests ended, and how often a batch was made smaller."""
+        changed = asyncio.Event()
+        engine = Engine(lambda: made, on_change=changed.set)
+        engine.start()
+        await changed.wait()
+        try:
+            params = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
+            outputs = [engine.add(Job(str(number), (4 + number, *prompt), params)) for number in range(32)]
+            ends = {[delta async for deltas in output for delta in deltas][-1].finish for output in outputs}
+            engine.scheduler.check()
+            return ends, engine.report().shrunk
+        finally:
+            engine.stop()
+
+    found = []
+    for room in (2, 4, 8, 16, 32, 64):  # MiB; which is too little for all at once, and enough for a few, depends
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + room * 2**20) / total)
+        try:
+            found.append(asyncio.run(run()))
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    assert any(ends == {FinishReason.LENGTH} and shrunk for ends, shrunk in found), found
+    assert asyncio.run(run()) == ({FinishReason.LENGTH}, 0)
+
+
+def test_the_bundled_model_is_served_with_all_of_it() -> None:
     description = load(Settings(model="demo", max_running=16)).description
-    assert all(way in description for way in BOTH)
-    assert BOTH[0] not in load(Settings(model="demo", max_running=16, eager=True)).description
+    assert f"{IN_PLACE}, 17 fused layers, {RECORDED.format(256)}" in description
+    assert IN_PLACE not in load(Settings(model="demo", max_running=16, eager=True)).description

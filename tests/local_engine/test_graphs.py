@@ -98,7 +98,7 @@ def test_guesses_are_verified_as_rows_of_their_own(case: InPlace, limits: Limits
     assert 0 < scheduler.accepted_total < scheduler.guessed_total
 
 
-def test_only_what_decodes_and_fits_is_run_as_recorded(write_model: Any) -> None:
+def test_what_fits_is_run_as_recorded_short_prompts_too(write_model: Any) -> None:
     case = Recorded(write_model("llama"))
     runner = case.runner(64)
     assert set(case.recorder.runs) == {1, 2, 4, 8}
@@ -119,6 +119,8 @@ def test_only_what_decodes_and_fits_is_run_as_recorded(write_model: Any) -> None
     assert runs_of(Batch(decode=decoding(8))) == {8: 1}
     assert runs_of(Batch(decode=decoding(9))) == {}
     assert runs_of(Batch(decode=decoding(3), prefill=(prompt,))) == {}
+    assert runs_of(Batch(prefill=(prompt,))) == {8: 1}
+    assert runs_of(Batch(decode=decoding(3), prefill=(Chunk(sequence, 0, (0, 1, 2), (9,), samples=False),))) == {8: 1}
     assert runs_of(Batch(decode=decoding(3), verify=(guessed,))) == {8: 1}
     assert runs_of(Batch(decode=(*decoding(1), *decoding(1, samples=False)))) == {2: 1}
 

@@ -12,7 +12,7 @@ try:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from local_engine import paged_triton
+    from local_engine import fused_triton, paged_triton
 except ImportError:
     triton = None
 
@@ -50,3 +50,18 @@ def test_the_kernels_become_machine_code(sm: int, dtype: str, size: int, group: 
     if splits > 1:
         parts = {name: pointers[name] for name in ("out", "peaks", "totals", "partial")}
         assert "cubin" in compiled(paged_triton._join, parts, {}, whole, sm).asm
+
+
+@pytest.mark.parametrize("sm", [80, 90])
+@pytest.mark.parametrize(("size", "half"), [(128, 64), (80, 20)], ids=["all rotated", "a part rotated"])
+def test_the_fused_kernels_become_machine_code(sm: int, size: int, half: int) -> None:
+    pointers = dict.fromkeys(("query", "key", "value", "cos", "sin"), "*bf16")
+    pointers |= {"slots": "*i64", "keys": "*bf16", "values": "*bf16"}
+    strides = [f"{name}_stride" for name in ("query", "key", "value", "cos", "sin", "slot")]
+    constants = {"HEADS": 32, "KV_HEADS": 8, "SIZE": size, "HALF": half, "TILE": fused_triton.HEADS_TILE}
+    constants |= {"HALF_PADDED": 64, "REST_PADDED": 64, "SIZE_PADDED": 128}
+    assert "cubin" in compiled(fused_triton._place, pointers, dict.fromkeys(strides, "i32"), constants, sm).asm
+    parts = dict.fromkeys(("gate", "up", "out"), "*bf16")
+    numbers = dict.fromkeys(("gate_stride", "up_stride"), "i32")
+    whole = {"SIZE": 11_008, "TILE": fused_triton.GATED_TILE}
+    assert "cubin" in compiled(fused_triton._gated, parts, numbers, whole, sm).asm

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local_engine.rows import MOST_ROWS, bucket_for, bucket_sizes, rows_of
-from local_engine.scheduler import Chunk
+from local_engine.rows import MOST_ROWS, bucket_for, bucket_sizes, rows_of, short
+from local_engine.scheduler import Batch, Chunk
 from local_engine.sequence import Sequence
 
 
@@ -30,6 +30,28 @@ def test_every_token_is_a_row_that_sees_itself_and_what_comes_before_it() -> Non
 def test_a_prompts_single_token_that_chooses_nothing_has_no_logits() -> None:
     rows = rows_of([chunk(0, (5,), (0,)), chunk(0, (6,), (1,), samples=False), chunk(0, (7,), (2,))], block_size=4)
     assert (rows.keep, rows.all_kept) == ([0, 2], False)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "decoding", "recorded", "expected"),
+    [
+        ([], 3, True, True),
+        ([(0, 60)], 3, False, True),  # 1,830 seen
+        ([(0, 70)], 3, False, False),  # 2,485
+        ([(0, 60)] * 20, 3, False, True),  # as many as there are
+        ([(0, 250)], 3, True, True),  # 31,375, in a step that can be recorded
+        ([(0, 250)], 8, True, False),  # too many rows for one
+        ([(0, 250)], 3, False, False),
+        ([(992, 16)], 0, True, True),  # what is left of a prompt whose beginning is cached
+        ([(4000, 16)], 0, True, False),
+    ],
+)
+def test_short_prompts_are_rows(prompts: list[tuple[int, int]], decoding: int, recorded: bool, expected: bool) -> None:
+    batch = Batch(
+        decode=(chunk(5, (50,), (7, 9)),) * decoding,
+        prefill=tuple(chunk(start, (1,) * size, (0,)) for start, size in prompts),
+    )
+    assert short(batch, recorded=recorded) is expected
 
 
 @given(st.integers(1, 400))

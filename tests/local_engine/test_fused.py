@@ -1,0 +1,183 @@
+"""Fused layers: what they replace, what they leave, and that nothing else is computed. Triton's kernels as in
+`test_paged.py`."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from local_engine.attention import PAGED_ATTENTION
+from local_engine.config import Limits
+from local_engine.cuda import TritonFusions
+from local_engine.fused import Fused, FusedAttention, FusedMlp, FusedNorm, PlainFusions, fuse, unfuse
+from local_engine.runner import ModelRunner
+from tests.local_engine.test_graphs import InPlace, Recorded
+from tests.local_engine.test_paged import interpreted
+from tests.local_engine.test_runner import prompts
+
+LIMITS = Limits(num_blocks=64, window=256, max_batch_tokens=40, max_running=8)
+FUSED = {  # of two layers: norms (with the last one), feed-forward parts, attention
+    "llama": (5, 2, 2),
+    "mistral-window": (5, 2, 2),
+    "qwen2": (5, 2, 2),
+    "qwen3": (9, 2, 2),
+    "smollm3": (5, 2, 1),  # one layer does not rotate
+    "olmo2": (9, 2, 0),  # normalizes query and key across heads
+    "gemma2": (0, 0, 2),  # norms add 1 to their weights; another activation
+    "phi3": (5, 0, 0),  # projections are one layer already
+    "phi": (0, 0, 0),
+    "starcoder2": (0, 0, 2),
+}
+
+
+def paged(directory: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation=PAGED_ATTENTION
+    ).eval()
+
+
+def counted(model: Any) -> tuple[int, ...]:
+    return tuple(
+        sum(isinstance(one, kind) for one in model.modules()) for kind in (FusedNorm, FusedMlp, FusedAttention)
+    )
+
+
+@pytest.mark.parametrize("kind", FUSED)
+def test_what_is_the_same_is_replaced_and_nothing_else(kind: str, write_model: Any) -> None:
+    model = paged(write_model(kind))
+    assert fuse(model, PlainFusions()) == sum(FUSED[kind])
+    assert counted(model) == FUSED[kind]
+    unfuse(model)
+    assert not any(isinstance(one, Fused) for one in model.modules())
+
+
+class FusedCase(Recorded):
+    """Decoding in place, recorded, with fused layers."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.paged = paged(directory)
+        assert fuse(self.paged, PlainFusions())
+
+
+class FusedInPlace(InPlace):
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.paged = paged(directory)
+        assert fuse(self.paged, PlainFusions())
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "llama", "mistral-window", "qwen3", "smollm3"])
+@pytest.mark.parametrize("case", [FusedCase, FusedInPlace])
+def test_in_mixed_batches_it_equals_generate_token_for_token(kind: str, case: Any, write_model: Any) -> None:
+    made = case(write_model(kind))
+    asked = prompts(5, 40, 1, 90, 17, 16, 33, 2)
+    expected = [made.generated(prompt) for prompt in asked]
+    assert made.paged_all(asked, LIMITS)[0] == expected
+    assert made.paged_all(asked, LIMITS, random.Random(3))[0] == expected
+
+
+def test_without_attention_in_place_the_plain_layer_computes(write_model: Any) -> None:
+    case = FusedInPlace(write_model("llama"))
+    plain = ModelRunner(case.paged, case.runner(64).cache)
+    case.runner = lambda num_blocks: plain  # type: ignore[method-assign]
+    asked = prompts(5, 40, 17)
+    assert case.paged_all(asked, LIMITS)[0] == [case.generated(prompt) for prompt in asked]
+
+
+class Wrong(PlainFusions):
+    """One of its operations is a little off."""
+
+    def __init__(self, which: str) -> None:
+        self.which = which
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        return super().gated(gate, up) * (1.001 if self.which == "gated" else 1)
+
+    def place(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        slots: Tensor,
+        keys: Tensor,
+        values: Tensor,
+    ) -> None:
+        super().place(query, key, value, cos, sin, slots, keys, values)
+        for name, one in {"query": query, "key": key, "stored key": keys, "stored value": values}.items():
+            if name == self.which:
+                one[-1, -1] += 0.01
+
+
+@pytest.mark.parametrize(
+    ("which", "left"),
+    [
+        ("gated", (5, 0, 2)),
+        ("query", (5, 2, 0)),
+        ("key", (5, 2, 0)),
+        ("stored key", (5, 2, 0)),
+        ("stored value", (5, 2, 0)),
+    ],
+)
+def test_what_differs_stays_plain(which: str, left: tuple[int, ...], write_model: Any) -> None:
+    model = paged(write_model("llama"))
+    fuse(model, Wrong(which))
+    assert counted(model) == left
+
+
+DTYPES = st.sampled_from([torch.float32, torch.float16])
+
+
+def near(ours: Tensor, plain: Tensor) -> None:
+    bound = 1e-5 if plain.dtype is torch.float32 else 2e-3
+    torch.testing.assert_close(ours, plain, rtol=bound, atol=bound)
+
+
+@interpreted
+@given(rows=st.integers(1, 4), size=st.sampled_from([1, 100, 1024, 1500]), apart=st.integers(0, 9), dtype=DTYPES)
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+def test_the_gate_kernel_computes_what_the_plain_version_does(
+    rows: int, size: int, apart: int, dtype: torch.dtype
+) -> None:
+    assert TritonFusions is not None
+    both = (4 * torch.randn(rows, 2 * size + apart, generator=torch.Generator().manual_seed(size))).to(dtype)
+    gate, up = both[:, :size], both[:, size + apart :]
+    near(TritonFusions().gated(gate, up), PlainFusions().gated(gate, up))
+
+
+@interpreted
+@given(
+    tokens=st.integers(1, 4),
+    heads=st.sampled_from([(1, 1), (4, 4), (12, 2), (9, 3)]),
+    size=st.sampled_from([16, 80, 128]),
+    share=st.sampled_from([1.0, 0.5]),
+    dtype=DTYPES,
+)
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+def test_the_kernel_that_rotates_and_stores_does_what_the_plain_version_does(
+    tokens: int, heads: tuple[int, int], size: int, share: float, dtype: torch.dtype
+) -> None:
+    assert TritonFusions is not None
+    made = torch.Generator().manual_seed(size + tokens)
+    both = torch.randn(tokens, sum(heads) + heads[1], size, generator=made).to(dtype).flatten(1)
+    widths = [count * size for count in (*heads, heads[1])]
+    cos, sin = (torch.randn(tokens, int(size * share), generator=made).to(dtype) for _ in range(2))
+    slots = torch.randperm(tokens + 3, generator=made)[:tokens]
+    found = []
+    for fusions in (TritonFusions(), PlainFusions()):
+        query, key, value = (one.view(tokens, -1, size) for one in both.clone().split_with_sizes(widths, -1))
+        keys, values = torch.zeros(2, tokens + 3, heads[1], size, dtype=dtype)
+        fusions.place(query, key, value, cos, sin, slots, keys, values)
+        found.append((query, key, value, keys, values))
+    for ours, plain in zip(*found, strict=True):
+        near(ours, plain)
