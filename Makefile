@@ -26,7 +26,7 @@ test-oldest: $(VENV)/.oldest ## the engine against the oldest transformers that 
 	PYTHONPATH=$(VENV)/oldest $(BIN)/pytest tests/local_engine/test_runner.py
 
 test-kernels: $(VENV)/.kernels ## the engine's GPU kernels in Triton's interpreter and its compiler, on a CPU
-	PYTHONPATH=$(VENV)/kernels TRITON_INTERPRET=1 $(BIN)/pytest tests/local_engine/test_paged.py
+	PYTHONPATH=$(VENV)/kernels TRITON_INTERPRET=1 $(BIN)/pytest tests/local_engine/test_paged.py tests/local_engine/test_fused.py
 	PYTHONPATH=$(VENV)/kernels $(BIN)/pytest tests/local_engine/test_kernels.py
 
 lint: $(VENV)/.dev ## ruff, mypy, import-linter
