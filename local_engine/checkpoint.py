@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from transformers import AutoConfig
 from transformers.utils import cached_file
@@ -22,6 +23,7 @@ INDEX = "model.safetensors.index.json"
 NUMBERS = frozenset({"F64", "F32", "F16", "BF16"})
 """Types of weights that are the numbers themselves; of others, a quantization has to say what they stand for."""
 
+WAY_OUT = "serve it with vLLM or SGLang, and name that as a deployment with `backend: openai`"
 FETCH = "fetch the checkpoint again, whole"
 SHOWN = 3
 
@@ -31,8 +33,13 @@ def configuration(source: str, model: str) -> Any:
     is none."""
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (AttributeError, TypeError) as error:
-        raise LoadError(f"the config.json of {model} has a value that cannot be right: {error}") from error
+    except (AttributeError, TypeError, StrictDataclassError) as error:
+        said = " ".join(str(error).split())
+        raise LoadError(f"the config.json of {model} has a value that cannot be right: {said}") from error
+    except ValueError as error:
+        if "custom code" not in str(error):
+            raise
+        raise LoadError(f"{model} brings code of its own, which is never run: {WAY_OUT}") from error
 
 
 def check_shards(source: str, model: str) -> None:

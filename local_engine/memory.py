@@ -39,6 +39,9 @@ of these (Dettmers et al., "QLoRA", 2023, section 3; block sizes of bitsandbytes
 INT8_ROW_BYTES = 4
 """The scale of a row of LLM.int8."""
 
+SHOWN = 200
+"""Characters of another library's message."""
+
 SAMPLING_COPIES = 4
 """Of a row of logits in float32: scaled, sorted, cumulated, and the order."""
 
@@ -102,8 +105,10 @@ def inspect(settings: Settings) -> Inspection:
     try:
         config = configuration(model_source(settings.model), settings.model)
     except (OSError, ValueError, KeyError) as error:
+        said = " ".join(str(error).split())[:SHOWN]
         raise LoadError(
-            f"cannot read the configuration of {settings.model}: name `demo`, a directory, or a Hugging Face id"
+            f"cannot read the configuration of {settings.model} ({said}): name `demo`, a directory, or a Hugging "
+            "Face id"
         ) from error
     check_architecture(config, settings.model)
     if getattr(config, "quantization_config", None) is not None:

@@ -70,6 +70,8 @@ def damaged(write_model: Any, how: str) -> str:
             return rewritten(write_model, as_type(torch.float8_e4m3fn))
         case "nan":
             return rewritten(write_model, lambda weights: weights["model.norm.weight"].fill_(float("nan")))
+        case "text":
+            return str(edited(write_model("llama"), hidden_size="64"))
         case "dtype":
             return str(edited(write_model("llama"), dtype="float99"))
     raise AssertionError(how)
@@ -100,6 +102,9 @@ def broken(write_model: Any, how: str, tmp_path: Path) -> str:
             return str(edited(write_model("llama"), layer_types=["linear_attention", "full_attention"]))
         case "attention of its own":
             return str(write_model("falcon"))
+        case "own code":
+            own = {"AutoConfig": "configuration_own.Own", "AutoModelForCausalLM": "modeling_own.Own"}
+            return str(edited(write_model("llama"), model_type="own", auto_map=own))
         case "rope":
             return str(edited(write_model("llama"), rope_scaling={"rope_type": "dynamic", "factor": 2.0}))
         case "weights":
@@ -123,6 +128,7 @@ def broken(write_model: Any, how: str, tmp_path: Path) -> str:
         ("layers", "layers of the kind linear_attention"),
         ("attention of its own", "backend: openai"),
         ("rope", "dynamic rotary scaling"),
+        ("own code", "brings code of its own, which is never run: serve it with vLLM"),
         ("weights", "cannot load"),
     ],
 )
@@ -146,6 +152,7 @@ def test_a_model_that_cannot_be_served_is_one_line_with_the_fix(
         ("int8", "as I8, and its config.json has no quantization_config"),
         ("float8", "as F8_E4M3, and its config.json has no quantization_config"),
         ("nan", "computes no numbers"),
+        ("text", "config.json of .* has a value that cannot be right: .*'hidden_size'"),
         ("dtype", "config.json of .* has a value that cannot be right: .*float99"),
     ],
 )

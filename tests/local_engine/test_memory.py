@@ -66,6 +66,13 @@ def test_a_model_that_cannot_be_served_is_not_measured(tmp_path: Path) -> None:
         inspect(Settings(model=str(tmp_path)))
 
 
+def test_a_configuration_that_cannot_be_read_is_told_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(LoadError, match=r"cannot read the configuration of .*model_type"):
+        inspect(Settings(model=str(tmp_path)))
+
+
 def test_a_model_without_attention_is_not_measured(tmp_path: Path) -> None:
     """Whose configuration lacks what every other one has."""
     (tmp_path / "config.json").write_text(
