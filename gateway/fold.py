@@ -122,7 +122,8 @@ def legible(text: str) -> str:
 
 
 def _replaced(found: re.Match[str]) -> str:
-    return found[0].translate(_TRANSLATION)
+    run = found[0]
+    return _REPLACED.get(run) or run.translate(_TRANSLATION)  # most are of one character
 
 
 def _replacement(found: re.Match[str]) -> str:

@@ -95,7 +95,10 @@ class Scanner:
             return _NOTHING
         seen = Seen(MOST_WORK, clues)
         try:
-            self._look(text, finders, seen)
+            for finder in finders:
+                finder.find(text, seen)
+            if clues & RUN:
+                self._numbers.find(text, seen)
         except Exception:  # noqa: BLE001 - whatever a check failed of, what was not looked at may be anything
             kinds = {one.kind for one in finders}
             return frozenset({UNSCANNABLE, *kinds, *(self._numbers.kinds if clues & RUN else ())})
@@ -114,13 +117,6 @@ class Scanner:
             if clues & last:
                 break
         return clues, finders
-
-    def _look(self, text: bytes, finders: Iterable[_RowFinder], seen: Seen) -> None:
-        """Note what the detectors find: numbers of digits alone after what may claim these. Raises `OutOfWorkError`."""
-        for finder in finders:
-            finder.find(text, seen)
-        if seen.clues & RUN:
-            self._numbers.find(text, seen)
 
     def spans(self, text: str) -> tuple[Span, ...] | None:
         """Every occurrence of every kind, in order and without overlap; None where that cannot be said. Where kinds
@@ -141,12 +137,16 @@ class Scanner:
         return None
 
     def _occurrences(self, text: str) -> list[Span]:
-        """What is found at first sight, in any order."""
+        """What is found at first sight, in any order. Raises `OutOfWorkError`."""
         aligned = Aligned.of(text)
         clues, finders = self._hints(aligned.text, 0)
         seen = Seen(MOST_WORK, clues, every=True)
-        # In a fixed order, so that what several kinds claim is always called by the same one.
-        self._look(aligned.text, sorted(finders, key=self._order.__getitem__), seen)
+        # In a fixed order, so that what several kinds claim is always called by the same one; numbers of digits alone
+        # after what may claim these.
+        for finder in sorted(finders, key=self._order.__getitem__):
+            finder.find(aligned.text, seen)
+        if clues & RUN:
+            self._numbers.find(aligned.text, seen)
         return [Span(kind, aligned.starts[start], aligned.ends[end - 1]) for kind, start, end in seen.found]
 
 
@@ -178,9 +178,10 @@ class _RowFinder:
                 # A rejected match of limited length may hide one that begins within it.
                 position = start + 1 if self._overlaps else max(end, start + 1)
                 continue
-            seen.add(self.kind, place)
             if not to_the_end:
+                seen.kinds.add(self.kind)
                 return
+            seen.add(self.kind, place)
             if self._claims:
                 seen.claimed.append(place)
             position = max(place[1], end)

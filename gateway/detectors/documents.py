@@ -19,7 +19,7 @@ def _compact(check: Callable[[str], bool]) -> Callable[[bytes, int, int], Place 
     """A check of letters and digits alone, in upper case, where the number is a word by itself."""
 
     def checked(text: bytes, start: int, end: int) -> Place | None:
-        sign = "".join(sign for sign in text[start:end].decode(errors="ignore").upper() if sign.isalnum())
+        sign = "".join(filter(str.isalnum, text[start:end].decode(errors="ignore").upper()))
         return (start, end) if not glued(text, start, end) and check(sign) else None
 
     return checked

@@ -139,16 +139,16 @@ class Numbers:
         """Note each kind and place, where there is the clue that there are runs."""
         if seen.clues != RUN or b"\n" in text:
             tagged = marked(text)
-            self._find(text, seen, stretches(text, tagged), tagged)
+            self._look(text, seen, stretches(text, tagged), tagged)
 
-    def _find(self, text: bytes, seen: Seen, found: Iterable[re.Match[bytes]], tagged: bool) -> None:
+    def _look(self, text: bytes, seen: Seen, found: Iterable[re.Match[bytes]], tagged: bool) -> None:
         plans, clues, claimed = self._plans, seen.clues, seen.claimed
         for stretch in found:
             begin, end = stretch.span()
             written = text[begin:end]
             plan = plans[written.translate(ALIKE)]
             if plan.apart and not tagged:
-                self._find(text, seen, parts(text, begin, end), tagged)
+                self._look(text, seen, parts(text, begin, end), tagged)
                 continue
             if not plan.enough or (claimed and _within(claimed, begin, end)):
                 continue

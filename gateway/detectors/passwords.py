@@ -22,8 +22,9 @@ _TOKEN = re.compile(r"""[^\s"'`<>;,|()\\（）。、，；]+""")
 _LONGER = re.compile(r"""(?![A-Za-z_.]{3,}\()[^\s"'`<>;,|\\]*[^\s"'`<>;,|\\).]""")  # brackets are part of it as well
 _NO_PASSWORD = re.compile(
     r"(?i)(?:sha|md|aes|rsa|utf|rfc|iso|base|oauth|http|tls|ssl|v|ipv|win|mp)[ _-]?\d[\w.-]*|\d+[-.]?(?:px|ms|s|kb|mb|gb|tb|th|st|nd|rd|x|k|m|h|min|days?|chars?|characters?|bits?|bytes?|zeichen)?"
-    r"|\d{1,4}[-./:]\d{1,2}(?:[-./:]\d{1,4})?.*|\[[A-Z_]+_\d+\].*|.*[=({\[].*[)}\]].*"
+    r"|\d{1,4}[-./:]\d{1,2}(?:[-./:]\d{1,4})?.*|\[[A-Z_]+_\d+\].*"
 )
+_CODE = re.compile(r"[=({\[].*[)}\]]")
 _WEAK = re.compile(r"[0-9]|[^\W_]\W[^\W_]|[a-z][A-Z]")  # what a word of a sentence has not
 _ASSIGNED = re.compile(r"^[\w.-]+[=:]|\w@[\w-]+\.\w")  # a field with its value, an address
 _SHORTEST_ALONE = 6  # characters
@@ -76,6 +77,7 @@ def _is_password(value: str, following: str, quote: str, close: bool) -> bool:
         or value.lower().strip("*.!?_:") in _WORDS_FOR_NONE
         or not (value[0].isalnum() or any(map(str.isalnum, value)))
         or _NO_PASSWORD.fullmatch(value)
+        or _CODE.search(value)
         or is_placeholder(value.encode())
     ):
         return False

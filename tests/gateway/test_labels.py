@@ -215,6 +215,7 @@ FOUND = [
     *(
         ("api_key", text)
         for text in (
+            "EAAA-x7Q_2kLm9Zp4Rt8Vw1Yb6Nc3Hd5Jf0GsKqPzXe7Ua2TiOo9Lr4Mn8Bv1Cx6Wy3",
             "sk-proj-Ab3dEf6hIj9kLm2nOp5qRs8tUv1wXy4z",
             "sk-ant-api03-Ab3dEf6hIj9kLm2nOp5qRs8tUv1wXy4z-AbCdEf",
             "OPENAI_API_KEY=sk-Ab3dEf6hIj9kLm2nOp5qRs8tUv1wXy4zAb3dEf6h",
