@@ -94,10 +94,11 @@ def _clock(minute: int) -> str:
 class Globs:
     """Patterns as in a shell: `*` any characters, `?` one, `[ab]` one of these. Upper and lower case differ."""
 
-    __slots__ = ("_matches", "patterns")
+    __slots__ = ("_matches", "patterns", "plain")
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self.patterns = frozenset(patterns)
+        self.plain = _WILD.search("".join(self.patterns)) is None  # each matches itself alone
         self._matches = _matching(self.patterns)
 
     def __contains__(self, name: str) -> bool:
@@ -106,7 +107,8 @@ class Globs:
     def within(self, other: Globs) -> bool:
         """Whether `other` is known to match all that these do: each is one of its own, or a plain name that it
         matches."""
-        return all(pattern in other.patterns or (is_plain(pattern) and pattern in other) for pattern in self.patterns)
+        rest = self.patterns - other.patterns
+        return not rest or all(is_plain(pattern) and pattern in other for pattern in rest)
 
 
 @lru_cache(maxsize=1024)  # hundreds of rules look at the same few

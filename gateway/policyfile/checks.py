@@ -15,7 +15,7 @@ from gateway.conditions import Condition, Match
 from gateway.policy import DEFAULT_RULE, Invariant, Rule, permit
 from gateway.policyfile.rules import Written
 from gateway.policyfile.tree import Problem
-from gateway.ranges import Globs, is_plain
+from gateway.ranges import Globs
 from gateway.types import UNSCANNABLE, Deployment, Permit, RequestFacts
 
 _ANY = Match()
@@ -94,10 +94,10 @@ def _places(condition: Condition) -> Sequence[_Spot]:
     """Where a rule with this condition is filed: under each of its items, since any of them may be all that another
     has, or under None."""
     key, value = condition.key, condition.value
-    if isinstance(value, Globs):
-        value = value.patterns if all(map(is_plain, value.patterns)) else None
     if isinstance(value, frozenset):
         return [(key, item) for item in value]
+    if isinstance(value, Globs):
+        return [(key, pattern) for pattern in value.patterns] if value.plain else [(key, None)]
     return [(key, value if isinstance(value, bool) else None)]
 
 

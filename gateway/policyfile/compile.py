@@ -189,8 +189,8 @@ class _Compilation:
 def _asked(existing: Declared, root: Node) -> frozenset[str]:
     """The names that clients may ask for and that rules decide about: `auto`, the rules' own, and what stands for one
     of them."""
-    named = (node.child("name") for node in root.items("rules"))
-    rules = {AUTO, DEFAULT_RULE, *(str(name.plain) for name in named if name is not None)}
+    stated = [node.plain for node in root.items("rules")]
+    rules = {AUTO, DEFAULT_RULE, *[str(rule["name"]) for rule in stated if isinstance(rule, dict) and "name" in rule]}
     return frozenset(rules | {name for name, target in existing.models.items() if target in rules})
 
 

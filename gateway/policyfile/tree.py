@@ -119,8 +119,9 @@ class Node(NamedTuple):
     def children(self, key: str) -> dict[str, Node]:
         """The entries of the mapping under `key`; empty where there is none."""
         child = self.child(key)
-        inner = child.inner if child is not None and isinstance(child.inner, dict) else {}
-        return {name: node for name in inner if child is not None and (node := child.child(name)) is not None}
+        if child is None or not isinstance(child.inner, dict):
+            return {}
+        return {name: node for name in child.inner if (node := child.child(name)) is not None}
 
     def keys_under(self, key: str) -> Collection[str]:
         """The keys of the mapping under `key` as stated, right or wrong."""
@@ -134,7 +135,8 @@ class Node(NamedTuple):
             return []
         if child.inner is None:
             return [child]
-        return [node for index in range(len(child.inner)) if (node := child.child(index)) is not None]
+        pairs = zip(child.inner, child.plain, strict=True)
+        return [found if isinstance(found, Node) else Node(self.file, found, said) for found, said in pairs]
 
     def place_of(self, loc: Loc, *, key: bool = False) -> Place:
         """The place of the value at `loc`, or of its key; of the nearest value around it where `loc` leads nowhere."""
@@ -207,8 +209,12 @@ class _Kinds(dict[str, str]):
     """What YAML 1.1 takes text without quotes for: str, int, bool, null, merge, timestamp, ... Looked at once each."""
 
     def __missing__(self, value: str) -> str:
-        tags = (tag for tag, pattern in _RESOLVERS.get(value[:1], ()) if pattern.match(value))
-        kind = self[value] = next(tags, _TEXT).removeprefix(_TAG)
+        kind = _TEXT
+        for tag, pattern in _RESOLVERS.get(value[:1], ()):
+            if pattern.match(value):
+                kind = tag.removeprefix(_TAG)
+                break
+        self[value] = kind
         return kind
 
 
