@@ -197,6 +197,19 @@ def test_a_large_batch_is_near_what_others_measured(
     assert batch * output / seconds == pytest.approx(measured, rel=0.33)
 
 
+# This project's engine on an H200, bf16 (local_engine/README.md): ms a step of 1 and of 64 sequences with 512 tokens
+# each, and of a prompt of 1,000.
+OURS = [("llama-2-7b", 4.93, 9.15, 24.0), ("mistral-7b", 4.94, 6.39, 27.0)]
+
+
+@pytest.mark.parametrize(("model", "one", "many", "prompt"), OURS)
+def test_this_projects_engine_is_as_fast_as_expected(model: str, one: float, many: float, prompt: float) -> None:
+    """Within a tenth."""
+    made = Roofline.of(architecture(model), hardware("h200"), "bf16")
+    expected = (made.decode_step_s(1, 512), made.decode_step_s(64, 64 * 512), made.prefill_s(1000))
+    assert [1000 * seconds for seconds in expected] == pytest.approx([one, many, prompt], rel=0.1)
+
+
 def test_a_step_without_work_takes_no_time() -> None:
     assert Roofline.of(architecture("demo"), hardware("cpu-host"), "fp32").step_s(0, 0) == 0
 
