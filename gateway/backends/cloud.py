@@ -74,6 +74,10 @@ class CloudLibrary:
         if self._users == 0 and self._litellm is not None:
             await self._litellm.close_litellm_async_clients()
             self._litellm.in_memory_llm_clients_cache.flush_cache()
+            # Streams of Anthropic's go through a client of litellm's module, which is made anew where it is missing.
+            own = vars(self._litellm).pop("module_level_aclient", None)
+            if own is not None:
+                await own.close()
 
     def supported(self, model: str) -> frozenset[str]:
         """The OpenAI parameters that the model's provider knows. Only after `start`."""

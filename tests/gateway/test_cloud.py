@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import aiohttp
 import httpx
 import orjson
 import pytest
@@ -485,8 +487,9 @@ def test_silence_ends_at_the_deadline_and_closes_the_connection(
 ) -> None:
     async def scenario() -> None:
         impatient = Timeouts(connect=20.0, first_token=0.3, idle=30.0, total=60.0 if stream else 0.3)
+        async with cloud(provider) as (backend, _):
+            await read(await backend.open(call(stream=stream)))  # litellm's first call takes longer than the deadline
         async with cloud(provider, behaviour, timeouts=impatient) as (backend, app):
-            await CloudLibrary().start()
             with pytest.raises(UpstreamTimeout):
                 await read(await backend.open(call(stream=stream)))
             await app.until(lambda app: app.in_flight == 0)
@@ -568,6 +571,24 @@ def test_cancelling_a_call_closes_the_connection(provider: Provider, stream: boo
             async with asyncio.timeout(20):
                 await app.until(lambda app: app.in_flight == 0)
             assert app.disconnects == 1
+
+    run(scenario)
+
+
+@every_provider
+@both_forms
+def test_the_last_backend_closes_all_connections(provider: Provider, stream: bool) -> None:
+    """However often: what litellm keeps for all calls is made anew afterwards, and closed again."""
+
+    def sessions() -> list[aiohttp.ClientSession]:
+        return [one for one in gc.get_objects() if type(one) is aiohttp.ClientSession and not one.closed]
+
+    async def scenario() -> None:
+        before = sessions()
+        for _ in range(2):
+            async with cloud(provider) as (backend, _app):
+                await read(await backend.open(call(stream=stream)))
+            assert [one for one in sessions() if one not in before] == []
 
     run(scenario)
 
