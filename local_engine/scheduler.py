@@ -144,8 +144,8 @@ class Scheduler:
             raise Overloaded(f"{self.limits.max_waiting} requests are waiting already", retry_after=self._drain_time())
         sequence.digests = list(chain(sequence.tokens, self.limits.block_size, salt=sequence.salt))
         sequence.cached = len(self._found(sequence)) * self.limits.block_size
-        waiting_tokens = sum(waiting.pending for waiting in self._waiting)
-        if waiting_tokens + sequence.prompt_length > self.limits.max_waiting_tokens:
+        waiting_tokens = sum(waiting.queued for waiting in self._waiting)
+        if waiting_tokens + sequence.queued > self.limits.max_waiting_tokens:
             raise Overloaded(
                 f"{waiting_tokens} prompt tokens are waiting already, of at most {self.limits.max_waiting_tokens}",
                 retry_after=self._drain_time(),

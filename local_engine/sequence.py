@@ -118,7 +118,21 @@ class Sequence:
     @property
     def to_compute(self) -> int:
         """Tokens of the prompt that somebody must compute before this sequence can go on, as far as is known."""
-        return self.pending if self.blocks else max(1, self.pending - self.cached)
+        return (
+            self.pending
+            if self.blocks
+            else max(1, self.pending - (self.prompt_length if self.repeats else self.cached))
+        )
+
+    @property
+    def repeats(self) -> bool:
+        """Whether another one that is open computes the prompt, or has done so."""
+        return self.parent is not None and self.parent.finish is None
+
+    @property
+    def queued(self) -> int:
+        """Tokens that it brings into the queue."""
+        return max(1, self.pending - self.prompt_length) if self.repeats else self.pending
 
     @property
     def held_back(self) -> bool:

@@ -322,6 +322,23 @@ class TestPrefixes:
         assert batches[:3] == [[("first", 16)], [("first", 16)], [("first", 8), ("other", 4)]]
         assert ("twin", 8) in batches[3] and twin.cached == 32
 
+    def test_a_prompt_that_several_share_is_counted_once(self) -> None:
+        """In the load, in the wait that is predicted, and against what may wait."""
+        scheduler = small(max_waiting_tokens=90, max_running=1)
+        first, *twins = (sequence("choice", 60) for _ in range(4))
+        for twin in twins:
+            twin.parent = first
+        scheduler.pace = TestDeadlines().measured().pace  # 1,000 tokens a second, 10 ms a step
+        for each in (first, *twins):
+            scheduler.add(each, first_token_by=0.075)
+        assert scheduler.load().queued_prefill_tokens == 63
+        step(scheduler)
+        assert scheduler.load().queued_prefill_tokens == 28 + 3
+        scheduler.finish(first, FinishReason.ABORT)
+        assert scheduler.load().queued_prefill_tokens >= 60  # the next one computes it now
+        while scheduler.has_work:
+            step(scheduler)
+
 
 def test_a_later_request_overtakes_by_its_priority_but_a_bounded_number_of_them() -> None:
     scheduler = small(max_running=1, max_waiting=10_000, max_waiting_tokens=10**6)

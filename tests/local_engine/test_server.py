@@ -653,6 +653,18 @@ def test_an_answer_follows_the_structure_that_is_asked_for(
     assert fits(choice["message"]["content"])
 
 
+def test_more_choices_than_may_ever_wait_are_not_asked_to_come_again(tiny: Model, tmp_path: Path) -> None:
+    async def run() -> httpx.Response:
+        few = replace(tiny, limits=replace(tiny.limits, max_waiting=3))
+        async with serving(lambda: few, tmp_path / "s") as (client, _):
+            assert (await client.post(CHAT, json=HELLO | {"n": 3})).status_code == 200
+            return await client.post(CHAT, json=HELLO | {"n": 4})
+
+    refused = asyncio.run(run())
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+    assert "3" in refused.json()["error"]["message"]
+
+
 def test_several_choices_differ_stream_together_and_compute_their_prompt_once(talk: Callable[[Talk], Any]) -> None:
     long = {"messages": [{"role": "user", "content": "the quick brown fox " * 8}], "seed": 3, "max_tokens": 8, "n": 3}
 
