@@ -39,9 +39,10 @@ def test_what_is_allowed_counts_neither_way() -> None:
         Sample("d", None, "orders"),
     ]
     found = [{"email"}, {"phone"}, {"password", "api_key"}, {"phone"}]
-    result = score("ours", drawn, [frozenset(kinds) for kinds in found], None)
+    result = score("ours", drawn, [frozenset(kinds) for kinds in found], 15.1)
     assert (result.scores["email"].recall, result.scores["email"].precision) == (0.5, 1.0)
     assert (result.scores["phone"].found, result.scores["phone"].wrong) == (0, 2)
     assert result.scores["api_key"].wrong == 0
     assert result.labelled_share == 1.0
     assert "email: recall 0.5000 < 0.95" in result.missed_bars()
+    assert any("15.1 > 15" in bar for bar in result.missed_bars())

@@ -68,6 +68,8 @@ class Result:
         ]
         if self.labelled_share > MOST_LABELLED:
             missed.append(f"look-alikes labelled: {self.labelled_share:.4f} > {MOST_LABELLED}")
+        if self.us is not None and self.us > MOST_US:
+            missed.append(f"µs a sentence, with what else this machine does: {self.us:.1f} > {MOST_US:.0f}")
         return missed
 
 
