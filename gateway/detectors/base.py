@@ -76,7 +76,13 @@ def near(text: bytes, start: int, words: re.Pattern[bytes], reach: int = 40) -> 
     return words.search(text[max(0, start - reach) : start].lower()) is not None
 
 
+def runs_on(text: bytes, end: int) -> bool:
+    """Whether a word goes on after a place: with a Latin letter, a digit or an underscore."""
+    after = text[end : end + 1]
+    return after.isalnum() or after == b"_"
+
+
 def glued(text: bytes, start: int, end: int) -> bool:
     """Whether a candidate is part of a longer word."""
-    before, after = text[max(0, start - 1) : start], text[end : end + 1]
-    return before.isalnum() or before == b"_" or after.isalnum() or after == b"_"
+    before = text[max(0, start - 1) : start]
+    return before.isalnum() or before == b"_" or runs_on(text, end)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from operator import mul
 
-from gateway.detectors.base import Place, Row, glued
+from gateway.detectors.base import Place, Row, glued, runs_on
 from gateway.detectors.words import PASSPORT
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -132,9 +132,9 @@ _DAY = re.compile(r"(?:19|20)\d{6}")
 
 def passport(text: bytes, start: int, end: int) -> Place | None:
     """Six to ten letters and digits, at least four of them digits, soon after a word for passports."""
-    after = text[end : end + 100].decode(errors="ignore")
-    if after[:1] == "_" or (after[:1].isascii() and after[:1].isalnum()):
+    if runs_on(text, end):
         return None
+    after = text[end : end + 100].decode(errors="ignore")
     for found in _NUMBER.finditer(after):
         if found.start() > _REACH or _ELSEWHERE.search(after[: found.start()]):
             return None

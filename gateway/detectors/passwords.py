@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from gateway.detectors.base import Place, Row
+from gateway.detectors.base import Place, Row, runs_on
 from gateway.detectors.words import PASSWORD, is_placeholder
 
 _REACH = 48  # characters from a word to the password
@@ -44,9 +44,9 @@ _WORDS_FOR_NONE = frozenset((
 
 def password(text: bytes, start: int, end: int) -> Place | None:
     """What follows a word for passwords: closely, or within a few words and nothing but a password by its looks."""
-    after = text[end : end + 160].decode(errors="ignore")
-    if (after[:1].isalnum() and after[:1].isascii()) or after[:1] == "_":
+    if runs_on(text, end):
         return None
+    after = text[end : end + 160].decode(errors="ignore")
     link = _CLOSE.match(after)
     place = link.end() if link is not None else 0
     for number, found in enumerate(_TOKEN.finditer(after, place)):
