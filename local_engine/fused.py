@@ -10,7 +10,7 @@ compares with, goes through the plain layers' code as before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,6 +26,10 @@ from local_engine.paged import How
 PROBE_ATTENTION = "hybridgate_probe"
 PROBED_TOKENS = 5
 PROBED_SLOTS = 16
+
+LOUDNESS = (1, 32)
+"""Times what a layer takes in a model's forward: so much more shows that it clips (OLMo its queries, keys and values at
+8), which a few tokens as they are may not."""
 
 TOLERANCES = {torch.float32: 1e-5}
 OTHER_TOLERANCE = 2e-2
@@ -96,8 +100,8 @@ class FusedNorm(Fused):
         self._weight: Tensor = plain.weight
         self._epsilon = epsilon
 
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, self._weight.shape, self._weight, self._epsilon)
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return functional.rms_norm(hidden_states, self._weight.shape, self._weight, self._epsilon)
 
 
 class FusedMlp(Fused):
@@ -107,10 +111,11 @@ class FusedMlp(Fused):
         super().__init__(plain)
         self._fusions = fusions
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         plain: Any = self.plain
-        gate, up = (projection(x).flatten(0, -2) for projection in (plain.gate_proj, plain.up_proj))
-        out: Tensor = plain.down_proj(self._fusions.gated(gate, up).view(*x.shape[:-1], -1))
+        gate, up = (projection(hidden_states).flatten(0, -2) for projection in (plain.gate_proj, plain.up_proj))
+        gated = self._fusions.gated(gate, up).view(*hidden_states.shape[:-1], gate.shape[-1])
+        out: Tensor = plain.down_proj(gated)
         return out
 
 
@@ -152,7 +157,7 @@ def projected(plain: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         projection(x)[0].unflatten(-1, (-1, plain.head_dim))
         for projection in (plain.q_proj, plain.k_proj, plain.v_proj)
     )
-    if hasattr(plain, "q_norm"):
+    if getattr(plain, "q_norm", None) is not None:
         query, key = plain.q_norm(query), plain.k_norm(key)
     return query, key, value
 
@@ -169,16 +174,16 @@ class _Given:
 
 @dataclass(slots=True)
 class _Probe:
-    """What the layers of a model took and gave in one forward."""
+    """What the layers of a model took in one forward, and what attention layers gave when they were called last."""
 
-    calls: dict[nn.Module, tuple[dict[str, Any], Tensor]] = field(default_factory=dict)
+    taken: dict[nn.Module, dict[str, Any]] = field(default_factory=dict)
     given: dict[nn.Module, _Given] = field(default_factory=dict)
 
-    def called(self, layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        """A forward hook. The first argument is what the layer transforms, whatever its name."""
-        if args or "hidden_states" in named:
-            taken = {"hidden_states": args[0]} | named if args else named
-            self.calls[layer] = (taken, output[0] if isinstance(output, tuple) else output)
+    def called(self, layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """A hook before a layer's forward. The first argument is what the layer transforms, whatever its name; layers
+        that take others by their place are left alone."""
+        if len(args) == 1 or (not args and "hidden_states" in named):
+            self.taken[layer] = {"hidden_states": args[0]} | named if args else named
 
 
 def _probe_attention(
@@ -196,8 +201,12 @@ def _probe_attention(
 ) -> tuple[Tensor, None]:
     how = How(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
     probe.given[module] = _Given(query.clone(), key.clone(), value.clone(), how)
-    own = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)  # as if each token saw itself alone
-    return own.transpose(1, 2), None
+    return _alone(value[0].transpose(0, 1), query.shape[1])[None], None
+
+
+def _alone(value: Tensor, heads: int) -> Tensor:
+    """Attention as if each token saw itself alone: [tokens, KV heads, size] → [tokens, heads, size]."""
+    return value.repeat_interleave(heads // value.shape[1], dim=1)
 
 
 AttentionInterface.register(PROBE_ATTENTION, _probe_attention)
@@ -210,15 +219,22 @@ def fuse(model: Any, fusions: Fusions) -> int:
     Linear layers over the same input become one, whose weights move. What differs stays; raises what trying raises.
     """
     join(model)
-    probe = _probed(model)
+    model.set_attn_implementation(PROBE_ATTENTION)
+    try:
+        return _replaced(model, _probed(model), fusions)
+    finally:
+        model.set_attn_implementation(PAGED_ATTENTION)
+
+
+def _replaced(model: Any, probe: _Probe, fusions: Fusions) -> int:
     count = 0
     for parent, name, child in list(_children(model)):
         made = _norm(child) or _mlp(child, fusions)
-        if made is not None and child in probe.calls and _same(made, *probe.calls[child]):
+        if made is not None and child in probe.taken and _same(made, child, probe.taken[child]):
             setattr(parent, name, made)
             count += 1
     for parent, name, child in list(_children(model)):
-        if child in probe.given and _places(child, probe.calls[child][0], probe.given[child], fusions):
+        if child in probe.given and child in probe.taken and _places(child, probe, fusions):
             setattr(parent, name, FusedAttention(child, probe.given[child].how, fusions))
             count += 1
     return count
@@ -232,16 +248,17 @@ def unfuse(model: Any) -> None:
 
 
 def _probed(model: Any) -> _Probe:
-    """One forward over a few tokens."""
+    """One forward over a few tokens, from the window's first position to its last: some models scale their queries by
+    it (Ministral 3)."""
     probe = _Probe()
-    size = model.get_input_embeddings().num_embeddings
-    tokens = [(7919 * position + 13) % size for position in range(PROBED_TOKENS)]
-    hooks = [child.register_forward_hook(probe.called, with_kwargs=True) for _, _, child in _children(model)]
-    model.set_attn_implementation(PROBE_ATTENTION)
+    size, last = model.get_input_embeddings().num_embeddings, model.config.max_position_embeddings - 1
+    tokens = [(7919 * index + 13) % size for index in range(PROBED_TOKENS)]
+    positions = [index * last // (PROBED_TOKENS - 1) for index in range(PROBED_TOKENS)]
+    hooks = [child.register_forward_pre_hook(probe.called, with_kwargs=True) for _, _, child in _children(model)]
+    ids, position_ids = torch.tensor([[tokens], [positions]], device=model.device)
     try:
-        model(input_ids=torch.tensor([tokens], device=model.device), use_cache=False, probe=probe)
+        model(input_ids=ids, position_ids=position_ids, use_cache=False, probe=probe)
     finally:
-        model.set_attn_implementation(PAGED_ATTENTION)
         for hook in hooks:
             hook.remove()
     return probe
@@ -266,32 +283,59 @@ def _mlp(child: Any, fusions: Fusions) -> Fused | None:
     return FusedMlp(child, fusions) if {"gate_proj", "up_proj", "down_proj", "act_fn"} <= names else None
 
 
-def _same(made: Fused, taken: dict[str, Any], gave: Tensor) -> bool:
-    """Whether it makes of what the plain layer took what that one gave."""
-    return len(taken) == 1 and _near(made(taken["hidden_states"]), gave)
-
-
-def _places(child: Any, taken: dict[str, Any], given: _Given, fusions: Fusions) -> bool:
-    """Whether query, key and value are what the plain layer gives its attention function, and are stored as such."""
-    if not all(hasattr(child, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim")):
+def _same(made: Fused, child: nn.Module, taken: dict[str, Any]) -> bool:
+    """Whether it makes the same as the plain layer of what that one took."""
+    if len(taken) != 1:
         return False
-    if taken.get("position_embeddings") is None or _normalizes_all_heads_together(child):
+    inputs = [loudness * taken["hidden_states"] for loudness in LOUDNESS]
+    return all(_near((made(x),), (child(x),), loudness) for x, loudness in zip(inputs, LOUDNESS, strict=True))
+
+
+def _places(child: Any, probe: _Probe, fusions: Fusions) -> bool:
+    """Whether query, key and value are what the plain layer gives its attention function, and are stored as such; and
+    whether nothing but the output's projection comes after it."""
+    taken = dict(probe.taken[child])
+    x, embeddings = taken.pop("hidden_states"), taken.get("position_embeddings")
+    if not _is_standard(child) or not isinstance(embeddings, tuple):
         return False
-    query, key, value = projected(child, taken["hidden_states"])
-    cos, sin = taken["position_embeddings"]
-    keys, values = (query.new_zeros(PROBED_SLOTS, *key.shape[1:]) for _ in range(2))
-    slots = torch.arange(PROBED_SLOTS - PROBED_TOKENS, PROBED_SLOTS, device=query.device)
-    fusions.place(query, key, value, cos[0], sin[0], slots, keys, values)
-    ours = (query, key, keys[slots], values[slots], value)
-    plain = (given.query, given.key, given.key, given.value, given.value)
-    return all(_near(one, other[0].transpose(0, 1)) for one, other in zip(ours, plain, strict=True))
+    cos, sin = embeddings
+    slots = torch.arange(PROBED_SLOTS - PROBED_TOKENS, PROBED_SLOTS, device=x.device)
+    for loudness in LOUDNESS:
+        output = child(loudness * x, **taken)[0]
+        given = probe.given[child]
+        query, key, value = projected(child, loudness * x)
+        keys, values = (query.new_zeros(PROBED_SLOTS, *key.shape[1:]) for _ in range(2))
+        fusions.place(query, key, value, cos[0], sin[0], slots, keys, values)
+        ours = [one.transpose(0, 1)[None] for one in (query, key, keys[slots], values[slots], value)]
+        plain = [given.query, given.key, given.key, given.value, given.value]
+        if not _near(ours, plain, loudness):
+            return False
+        projection = child.o_proj(_alone(value, query.shape[1]).reshape(*x.shape[:-1], -1))
+        if not _near((projection,), (output,), loudness):
+            return False
+    return True
 
 
-def _normalizes_all_heads_together(child: Any) -> bool:
-    return hasattr(child, "q_norm") and next(child.q_norm.parameters()).numel() != child.head_dim
+def _is_standard(child: Any) -> bool:
+    """Whether it has the parts of Llama's attention, or of Qwen3's, which normalizes each head of query and key."""
+    parts = dict(child.named_children())
+    norms = [parts[name] for name in ("q_norm", "k_norm") if name in parts]
+    return (
+        all(name in parts for name in ("q_proj", "k_proj", "v_proj", "o_proj"))
+        and hasattr(child, "head_dim")
+        and len(norms) != 1
+        and all(sum(one.numel() for one in norm.parameters()) == child.head_dim for norm in norms)
+    )
 
 
-def _near(ours: Tensor, plain: Tensor) -> bool:
+def _near(ours: Sequence[Tensor], plain: Sequence[Tensor], loudness: int) -> bool:
+    """Whether each is near its plain version. What is too loud for the plain layer's numbers shows nothing."""
+    if loudness > 1 and not all(bool(one.isfinite().all()) for one in plain):
+        return True
+    return all(_is_near(one, other) for one, other in zip(ours, plain, strict=True))
+
+
+def _is_near(ours: Tensor, plain: Tensor) -> bool:
     if ours.shape != plain.shape or ours.dtype is not plain.dtype:
         return False
     bound = TOLERANCES.get(plain.dtype, OTHER_TOLERANCE) * float(plain.float().abs().max())

@@ -9,15 +9,18 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    BitNetConfig,
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GptOssConfig,
     GraniteConfig,
     LlamaConfig,
+    Ministral3Config,
     MistralConfig,
     MixtralConfig,
     Olmo2Config,
+    OlmoConfig,
     Phi3Config,
     PhiConfig,
     PreTrainedTokenizerFast,
@@ -73,6 +76,20 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "mixtral": (MixtralConfig, {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "bitnet": (BitNetConfig, {"pad_token_id": 0, "tie_word_embeddings": False}),
+    "olmo": (OlmoConfig, {"clip_qkv": 8.0, "pad_token_id": 0}),
+    "ministral3": (
+        Ministral3Config,
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10_000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,  # from which on queries are scaled
+                "llama_4_scaling_beta": 0.5,
+            }
+        },
+    ),
     "olmo2": (Olmo2Config, {"pad_token_id": 0}),
     "phi": (PhiConfig, {}),
     "starcoder2": (Starcoder2Config, {"sliding_window": 24, "tie_word_embeddings": False}),

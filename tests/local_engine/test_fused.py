@@ -30,6 +30,9 @@ FUSED = {  # of two layers: norms (with the last one), feed-forward parts, atten
     "qwen2": (5, 2, 2),
     "qwen3": (9, 2, 2),
     "smollm3": (5, 2, 1),  # one layer does not rotate
+    "ministral3": (5, 2, 0),  # scales queries far into a text
+    "bitnet": (9, 0, 0),  # norms before the output's projections
+    "olmo": (0, 2, 0),  # clips query, key and value
     "olmo2": (9, 2, 0),  # normalizes query and key across heads
     "gemma2": (0, 0, 2),  # norms add 1 to their weights; another activation
     "phi3": (5, 0, 0),  # projections are one layer already
@@ -75,7 +78,7 @@ class FusedInPlace(InPlace):
         assert fuse(self.paged, PlainFusions())
 
 
-@pytest.mark.parametrize("kind", ["gemma2", "llama", "mistral-window", "qwen3", "smollm3"])
+@pytest.mark.parametrize("kind", ["gemma2", "llama", "ministral3", "mistral-window", "qwen3", "smollm3"])
 @pytest.mark.parametrize("case", [FusedCase, FusedInPlace])
 def test_in_mixed_batches_it_equals_generate_token_for_token(kind: str, case: Any, write_model: Any) -> None:
     made = case(write_model(kind))
@@ -91,6 +94,14 @@ def test_without_attention_in_place_the_plain_layer_computes(write_model: Any) -
     case.runner = lambda num_blocks: plain  # type: ignore[method-assign]
     asked = prompts(5, 40, 17)
     assert case.paged_all(asked, LIMITS)[0] == [case.generated(prompt) for prompt in asked]
+
+
+def test_a_layer_without_tokens_gives_none(write_model: Any) -> None:
+    """An expert that no token chose."""
+    model = paged(write_model("llama"))
+    fuse(model, PlainFusions())
+    layer = next(one for one in model.modules() if isinstance(one, FusedMlp))
+    assert layer(torch.zeros(0, 64)).shape == (0, 64)
 
 
 class Wrong(PlainFusions):
