@@ -63,8 +63,8 @@ EFFICIENCY: Mapping[Kind, Efficiency] = {
         0.70,
         20e-6,
         source="what others measured on A100 and H100 (TensorRT-LLM 0.6 and gpt-fast): 60% of peak compute in prefill, "
-        "70% of peak bandwidth in decode, 20 microseconds a layer; this project's engine reaches 57% and 66 to 75% on "
-        "an H200 (local_engine/README.md)",
+        "70% of peak bandwidth in decode, 20 microseconds a layer; this project's engine reaches 57% and, beside "
+        "those 20 microseconds, 66 to 75% on an H200 (Llama 2 7B, local_engine/README.md)",
     ),
     "tpu": Efficiency(
         0.50,

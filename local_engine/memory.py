@@ -159,19 +159,33 @@ def weight_bytes(model: Any, quantization: str, itemsize: int) -> int:
 
 def activation_bytes(config: Any, settings: Settings, itemsize: int, device_type: str) -> int:
     """About the most that a step holds beside weights and cache: a full batch in a layer's feed-forward part, or the
-    keys and values of one layer gathered for decoding, whichever is more, and the logits with what sampling makes."""
-    hidden = config.hidden_size
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    layer = settings.batch_tokens(device_type) * (4 * hidden + 3 * inner) * itemsize
+    keys and values of one layer copied out of the cache, whichever is more, and the logits with what sampling makes."""
+    layer = _layer_bytes(config, settings.batch_tokens(device_type), itemsize)
     heads, size = kv_heads(config)
-    gathered = 2 * settings.max_running * window_of(config, settings.model) * heads * size * itemsize
+    # Of all that decode; where they read in place, of a prompt's last chunk alone, for every query head.
+    copied = config.num_attention_heads if _in_place(settings, device_type) else settings.max_running * heads
+    gathered = 2 * window_of(config, settings.model) * copied * size * itemsize
     logits = settings.max_running * config.vocab_size * (itemsize + 4 * SAMPLING_COPIES)
     return int(max(layer, gathered) + logits)
 
 
 def recorded_bytes(config: Any, settings: Settings, itemsize: int) -> int:
-    """What a GPU holds for recorded steps beside activations, which they share: the logits of each."""
-    return 0 if settings.eager else sum(bucket_sizes(settings.batch_tokens("cuda"))) * config.vocab_size * itemsize
+    """What a GPU holds for recorded steps, in memory of their own: the logits of each, and the activations of the
+    largest, which the others share."""
+    if settings.eager:
+        return 0
+    sizes = bucket_sizes(settings.batch_tokens("cuda"))
+    return int(sum(sizes) * config.vocab_size * itemsize) + _layer_bytes(config, sizes[-1], itemsize)
+
+
+def _in_place(settings: Settings, device_type: str) -> bool:
+    return device_type == "cuda" and not settings.eager
+
+
+def _layer_bytes(config: Any, tokens: int, itemsize: int) -> int:
+    """So many tokens in a layer's feed-forward part."""
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return int(tokens * (4 * config.hidden_size + 3 * inner) * itemsize)
 
 
 def _need(model: Any, config: Any, quantization: str, serving: torch.device, settings: Settings) -> Need:

@@ -23,14 +23,14 @@ CHECKED_TOKENS = 41
 
 DECODED = 3
 
-EIGHT_BITS = 0.5
-"""The same where activations are rounded to eight bits in each layer: a last bit of sixteen decides between two of 256
-values, and over 32 layers of random weights that was a quarter."""
-
 TOLERANCES = {torch.float32: 1e-3}
 OTHER_TOLERANCE = 0.1
 """Of the relative difference of logits. Sixteen bits leave two to three digits, and another order of summation may
 send a token of a mixture of experts to another expert; attention that misses anything differs by about 1."""
+
+EIGHT_BITS = 0.5
+"""The same where activations are rounded to eight bits in each layer: a last bit of sixteen decides between two of 256
+values, and over 32 layers of random weights that was a quarter."""
 
 
 def tolerance(model: Any) -> float:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,20 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from local_engine.attention import PAGED_ATTENTION
+from local_engine.attention import PAGED_ATTENTION, KvCache
 from local_engine.config import Limits
 from local_engine.cuda import TritonFusions
 from local_engine.fused import Fused, FusedAttention, FusedMlp, FusedNorm, PlainFusions, fuse, unfuse
 from local_engine.runner import ModelRunner
+from local_engine.scheduler import Batch, Chunk
+from local_engine.sequence import Sequence
 from tests.local_engine.test_graphs import InPlace, Recorded
 from tests.local_engine.test_paged import interpreted
 from tests.local_engine.test_runner import prompts
+from tests.tiny_models import tiny_model
 
 LIMITS = Limits(num_blocks=64, window=256, max_batch_tokens=40, max_running=8)
 FUSED = {  # of two layers: norms (with the last one), feed-forward parts, attention
@@ -144,6 +149,66 @@ def test_what_differs_stays_plain(which: str, left: tuple[int, ...], write_model
     model = paged(write_model("llama"))
     fuse(model, Wrong(which))
     assert counted(model) == left
+
+
+VIEWS = {"expand", "flatten", "select", "slice", "split_with_sizes", "transpose", "unflatten", "unsqueeze", "view"}
+
+
+class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations that compute; what a fusion does is one."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+        self.fusing = False
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += operation.overloadpacket.__name__ not in VIEWS and not self.fusing
+        return operation(*args, **(kwargs or {}))
+
+    def one(self, name: str, *args: Any) -> Any:
+        self.count += 1
+        self.fusing = True
+        try:
+            return getattr(PlainFusions(), name)(*args)
+        finally:
+            self.fusing = False
+
+
+class Counting(PlainFusions):
+    def __init__(self, launches: Launches) -> None:
+        self.gated = partial(launches.one, "gated")  # type: ignore[method-assign]
+        self.place = partial(launches.one, "place")  # type: ignore[method-assign]
+
+
+def launched(layers: int, *, fused: bool) -> int:
+    """How many operations a step of a Llama of so many layers launches."""
+    model = tiny_model("llama", num_hidden_layers=layers).to(torch.bfloat16).eval()
+    model.set_attn_implementation(PAGED_ATTENTION)
+    launches = Launches()
+    if fused:
+        fuse(model, Counting(launches))
+    launches.count = 0
+    cache = KvCache(
+        layers=layers,
+        num_blocks=1,
+        block_size=16,
+        kv_heads=2,
+        head_size=16,
+        dtype=torch.bfloat16,
+        device=torch.device("cpu"),
+    )
+    batch = Batch(
+        decode=(Chunk(Sequence(id="a", prompt_length=1, tokens=[5], max_tokens=1), 0, (5,), (0,), samples=True),)
+    )
+    with launches:
+        ModelRunner(model, cache, lambda query, *_: query.relu()).forward(batch)
+    return launches.count
+
+
+def test_a_layer_of_llama_launches_a_third_of_the_operations() -> None:
+    plain, fused = (launched(3, fused=fused) - launched(2, fused=fused) for fused in (False, True))
+    assert 3 * fused <= plain, (plain, fused)
 
 
 DTYPES = st.sampled_from([torch.float32, torch.float16])

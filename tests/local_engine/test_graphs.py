@@ -123,6 +123,7 @@ def test_what_fits_is_run_as_recorded_short_prompts_too(write_model: Any) -> Non
     assert runs_of(Batch(decode=decoding(3), prefill=(Chunk(sequence, 0, (0, 1, 2), (9,), samples=False),))) == {8: 1}
     assert runs_of(Batch(decode=decoding(3), verify=(guessed,))) == {8: 1}
     assert runs_of(Batch(decode=(*decoding(1), *decoding(1, samples=False)))) == {2: 1}
+    assert runs_of(Batch(decode=decoding(3, samples=False))) == {4: 1}  # nobody's logits
 
 
 def test_rows_left_over_write_to_a_block_that_nobody_reads(write_model: Any) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
 import pytest
+from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 from local_engine import perplexity
@@ -13,7 +15,7 @@ from local_engine.cli import app
 from local_engine.config import DEFAULT_WINDOWS, QUANTIZATIONS, Settings
 from local_engine.errors import LoadError
 from local_engine.loading import bare_model
-from local_engine.memory import Fit, Need, Place, inspect
+from local_engine.memory import Fit, Need, Place, activation_bytes, inspect, recorded_bytes
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
@@ -42,6 +44,33 @@ def test_what_fits_is_a_window_of_cache_in_the_share_of_what_weights_and_activat
 ) -> None:
     fit = Fit(Place("cpu", free, 0.5), Need("none", "float32", 200, 1, 100), window=100)
     assert (fit.fits, fit.cache_tokens) == (fits, tokens)
+
+
+LLAMA = LlamaConfig(vocab_size=1000, hidden_size=64, intermediate_size=96, num_attention_heads=8, num_key_value_heads=2)
+LLAMA.max_position_embeddings = 4096
+
+
+@pytest.mark.parametrize(
+    ("device", "eager", "heads_copied"), [("cpu", False, 3 * 2), ("cuda", True, 3 * 2), ("cuda", False, 8)]
+)
+def test_keys_and_values_are_copied_for_all_that_decode_or_in_place_for_one_prompt(
+    device: str, eager: bool, heads_copied: int
+) -> None:
+    settings = Settings(model="demo", max_running=3, max_batch_tokens=8, eager=eager)
+    logits = 3 * 1000 * (2 + 4 * 4)
+    assert activation_bytes(LLAMA, settings, 2, device) == 2 * 4096 * heads_copied * 8 * 2 + logits
+
+
+@pytest.mark.parametrize(
+    ("most", "rows", "largest"),
+    [(4, 1 + 2 + 4, 4), (24, 1 + 2 + 4 + 8 + 16 + 24, 24), (None, 7 + 224 + 352 + 960, 256)],
+)
+def test_recorded_steps_hold_their_logits_and_the_largest_ones_activations(
+    most: int | None, rows: int, largest: int
+) -> None:
+    settings = Settings(model="demo", max_running=4, max_batch_tokens=most)
+    assert recorded_bytes(LLAMA, settings, 2) == 2 * (rows * 1000 + largest * (4 * 64 + 3 * 96))
+    assert recorded_bytes(LLAMA, replace(settings, eager=True), 2) == 0
 
 
 def test_inspect_shows_a_table_or_json(llama: Path) -> None:

@@ -40,18 +40,19 @@ def test_a_prompts_single_token_that_chooses_nothing_has_no_logits() -> None:
         ([(0, 70)], 3, False, False),  # 2,485
         ([(0, 60)] * 20, 3, False, True),  # as many as there are
         ([(0, 250)], 3, True, True),  # 31,375, in a step that can be recorded
-        ([(0, 250)], 8, True, False),  # too many rows for one
+        ([(0, 250)], 6, True, True),  # 256 rows
+        ([(0, 250)], 7, True, False),  # too many rows for one
         ([(0, 250)], 3, False, False),
         ([(992, 16)], 0, True, True),  # what is left of a prompt whose beginning is cached
         ([(4000, 16)], 0, True, False),
     ],
 )
 def test_short_prompts_are_rows(prompts: list[tuple[int, int]], decoding: int, recorded: bool, expected: bool) -> None:
-    batch = Batch(
-        decode=(chunk(5, (50,), (7, 9)),) * decoding,
-        prefill=tuple(chunk(start, (1,) * size, (0,)) for start, size in prompts),
-    )
-    assert short(batch, recorded=recorded) is expected
+    prefill = tuple(chunk(start, (1,) * size, (0,)) for start, size in prompts)
+    decode = (chunk(5, (50,), (7, 9)),) * decoding
+    assert short(Batch(decode=decode, prefill=prefill), recorded=recorded) is expected
+    guessed = (chunk(5, (50,) * decoding, (7, 9)),) if decoding else ()
+    assert short(Batch(verify=guessed, prefill=prefill), recorded=recorded) is expected  # guesses are rows too
 
 
 @given(st.integers(1, 400))
