@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +16,7 @@ from typing import Literal
 import orjson
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from local_engine.errors import InvalidRequest
+from local_engine.errors import InvalidRequest, Overloaded
 
 GrammarKind = Literal["json_schema", "regex", "choice", "lark"]
 
@@ -24,6 +25,12 @@ MAX_CHARACTERS = 256 * 1024
 STACK_BYTES = 512 * 2**20
 """For compiling, which recurses as deep as definitions refer to each other: the deepest that MAX_CHARACTERS allow took
 115 MiB. Only what is used takes memory; an ordinary stack of 8 MiB overflowed, and with it the process ended."""
+
+MOST_COMPILING = 2
+"""Structures that are compiled at once: one may take minutes and cannot be stopped, and there is other work."""
+
+TOKEN_SECONDS = 1.0
+"""Of a processor's time for a token, which everybody waits for. Usual are 0.0001."""
 
 _LIMITS = LLParserLimits(verbose_errors=False)
 """llguidance's own, and no part of a grammar in its messages."""
@@ -58,22 +65,38 @@ class Wanted:
         return cls("json_schema", orjson.dumps(_ANY_OBJECT).decode(), "response_format")
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a structure may take, in seconds: to be compiled, until that begins, and, of a processor's time, for a
+    token, which everybody waits for."""
+
+    compile_seconds: float = 10.0
+    place_seconds: float = 1.0
+    token_seconds: float = TOKEN_SECONDS
+
+
+class _Slow(Exception):
+    """Of a structure; the text quotes nothing of it."""
+
+
 class Grammar:
     """A compiled grammar. Invariant: some token may come first."""
 
-    def __init__(self, beginning: LLMatcher) -> None:
+    def __init__(self, beginning: LLMatcher, token_seconds: float) -> None:
         self._beginning = beginning
+        self._token_seconds = token_seconds
 
     def matcher(self) -> Matcher:
         """A matcher at the beginning of an answer, in microseconds."""
-        return Matcher(self._beginning.deep_copy())
+        return Matcher(self._beginning.deep_copy(), self._token_seconds)
 
 
 class Matcher:
     """How far one answer has come in its grammar. Used by the engine's thread only."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
+    def __init__(self, matcher: LLMatcher, token_seconds: float = TOKEN_SECONDS) -> None:
         self._matcher = matcher
+        self._token_seconds = token_seconds
 
     @property
     def complete(self) -> bool:
@@ -82,9 +105,12 @@ class Matcher:
 
     def allowed(self) -> bytes:
         """A bit for each token, the lowest bit of the first byte for token 0. Raises ValueError where it fails."""
+        started = time.thread_time()
         bits: bytes = self._matcher.compute_bitmask()
         if self._matcher.is_error():
             raise ValueError("the grammar failed")
+        if time.thread_time() - started > self._token_seconds:
+            raise ValueError("the grammar takes too long")
         return bits
 
     def allowed_along(self, tokens: Sequence[int]) -> list[bytes]:
@@ -94,7 +120,7 @@ class Matcher:
         masks = [self.allowed()]
         if not tokens:
             return masks
-        ahead = Matcher(self._matcher.deep_copy())
+        ahead = Matcher(self._matcher.deep_copy(), self._token_seconds)
         for token in tokens:
             if not ahead.complete and ahead._matcher.try_consume_tokens([token]) and not ahead.complete:
                 masks.append(ahead.allowed())
@@ -111,44 +137,66 @@ class Matcher:
 class Grammars:
     """Compiles grammars for one model's tokenizer. Any thread may call."""
 
-    def __init__(self, tokenizer_json: str, vocabulary: int, end_tokens: frozenset[int]) -> None:
+    def __init__(
+        self, tokenizer_json: str, vocabulary: int, end_tokens: frozenset[int], patience: Patience | None = None
+    ) -> None:
         """`vocabulary`: how many logits the model gives, which may be more than the tokenizer has tokens."""
         self._tokenizer = LLTokenizer(tokenizer_json, n_vocab=vocabulary, eos_token=sorted(end_tokens))
+        self._patience = patience or Patience()
         self._starting = threading.Lock()
+        self._places = threading.BoundedSemaphore(MOST_COMPILING)
 
     def compiled(self, wanted: Wanted) -> Grammar:
-        """Raises InvalidRequest with llguidance's reason."""
+        """Raises InvalidRequest with llguidance's reason, Overloaded where others take long."""
         if len(wanted.text) > MAX_CHARACTERS:
             raise InvalidRequest(f"{wanted.param} is longer than {MAX_CHARACTERS} characters", param=wanted.param)
         try:
             beginning = self._beginning(_source(wanted))
             problem = str(beginning.get_error()).replace(_NOTHING_FITS, "nothing fits it")
+        except _Slow as error:
+            raise InvalidRequest(f"{wanted.param} cannot be followed: {error}", param=wanted.param) from None
         except (TypeError, ValueError) as error:  # the one where JSON is nested too deeply
             problem = str(error)
         if problem:
             told = " ".join(" ".join(line for line in problem.splitlines() if not _EXCERPT.match(line)).split())
             reason = _without_words_of(wanted.text, told)[:_LONGEST_REASON]
             raise InvalidRequest(f"{wanted.param} cannot be followed: {reason}", param=wanted.param)
-        return Grammar(beginning)
+        return Grammar(beginning, self._patience.token_seconds)
 
     def _beginning(self, source: str) -> LLMatcher:
-        """A matcher that knows what may come first, or is in error: the compiler's own, or since nothing may."""
-        made: list[LLMatcher] = []
+        """A matcher that knows what may come first, or is in error: the compiler's own, or since nothing may. Raises
+        _Slow, Overloaded."""
+        patience, made, slow = self._patience, list[LLMatcher](), list[float]()
 
         def compile() -> None:
-            matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=_LIMITS)
-            if not matcher.is_error():
-                matcher.compute_bitmask()
-            made.append(matcher)
+            try:
+                matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=_LIMITS)
+                started = time.thread_time()
+                if not matcher.is_error():
+                    matcher.compute_bitmask()
+                if time.thread_time() - started > patience.token_seconds:
+                    slow.append(patience.token_seconds)
+                made.append(matcher)
+            finally:
+                self._places.release()
 
+        if not self._places.acquire(timeout=patience.place_seconds):
+            raise Overloaded("other structures take long to compile", retry_after=patience.compile_seconds)
         with self._starting:  # the size is the process's, for threads that start
             before = threading.stack_size(STACK_BYTES)
             try:
-                thread = threading.Thread(target=compile, name="grammar")
+                thread = threading.Thread(target=compile, name="grammar", daemon=True)
                 thread.start()
+            except RuntimeError:  # no memory for a thread, say
+                self._places.release()
+                raise
             finally:
                 threading.stack_size(before)
-        thread.join()
+        thread.join(patience.compile_seconds)
+        if not made:
+            slow.append(patience.compile_seconds)
+        if slow:
+            raise _Slow(f"it takes longer than {slow[0]:g} s")
         return made[0]
 
 

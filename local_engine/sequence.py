@@ -118,11 +118,9 @@ class Sequence:
     @property
     def to_compute(self) -> int:
         """Tokens of the prompt that somebody must compute before this sequence can go on, as far as is known."""
-        return (
-            self.pending
-            if self.blocks
-            else max(1, self.pending - (self.prompt_length if self.repeats else self.cached))
-        )
+        if self.blocks:
+            return self.pending
+        return self.queued if self.repeats else max(1, self.pending - self.cached)
 
     @property
     def repeats(self) -> bool:

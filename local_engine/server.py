@@ -207,8 +207,8 @@ class _Endpoints:
     def _added(self, job: Job, choices: int) -> list[Output]:
         """All choices of a request, or none of them. Each after the first draws from a seed of its own."""
         outputs: list[Output] = []
-        if choices > self._engine.model.limits.max_waiting:  # else they would be refused as too many for now, always
-            most = self._engine.model.limits.max_waiting
+        most = self._engine.model.limits.max_waiting
+        if choices > most:  # which would be too many for now, always
             raise InvalidRequest(f"n: no more than {most} choices may wait at once (--max-waiting)", param="n")
         try:
             for index in range(choices):

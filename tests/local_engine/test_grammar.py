@@ -10,8 +10,8 @@ from typing import Any
 import orjson
 import pytest
 
-from local_engine.errors import InvalidRequest
-from local_engine.grammar import Grammar, GrammarKind, Grammars, Wanted, compact
+from local_engine.errors import InvalidRequest, Overloaded, RequestError
+from local_engine.grammar import Grammar, GrammarKind, Grammars, Matcher, Patience, Wanted, compact
 from local_engine.text import Text
 from tests.tiny_models import END, VOCABULARY
 
@@ -111,6 +111,43 @@ def test_a_reason_quotes_nothing(grammars: Grammars, capfd: pytest.CaptureFixtur
 
 def _token(allowed: bytes) -> int:
     return next(token for token in range(VOCABULARY) if allowed[token // 8] >> token % 8 & 1)
+
+
+AMBIGUOUS = "\n".join(
+    ["start: s", "s: " + " | ".join(f"s r{n}" for n in range(200)) + ' | "a"', *(f"r{n}: /[a-z ]/" for n in range(200))]
+)
+"""Two hundred ways to read each letter, so that a token takes a while."""
+
+
+def impatient(text: Text, **patience: float) -> Grammars:
+    return Grammars(text.tokenizer_json(), VOCABULARY, frozenset({END}), Patience(**patience))
+
+
+def test_a_structure_that_compiles_for_ever_is_given_up(text: Text) -> None:
+    with pytest.raises(InvalidRequest, match=r"takes longer than 0\.01 s"):
+        impatient(text, compile_seconds=0.01).compiled(DEEP["objects in objects"])
+
+
+def test_no_more_than_a_few_structures_are_compiled_at_once(text: Text) -> None:
+    """Their threads cannot be ended."""
+    busy = impatient(text, compile_seconds=0.01, place_seconds=0.0)
+    refused: list[type[RequestError]] = []
+    for _ in range(3):
+        with pytest.raises(RequestError) as caught:
+            busy.compiled(DEEP["objects in objects"])
+        refused.append(caught.type)
+    assert refused == [InvalidRequest, InvalidRequest, Overloaded]
+
+
+def test_a_structure_that_takes_long_for_a_token_is_given_up(text: Text) -> None:
+    """Everybody's next token waits for it."""
+    with pytest.raises(InvalidRequest, match="takes longer than"):
+        impatient(text, token_seconds=1e-6).compiled(Wanted("lark", AMBIGUOUS, "guided_grammar"))
+    matcher = impatient(text, token_seconds=60.0).compiled(Wanted("lark", AMBIGUOUS, "guided_grammar")).matcher()
+    matcher.add(_token(matcher.allowed()))
+    hasty = Matcher(matcher._matcher, token_seconds=1e-6)
+    with pytest.raises(ValueError, match="too long"):
+        hasty.allowed()
 
 
 @pytest.mark.parametrize("choice", ["", "\n", '"', "\\", "/", "\x00", "\x7f", "é😀", "{}[]()*+?.|^$#-&~ "])
