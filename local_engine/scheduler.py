@@ -30,6 +30,14 @@ SMALLEST_BUDGET = 16
 STEPS_UNTIL_GROWTH = 256
 """Steps without a lack of memory, after which a shrunk batch may be twice as large again."""
 
+PATIENT = 4
+"""From this priority on a sequence leaves a part of the blocks to those who go first: two latency classes behind the
+most urgent, as the gateway counts (two steps a class)."""
+
+LEFT_FREE = 20
+"""One in so many blocks is left free by those. A full cache is the cheapest, since more sequences share a step; but who
+is in a hurry would have to wait until some of them have ended."""
+
 NO_GUESSES: Mapping[str, SequenceOf[int]] = {}
 
 _BY_ORDER = attrgetter("order")
@@ -344,13 +352,15 @@ class Scheduler:
         """Give a waiting sequence its blocks, those of its prefix that are known first; False where it has to wait.
 
         A running place and blocks must be free: its own, and one for each running sequence to grow into. Without that
-        margin a start would soon be preempted again. Nothing overtakes a head that has to wait.
+        margin a start would soon be preempted again. Who is patient leaves some to the others besides, while any run.
+        Nothing overtakes a head that has to wait.
         """
         if len(self._running) >= self._max_running:
             return False
         found = self._found(sequence)
         needed = self._blocks.missing(found, len(sequence.tokens)) + self._blocks.unreferenced(found)
-        if needed + len(self._running) > self._blocks.free:
+        left = self._blocks.num_blocks // LEFT_FREE if sequence.priority >= PATIENT and self._running else 0
+        if needed + len(self._running) + left > self._blocks.free:
             return False
         self._waiting.remove(sequence)
         self._blocks.share(sequence.blocks, found)

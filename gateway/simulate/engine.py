@@ -26,6 +26,7 @@ from gateway.types import EngineLoad
 Refusal = Literal["full", "late", "window"]
 
 OVERTAKING = 256  # local_engine/sequence.py: a step of priority is worth so many places in the queue
+PATIENT, LEFT_FREE = 4, 20  # local_engine/scheduler.py: from this priority on one in so many blocks is left free
 
 _BY_ORDER = attrgetter("order")
 
@@ -295,15 +296,16 @@ class Engine:
         self._free += -(-held // self.model.block_size)
 
     def _startable(self) -> Sequence | None:
-        """The head of the queue, if a place and blocks are free: its own, and one for each running sequence to grow
-        into."""
+        """The head of the queue, if a place and blocks are free: its own, one for each running sequence to grow into,
+        and some for those who are in a hurry, if it is not."""
         if self._running >= self.model.max_running:
             return None
         head = next(self._heads(), None)
         if head is None:
             return None
         blocks = -(-head.length // self.model.block_size)
-        return head if blocks + self._running <= self._free else None
+        left = self.model.num_blocks // LEFT_FREE if head.priority >= PATIENT and self._running else 0
+        return head if blocks + self._running + left <= self._free else None
 
     def _heads(self) -> Iterator[Sequence]:
         while self._waiting:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.simulate.engine import Engine
+from gateway.simulate.engine import PATIENT, Engine
 from gateway.simulate.pace import Pace
 from gateway.simulate.step import EngineModel, of_calibration
 from gateway.simulate.trace import TraceError
@@ -146,7 +146,7 @@ class Twin:
 REQUESTS = st.tuples(
     st.integers(1, 60),
     st.integers(1, 40),
-    st.integers(0, 2),
+    st.sampled_from([0, 1, 2, PATIENT]),
     st.sampled_from([None, None, 0.05, 0.3]),
     st.integers(0, 5),
 )

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from local_engine.config import Limits
 from local_engine.errors import AccountingError, ContextLengthExceeded, FirstTokenTooLate, Overloaded
-from local_engine.scheduler import SMALLEST_BUDGET, STEPS_UNTIL_GROWTH, Batch, Chunk, Scheduler
+from local_engine.scheduler import PATIENT, SMALLEST_BUDGET, STEPS_UNTIL_GROWTH, Batch, Chunk, Scheduler
 from local_engine.sequence import OVERTAKING, FinishReason, Sequence
 
 
@@ -138,6 +138,29 @@ def test_a_prompt_waits_where_it_would_soon_be_preempted() -> None:
     while scheduler.has_work:
         step(scheduler)
     assert scheduler.preempted_total == 0
+
+
+@pytest.mark.parametrize(("priority", "starts"), [(0, True), (PATIENT - 1, True), (PATIENT, False)])
+def test_who_is_patient_leaves_some_blocks_to_those_in_a_hurry(priority: int, starts: bool) -> None:
+    """38 of 40 blocks would be taken: a running one's next block is counted, and 2 are left free by who is patient."""
+    scheduler = small(num_blocks=40, window=640, max_batch_tokens=640)
+    scheduler.add(sequence("running", 15 * 16, max_tokens=8))
+    step(scheduler)
+    scheduler.add(sequence("next", 22 * 16, priority=priority))
+    step(scheduler)
+    assert scheduler.load().running == 1 + starts
+
+
+def test_who_is_patient_starts_in_the_last_blocks_where_nobody_runs() -> None:
+    scheduler = small(num_blocks=40, window=640)
+    scheduler.add(sequence("before", 100, max_tokens=8))
+    step(scheduler)
+    scheduler.add(sequence("patient", 630, max_tokens=8, priority=PATIENT))
+    for moment in range(100):
+        if moment < 10:
+            scheduler.add(sequence(f"hurry {moment}", 20))
+        step(scheduler)
+    assert not scheduler.has_work
 
 
 @pytest.mark.parametrize(
