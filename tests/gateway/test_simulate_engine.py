@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.simulate.engine import PATIENT, Engine
@@ -159,6 +159,13 @@ REQUESTS = st.tuples(
     budget=st.integers(8, 40),
     running=st.integers(1, 8),
     waiting=st.integers(2, 20),
+)
+@example(  # 12 of 20 blocks are in use by three, and the fourth, who is patient, needs 5 of the other 8
+    requests=[(50, 40, 0, None, 0), (50, 40, 0, None, 0), (50, 40, 0, None, 4), (70, 10, PATIENT, None, 3)],
+    blocks=20,
+    budget=40,
+    running=8,
+    waiting=8,
 )
 def test_it_does_in_each_step_what_the_real_scheduler_does(
     requests: list[tuple[int, int, int, float | None, int]], blocks: int, budget: int, running: int, waiting: int
