@@ -45,4 +45,6 @@ def test_what_is_allowed_counts_neither_way() -> None:
     assert result.scores["api_key"].wrong == 0
     assert result.labelled_share == 1.0
     assert "email: recall 0.5000 < 0.95" in result.missed_bars()
-    assert any("15.1 > 15" in bar for bar in result.missed_bars())
+    assert any("15.1 > 15.0" in bar for bar in result.missed_bars())
+    assert any("15.1 > 14.8" in bar for bar in result.missed_bars(presidio_us=740.0))
+    assert not any("15.1" in bar for bar in result.missed_bars(presidio_us=1500.0))

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
             except BenchError as error:
                 print(f"presidio is unavailable: {error}\n")
         print(table(results))
-        bars = result.missed_bars()
+        bars = result.missed_bars(results[1].us if len(results) > 1 else None)
         missed += len(bars)
         print("\n" + ("All bars are met." if not bars else "\n".join(f"NOT MET: {bar}" for bar in bars)))
         if options.mistakes:

@@ -20,6 +20,10 @@ BARS: dict[str, tuple[float, float]] = {
 }
 MOST_LABELLED = 0.02
 MOST_US = 15.0
+PRESIDIO_US = 750.0
+"""The bar for a sentence, and what presidio takes for one on the machine that it is meant for: where presidio runs beside
+us, a fiftieth of its time is the bar, which is the same on every machine."""
+
 PASSES = 5
 SENTENCE = 200  # characters: what is longer is no sentence
 
@@ -56,8 +60,8 @@ class Result:
     def labelled_share(self) -> float:
         return self.labelled / self.lookalikes if self.lookalikes else 0.0
 
-    def missed_bars(self) -> list[str]:
-        """The bars that are not met, in words."""
+    def missed_bars(self, presidio_us: float | None = None) -> list[str]:
+        """The bars that are not met, in words. `presidio_us`: what presidio took for a sentence in the same run."""
         missed = [
             f"{kind}: {what} {value:.4f} < {bar}"
             for kind, bars in BARS.items()
@@ -68,8 +72,9 @@ class Result:
         ]
         if self.labelled_share > MOST_LABELLED:
             missed.append(f"look-alikes labelled: {self.labelled_share:.4f} > {MOST_LABELLED}")
-        if self.us is not None and self.us > MOST_US:
-            missed.append(f"µs a sentence, with what else this machine does: {self.us:.1f} > {MOST_US:.0f}")
+        most = MOST_US if presidio_us is None else MOST_US * presidio_us / PRESIDIO_US
+        if self.us is not None and self.us > most:
+            missed.append(f"µs a sentence, with what else this machine does: {self.us:.1f} > {most:.1f}")
         return missed
 
 
@@ -111,6 +116,12 @@ def sentence_us(
     return min(passes)
 
 
+def _time_bar(results: Sequence[Result]) -> str:
+    if len(results) > 1 and results[1].us is not None and results[0].us:
+        return f"≤ 1/{PRESIDIO_US / MOST_US:.0f} of presidio's: 1/{results[1].us / results[0].us:.0f}"
+    return f"≤ {MOST_US:.0f} where presidio takes {PRESIDIO_US:.0f}"
+
+
 def table(results: Sequence[Result]) -> str:
     """Markdown: a line a kind, recall and precision of each detector."""
     heads = [f"{result.name}: recall | precision" for result in results]
@@ -125,5 +136,5 @@ def table(results: Sequence[Result]) -> str:
     shares = [f"{result.labelled_share:.4f} | " for result in results]
     lines.append(f"| look-alikes labelled | ≤ {MOST_LABELLED} | {results[0].lookalikes} | " + " | ".join(shares) + " |")
     times = [f"{result.us:.1f} | " if result.us is not None else "– | " for result in results]
-    lines.append(f"| µs a sentence | ≤ {MOST_US:.0f} |  | " + " | ".join(times) + " |")
+    lines.append(f"| µs a sentence | {_time_bar(results)} |  | " + " | ".join(times) + " |")
     return "\n".join(lines)
