@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import StatisticsError, linear_regression
 
 REMEMBERED_STEPS = 64
+REMEMBERED_ENDS = 64
 
 STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
 """Seconds; upper bounds of the buckets that steps are counted in. A small model on a GPU takes 5 to 30 ms a step."""
@@ -49,13 +50,25 @@ class Pace:
     """
 
     def __init__(self) -> None:
+        self.steps = 0
         self._prefill: deque[_Step] = deque(maxlen=REMEMBERED_STEPS)
         self._decode: deque[_Step] = deque(maxlen=REMEMBERED_STEPS)
+        self._held: deque[int] = deque(maxlen=REMEMBERED_ENDS)
 
     def record(self, *, seconds: float, prefill_tokens: int, decode_tokens: int) -> None:
         """One finished step."""
+        self.steps += 1
         steps = self._prefill if prefill_tokens else self._decode
         steps.append(_Step(seconds, prefill_tokens, decode_tokens))
+
+    def ended(self, started: int) -> None:
+        """A sequence that started when `steps` was so much has given its place back."""
+        self._held.append(self.steps - started)
+
+    @property
+    def held_steps(self) -> float | None:
+        """How long the last sequences that ended had their place, in steps: their mean."""
+        return sum(self._held) / len(self._held) if self._held else None
 
     @property
     def step_seconds(self) -> float | None:

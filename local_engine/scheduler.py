@@ -168,13 +168,18 @@ class Scheduler:
     def predicted_wait(self, sequence: Sequence) -> float | None:
         """Seconds until the first token of a sequence that comes now; None while nothing was measured.
 
-        Prefill tokens up to and including it / measured prefill rate + one step.
+        Prefill tokens up to and including it / measured prefill rate + one step; or, where places are lacking and that
+        takes longer, until enough of those that run have ended: one ends each `held_steps` / running.
         """
         rate, step = self.pace.prefill_rate, self.pace.step_seconds
         if rate is None or step is None:
             return None
-        ahead = sum(other.to_compute for other in self._before(sequence))
-        return (ahead + sequence.to_compute) / rate + step
+        before = self._before(sequence)
+        ahead = sum(other.to_compute for other in before) / rate
+        lacking = len(self._running) + sum(not other.blocks for other in before) + 1 - self._max_running
+        if lacking > 0 and self._running:
+            ahead = max(ahead, lacking * (self.pace.held_steps or 0.0) * step / len(self._running))
+        return ahead + sequence.to_compute / rate + step
 
     def decoding(self) -> list[Sequence]:
         """Those that will decode in the next step, as far as blocks last, and may be guessed for; in order."""
@@ -232,6 +237,8 @@ class Scheduler:
         sequence.finish = reason
         home = self._running if sequence in self._running else self._waiting
         home.remove(sequence)
+        if home is self._running:
+            self.pace.ended(sequence.started)
         if reason is FinishReason.ERROR:  # whatever went wrong may have left its trace in the blocks
             self._blocks.forget(sequence.blocks)
         self._blocks.release(sequence.blocks)
@@ -368,6 +375,7 @@ class Scheduler:
         sequence.computed = sequence.cached = len(found) * self.limits.block_size
         self.prefix_asked_total += len(sequence.tokens)
         self.prefix_found_total += sequence.cached
+        sequence.started = self.pace.steps
         insort(self._running, sequence, key=_BY_ORDER)
         return True
 

@@ -83,7 +83,7 @@ class Sequence:
     `tokens` is the prompt and what was generated; `blocks` are the KV blocks in order and `digests` name the content
     of the full ones; `cached` tokens of the prompt were, or by the last look would be, found computed. `parent`, if
     any, has the same prompt: computing it once is enough. `guessed` tokens beyond `tokens` are in the step that is
-    being computed, and have their place in `blocks`.
+    being computed, and have their place in `blocks`. It has had its place since `started` steps were made.
     """
 
     id: str
@@ -103,6 +103,7 @@ class Sequence:
     parent: Sequence | None = None
     guessed: int = 0
     guessable: bool = True
+    started: int = 0
 
     @property
     def order(self) -> int:

@@ -50,6 +50,7 @@ class Sequence:
     state: Literal["waiting", "prompt", "decoding", "ended"] = "waiting"
     joined: int = 0
     starts: int = 0
+    started: int = 0
 
     @property
     def pending(self) -> int:
@@ -125,9 +126,13 @@ class Engine:
         if rate is None or step is None:
             return None
         order = self._order(priority)
-        ahead = sum(prompt.pending for prompt in self._prompts if prompt.order < order and prompt.pending > 1)
-        ahead += sum(other.length for known, _, other in self._waiting if known < order and other.state == "waiting")
-        return (ahead + prompt_tokens) / rate + step
+        before = [other.length for known, _, other in self._waiting if known < order and other.state == "waiting"]
+        tokens = sum(prompt.pending for prompt in self._prompts if prompt.order < order and prompt.pending > 1)
+        ahead = (tokens + sum(before)) / rate
+        lacking = self._running + len(before) + 1 - self.model.max_running
+        if lacking > 0 and self._running:
+            ahead = max(ahead, lacking * (self.pace.held_steps or 0.0) * step / self._running)
+        return ahead + prompt_tokens / rate + step
 
     def _order(self, priority: int) -> int:
         """Of a request that comes now."""
@@ -139,6 +144,7 @@ class Engine:
             self._leave_queue(sequence)
         elif sequence.state != "ended":
             self._leave(sequence, in_step=self._under_way is not None)
+            self.pace.ended(sequence.started)
         sequence.state = "ended"
 
     def load(self) -> EngineLoad:
@@ -217,6 +223,7 @@ class Engine:
             ending, _, sequence = heappop(self._ends)
             if sequence.state == "decoding" and sequence.joined + self._to_decode(sequence) == ending:
                 self._leave(sequence, in_step=False)
+                self.pace.ended(sequence.started)
                 sequence.state = "ended"
                 came.ended.append(sequence.key)
         for sequence, size in step.chunks:
@@ -242,6 +249,7 @@ class Engine:
         if sequence.generated >= sequence.output_tokens:
             self._free += sequence.blocks
             self._running -= 1
+            self.pace.ended(sequence.started)
             sequence.state = "ended"
             came.ended.append(sequence.key)
             return
@@ -319,6 +327,7 @@ class Engine:
         self._leave_queue(sequence)
         sequence.state = "prompt"
         sequence.starts += 1
+        sequence.started = self.pace.steps
         sequence.blocks = -(-sequence.length // self.model.block_size)
         self._free -= sequence.blocks
         self._running += 1

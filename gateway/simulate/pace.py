@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 
 REMEMBERED_STEPS = 64
+REMEMBERED_ENDS = 64
 
 
 class _Steps:
@@ -40,12 +41,24 @@ class Pace:
     """The last steps, those with prompt tokens and those without apart. Rates are None where nothing was measured."""
 
     def __init__(self) -> None:
+        self.steps = 0
         self._prefill = _Steps()
         self._decode = _Steps()
+        self._held: deque[int] = deque(maxlen=REMEMBERED_ENDS)
 
     def record(self, seconds: float, prompt_tokens: int, decoded: int) -> None:
         """One finished step."""
+        self.steps += 1
         (self._prefill if prompt_tokens else self._decode).add(seconds, prompt_tokens, decoded)
+
+    def ended(self, started: int) -> None:
+        """A sequence that started when `steps` was so much has given its place back."""
+        self._held.append(self.steps - started)
+
+    @property
+    def held_steps(self) -> float | None:
+        """How long the last sequences that ended had their place, in steps: their mean."""
+        return sum(self._held) / len(self._held) if self._held else None
 
     @property
     def step_s(self) -> float | None:

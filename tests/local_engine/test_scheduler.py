@@ -199,7 +199,7 @@ def test_the_waiting_queue_is_bounded_by_sequences_and_by_tokens(limit: dict[str
 
 
 class TestDeadlines:
-    """First token by: (queued prefill tokens) / (measured prefill rate) + one step."""
+    """First token by: (queued prefill tokens) / (measured prefill rate) + one step, or a place if that comes later."""
 
     def measured(self) -> Scheduler:
         scheduler = small()
@@ -222,6 +222,26 @@ class TestDeadlines:
         assert caught.value.position == 2  # behind `first`, before `lazy`
         assert scheduler.load().waiting == 2
         scheduler.add(sequence("in time", 20), first_token_by=0.081)
+
+    def test_the_wait_counts_places_that_others_have(self) -> None:
+        """Of four places one is left every 50 / 4 steps of 10 ms, as far as is known from those that ended."""
+        scheduler = self.measured()
+        running = [sequence(name, 3, 20) for name in ("a", "b", "c", "d")]
+        for each in running:
+            scheduler.add(each)
+        scheduler.schedule()
+        newcomer = sequence("e", 5)
+        newcomer.arrival = 99
+        assert scheduler.predicted_wait(newcomer) == pytest.approx(12 / 1000 + 0.005 + 0.010)  # nobody has ended yet
+        for _ in range(50):
+            scheduler.pace.record(seconds=0.010, prefill_tokens=0, decode_tokens=1)
+        scheduler.finish(running.pop(), FinishReason.STOP)
+        assert scheduler.predicted_wait(newcomer) == pytest.approx(9 / 1000 + 0.005 + 0.010)  # its place is free
+        scheduler.add(sequence("f", 5))  # goes first, into that place
+        assert scheduler.predicted_wait(newcomer) == pytest.approx(50 * 0.010 / 3 + 0.005 + 0.010, rel=0.01)
+        with pytest.raises(FirstTokenTooLate):
+            scheduler.add(sequence("g", 5), first_token_by=0.15)
+        scheduler.add(sequence("patient", 5), first_token_by=0.2)
 
 
 def test_an_abort_frees_the_blocks_at_once_and_its_chunk_is_not_booked() -> None:
