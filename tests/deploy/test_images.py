@@ -79,7 +79,13 @@ def test_stages_arguments_and_continued_lines_are_read() -> None:
 
 # What the engine's image holds.
 
-PACKAGES = {"jinja2": "jinja2", "prometheus_client": "prometheus-client", "yaml": "pyyaml", "pydantic_core": "pydantic"}
+PACKAGES = {
+    "huggingface_hub": "huggingface-hub",
+    "jinja2": "jinja2",
+    "prometheus_client": "prometheus-client",
+    "yaml": "pyyaml",
+    "pydantic_core": "pydantic",
+}
 
 
 def test_the_engines_image_holds_what_the_engine_imports() -> None:
