@@ -36,26 +36,30 @@ OTHER_TOLERANCE = 2e-2
 """Of the largest difference from the plain layer, over its largest output: where it is rounded explains no more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """What attention is given of some tokens, and where it goes: query [tokens, heads, size], key and value [tokens, KV
+    heads, size]; cos and sin [tokens, as many of the size's first numbers as are rotated]; `slots` [tokens] of the
+    cache's keys and values [slots, KV heads, size]."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    cos: Tensor
+    sin: Tensor
+    slots: Tensor
+    keys: Tensor
+    values: Tensor
+
+
 class Fusions(Protocol):
     """What a device computes in one operation each."""
 
     def gated(self, gate: Tensor, up: Tensor) -> Tensor:
         """silu(gate) × up, both [rows, size] of any stride between rows → [rows, size]."""
 
-    def place(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        slots: Tensor,
-        keys: Tensor,
-        values: Tensor,
-    ) -> None:
-        """Rotate query [tokens, heads, size] and key [tokens, KV heads, size] in place, by cos and sin [tokens, as many
-        of the size's first numbers as are rotated]; store key and value at `slots` [tokens] of keys and values [slots,
-        KV heads, size]."""
+    def place(self, heads: Heads) -> None:
+        """Rotate query and key in place; store key and value at their slots."""
 
 
 class PlainFusions:
@@ -64,24 +68,14 @@ class PlainFusions:
     def gated(self, gate: Tensor, up: Tensor) -> Tensor:
         return functional.silu(gate.float()).mul_(up.float()).to(gate.dtype)
 
-    def place(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        slots: Tensor,
-        keys: Tensor,
-        values: Tensor,
-    ) -> None:
-        for one in (query, key):
+    def place(self, heads: Heads) -> None:
+        cos, sin = heads.cos.float()[:, None], heads.sin.float()[:, None]
+        for one in (heads.query, heads.key):
             part = one[..., : cos.shape[-1]]
             first, second = part.float().chunk(2, dim=-1)
-            turned = torch.cat((-second, first), dim=-1)
-            part.copy_(part.float() * cos.float()[:, None] + turned * sin.float()[:, None])
-        keys.index_copy_(0, slots, key)
-        values.index_copy_(0, slots, value)
+            part.copy_(part.float() * cos + torch.cat((-second, first), dim=-1) * sin)
+        heads.keys.index_copy_(0, heads.slots, heads.key)
+        heads.values.index_copy_(0, heads.slots, heads.value)
 
 
 class Fused(nn.Module):
@@ -145,7 +139,7 @@ class FusedAttention(Fused):
         query, key, value = projected(plain, hidden_states)
         cos, sin = position_embeddings
         layer: int = plain.layer_idx
-        self._fusions.place(query, key, value, cos[0], sin[0], paged.slots, *paged.cache.slots(layer))
+        self._fusions.place(Heads(query, key, value, cos[0], sin[0], paged.slots, *paged.cache.slots(layer)))
         query, key, value = (one.transpose(0, 1)[None] for one in (query, key, value))
         packed = attended(query, key, value, paged, layer, self._how)
         return plain.o_proj(packed.reshape(*hidden_states.shape[:-1], -1)), None
@@ -305,7 +299,7 @@ def _places(child: Any, probe: _Probe, fusions: Fusions) -> bool:
         given = probe.given[child]
         query, key, value = projected(child, loudness * x)
         keys, values = (query.new_zeros(PROBED_SLOTS, *key.shape[1:]) for _ in range(2))
-        fusions.place(query, key, value, cos[0], sin[0], slots, keys, values)
+        fusions.place(Heads(query, key, value, cos[0], sin[0], slots, keys, values))
         ours = [one.transpose(0, 1)[None] for one in (query, key, keys[slots], values[slots], value)]
         plain = [given.query, given.key, given.key, given.value, given.value]
         if not _near(ours, plain, loudness):

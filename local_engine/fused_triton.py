@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, empty
 
+from local_engine.fused import Heads
+
 GATED_TILE = 1024
 HEADS_TILE = 8
 
@@ -26,18 +28,10 @@ class TritonFusions:
         )
         return out
 
-    def place(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        slots: Tensor,
-        keys: Tensor,
-        values: Tensor,
-    ) -> None:
+    def place(self, given: Heads) -> None:
         """As `fused.Fusions` says. Numbers of a head, and heads of a token, lie side by side; cos and sin are whole."""
+        query, key, value, keys, values = given.query, given.key, given.value, given.keys, given.values
+        cos, sin = given.cos, given.sin
         tokens, heads, size = query.shape
         kv_heads, half = key.shape[1], cos.shape[-1] // 2
         for one in (query, key, value, keys, values):
@@ -50,7 +44,7 @@ class TritonFusions:
             value,
             cos,
             sin,
-            slots,
+            given.slots,
             keys,
             values,
             query.stride(0),

@@ -1,5 +1,5 @@
-"""Owns decoding steps that are recorded once and run again: their static inputs, and which step fits which batch;
-refuses to know what records them.
+"""Owns steps, of tokens that decode and of short prompts, that are recorded once and run again: their static inputs,
+and which step fits which batch; refuses to know what records them.
 
 Launching a step's thousand operations one by one takes a host longer than a GPU needs to compute them for few rows. A
 recorded step is launched as a whole. It reads its inputs at addresses that stay, and always has as many rows as when it

@@ -152,19 +152,9 @@ class Widened:
         return out.view(*x.shape[:-1], -1)
 
 
-@dataclass(frozen=True, slots=True)
-class Plain:
+def _plain(weight: Tensor, bias: Tensor | None) -> Multiply:
     """torch's own multiplication, on any device."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None) -> Plain:
-        return cls(weight, bias)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight, self.bias)
+    return partial(functional.linear, weight=weight, bias=bias)
 
 
 WAYS: tuple[Way, ...] = (Packed.of, Halves.of, Widened.of)
@@ -244,7 +234,7 @@ def join(model: Any) -> None:
     move, as in `prepare`."""
     for parent, names in list(_sites(model)):
         linears = [layer for name in names if isinstance(layer := parent.get_submodule(name), nn.Linear)]
-        if len(names) > 1 and (found := _faster(linears, (Plain.of,))):
+        if len(names) > 1 and (found := _faster(linears, (_plain,))):
             _put(parent, names, found, linears)
 
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from local_engine.attention import PAGED_ATTENTION, KvCache
 from local_engine.config import Limits
 from local_engine.cuda import TritonFusions
-from local_engine.fused import Fused, FusedAttention, FusedMlp, FusedNorm, PlainFusions, fuse, unfuse
+from local_engine.fused import Fused, FusedAttention, FusedMlp, FusedNorm, Heads, PlainFusions, fuse, unfuse
 from local_engine.runner import ModelRunner
 from local_engine.scheduler import Batch, Chunk
 from local_engine.sequence import Sequence
@@ -118,19 +118,10 @@ class Wrong(PlainFusions):
     def gated(self, gate: Tensor, up: Tensor) -> Tensor:
         return super().gated(gate, up) * (1.001 if self.which == "gated" else 1)
 
-    def place(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        slots: Tensor,
-        keys: Tensor,
-        values: Tensor,
-    ) -> None:
-        super().place(query, key, value, cos, sin, slots, keys, values)
-        for name, one in {"query": query, "key": key, "stored key": keys, "stored value": values}.items():
+    def place(self, heads: Heads) -> None:
+        super().place(heads)
+        named = {"query": heads.query, "key": heads.key, "stored key": heads.keys, "stored value": heads.values}
+        for name, one in named.items():
             if name == self.which:
                 one[-1, -1] += 0.01
 
@@ -253,7 +244,7 @@ def test_the_kernel_that_rotates_and_stores_does_what_the_plain_version_does(
     for fusions in (TritonFusions(), PlainFusions()):
         query, key, value = (one.view(tokens, -1, size) for one in both.clone().split_with_sizes(widths, -1))
         keys, values = torch.zeros(2, tokens + 3, heads[1], size, dtype=dtype)
-        fusions.place(query, key, value, cos, sin, slots, keys, values)
+        fusions.place(Heads(query, key, value, cos, sin, slots, keys, values))
         found.append((query, key, value, keys, values))
     for ours, plain in zip(*found, strict=True):
         near(ours, plain)

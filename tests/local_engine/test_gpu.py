@@ -24,7 +24,7 @@ from local_engine.accelerate import accelerated
 from local_engine.attention import PAGED_ATTENTION, KvCache
 from local_engine.config import Limits, Settings
 from local_engine.engine import Engine, Job
-from local_engine.fused import PlainFusions
+from local_engine.fused import Heads, PlainFusions
 from local_engine.loading import load
 from local_engine.paged import How, Shape, agrees
 from local_engine.runner import ModelRunner
@@ -68,7 +68,7 @@ def test_fused_operations_compute_what_the_plain_ones_do(
         parts = both.clone().split_with_sizes([heads * size, kv_heads * size, kv_heads * size], -1)
         query, key, value = (one.view(7, -1, size) for one in parts)
         keys, values = torch.zeros(2, 20, kv_heads, size, device="cuda", dtype=dtype)
-        fusions.place(query, key, value, cos, sin, slots, keys, values)
+        fusions.place(Heads(query, key, value, cos, sin, slots, keys, values))
         found.append((query, key, value, keys, values, fusions.gated(*both.chunk(2, -1))))
     for ours, plain in zip(*found, strict=True):
         torch.testing.assert_close(ours, plain, rtol=bound, atol=bound)
