@@ -125,10 +125,11 @@ class Scanner:
         With a `placeholder` in the place of each, a scan finds nothing more.
         """
         spans: list[Span] = []
+        left = 2 * MOST_WORK  # once more, at the least, to see that nothing is left
         try:
             for _ in range(_MOST_ROUNDS):
                 masked, origin = _masked(text, spans)
-                found = self._occurrences(masked)
+                found, left = self._occurrences(masked, left)
                 if not found:
                     return tuple(spans)
                 spans = _united([*spans, *(Span(span.kind, *origin(span)) for span in found)])
@@ -136,18 +137,18 @@ class Scanner:
             return None
         return None
 
-    def _occurrences(self, text: str) -> list[Span]:
-        """What is found at first sight, in any order. Raises `OutOfWorkError`."""
+    def _occurrences(self, text: str, work: int) -> tuple[list[Span], int]:
+        """What is found at first sight, in any order, and the work that is left. Raises `OutOfWorkError`."""
         aligned = Aligned.of(text)
         clues, finders = self._hints(aligned.text, 0)
-        seen = Seen(MOST_WORK, clues, every=True)
+        seen = Seen(work, clues, every=True)
         # In a fixed order, so that what several kinds claim is always called by the same one; numbers of digits alone
         # after what may claim these.
         for finder in sorted(finders, key=self._order.__getitem__):
             finder.find(aligned.text, seen)
         if clues & RUN:
             self._numbers.find(aligned.text, seen)
-        return [Span(kind, aligned.starts[start], aligned.ends[end - 1]) for kind, start, end in seen.found]
+        return [Span(kind, aligned.starts[start], aligned.ends[end - 1]) for kind, start, end in seen.found], seen.left
 
 
 class _RowFinder:

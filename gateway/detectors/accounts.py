@@ -32,9 +32,11 @@ _SHAPES = {
 }
 _LENGTHS = {country: 4 + sum(int(count) for count in re.findall(r"\d+", shape)) for country, shape in _ACCOUNTS.items()}
 _GAP = r"(?:[^0-9A-Za-z<&\\]|<(?:/?[a-z]+>)?|&(?:nbsp;)?|\\[nrt]?){0,8}"
-_START = rf"(?i)(?:^|[^0-9A-Za-z])(?:{'|'.join(_ACCOUNTS)}) ?\d{_GAP}\d(?:{_GAP}[0-9A-Z])"
-_COUNTRIES = "|".join(_ACCOUNTS)
-_HINT = rf"(?i)(?:^|[^0-9A-Za-z])(?:(?:{_COUNTRIES})\d\d|(?:{_COUNTRIES}) \d\d{_GAP}\d\d)"
+_MORE = rf"(?:{_GAP}[0-9A-Z])"
+_COUNTRY_FIRST = rf"(?i)(?:^|[^0-9A-Za-z])(?:{'|'.join(_ACCOUNTS)})"
+# Wherever a line ends. "at 10 in the morning" begins like one with a space: then what follows counts as well.
+_CLOSE = rf"\d{_GAP}\d"
+_SPACED_OUT = rf" \d{_GAP}\d{_GAP}(?:\d{_GAP}\d|[A-Z]{{1,4}}{_GAP}\d)"
 _MARKUP = re.compile(rb"</?[a-z]+>|&nbsp;|\\[nrt]")
 _SPACED = bytes(code if bytes((code,)).isalnum() else 32 for code in range(256))
 _WRITTEN = {
@@ -80,4 +82,13 @@ def iban(text: bytes, start: int, end: int) -> Place | None:
     return None if wanted or text[place : place + 1].isalnum() else (start, place)
 
 
-ROWS = (Row("iban", f"{_START}{{11,30}}", iban, _HINT, overlaps=True, claims=True),)
+ROWS = (
+    Row(
+        "iban",
+        f"{_COUNTRY_FIRST}(?:{_CLOSE}{_MORE}{{11,30}}|{_SPACED_OUT}{_MORE}{{6,29}})",
+        iban,
+        f"{_COUNTRY_FIRST}(?:{_CLOSE}|{_SPACED_OUT})",
+        overlaps=True,
+        claims=True,
+    ),
+)

@@ -41,10 +41,10 @@ class Row:
 
 class Seen:
     """What is known of a text while its detectors look at it: which `clues` fired (of numbers, as bits), what was
-    `found`, which places are `claimed` by what may be no other number, and the work that may still be done. `all` asks
+    `found`, which places are `claimed` by what may be no other number, and the work that is `left` to do. `all` asks
     for every occurrence, else the first of each kind will do, and only the `kinds` are kept."""
 
-    __slots__ = ("_left", "all", "claimed", "clues", "found", "kinds")
+    __slots__ = ("all", "claimed", "clues", "found", "kinds", "left")
 
     def __init__(self, work: int, clues: int = 0, every: bool = False) -> None:
         self.clues = clues
@@ -52,12 +52,12 @@ class Seen:
         self.found: list[Found] = []
         self.kinds: set[str] = set()
         self.claimed: list[Place] = []
-        self._left = work
+        self.left = work
 
     def spend(self, work: int) -> None:
         """Raises `OutOfWorkError` where not so much is left."""
-        self._left -= work
-        if self._left < 0:
+        self.left -= work
+        if self.left < 0:
             raise OutOfWorkError
 
     def add(self, kind: str, place: Place) -> None:

@@ -127,9 +127,9 @@ def _end_of_uneven(sizes: tuple[int, ...], first: int) -> int:
 def _joined_as_one(shape: Shape, first: int, last: int) -> bool:
     """Whether the groups are joined as those of one number are: by spaces, dashes, dots, line breaks; or by anything
     else, but all by the same, and the groups around them by something else."""
-    joints = shape.joints[first:last]
-    if _USUAL.issuperset(joints):
+    if _USUAL.issuperset(shape.joints[first:last]):
         return True
+    joints = shape.loose[first:last]
     joint = joints[0]
     return joints.count(joint) == len(joints) and shape.before(first) != joint and shape.after(last) != joint
 

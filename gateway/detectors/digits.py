@@ -45,6 +45,8 @@ ALIKE = bytes(48 if code in _DIGITS else code for code in range(256))
 
 Groups = tuple[int, int]  # the first and the last of some
 SPACE, BREAK = b" ", b"\n"
+STOP = b". "  # as in `Shape.loose`
+LOOSENED = frozenset((b"-", b".", b"/"))
 _JOINTS = {
     before + one + after: one.strip() + after.strip() or (BREAK if one == b"\n" else SPACE)
     for before in (b"", b" ")
@@ -80,7 +82,7 @@ class Shape:
     one: the signs between them without white space, or a space, or a line break where there is one and nothing else.
     Not changed once made; what takes time is found out when it is asked for."""
 
-    __slots__ = ("_joints", "_mended", "_pieces", "_places", "offsets", "sizes", "written")
+    __slots__ = ("_joints", "_loose", "_mended", "_pieces", "_places", "offsets", "sizes", "written")
 
     def __init__(self, written: bytes) -> None:
         """`written`: the run, translated by `ALIKE`."""
@@ -88,6 +90,7 @@ class Shape:
         self.sizes = tuple(map(len, written.translate(_SPACED).split()))
         self.offsets = (0, *accumulate(self.sizes))  # in the digits of all groups, one after the other
         self._joints: list[bytes] | None = None
+        self._loose: list[bytes] | None = None
         self._pieces: list[bytes] | None = None
         self._places: list[int] | None = None
         self._mended: Shape | None = None
@@ -111,6 +114,18 @@ class Shape:
         return self._joints
 
     @property
+    def loose(self) -> list[bytes]:
+        """The same, with a space after a dash, dot or slash that white space parts from a group: what ends a sentence or
+        numbers a list (`1. 4111-1111`) joins less than what stands within a number."""
+        if self._loose is None:
+            between = self.pieces[2:-1:2]
+            self._loose = [
+                joint + SPACE if joint in LOOSENED and len(piece) > len(joint) else joint
+                for joint, piece in zip(self.joints, between, strict=True)
+            ]
+        return self._loose
+
+    @property
     def places(self) -> list[int]:
         """Where each of the pieces begins."""
         if self._places is None:
@@ -118,12 +133,12 @@ class Shape:
         return self._places
 
     def before(self, first: int) -> bytes:
-        """What joins a group to the one before it; nothing where it is the first."""
-        return self.joints[first - 1] if first else b""
+        """What joins a group to the one before it, as in `loose`; nothing where it is the first."""
+        return self.loose[first - 1] if first else b""
 
     def after(self, last: int) -> bytes:
-        """What joins a group to the one after it; nothing where it is the last."""
-        return self.joints[last] if last + 1 < len(self.sizes) else b""
+        """What joins a group to the one after it, as in `loose`; nothing where it is the last."""
+        return self.loose[last] if last + 1 < len(self.sizes) else b""
 
     def sign(self, group: int) -> bytes:
         """The last three bytes of a group but the first, and of what follows it, before the given one."""
@@ -147,6 +162,7 @@ class Shape:
             mended.offsets = (0, *accumulate(sizes))
             mended._pieces = [*pieces, b""]
             mended._joints = [joint for joint in self.joints if joint != BREAK]
+            mended._loose = [joint for joint in self.loose if joint != BREAK]
             self._mended = mended
         return self._mended
 

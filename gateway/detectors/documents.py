@@ -147,8 +147,9 @@ def passport(text: bytes, start: int, end: int) -> Place | None:
 
 
 def _irish_after_words(text: bytes, start: int, end: int) -> Place | None:
-    first = max(text.rfind(sign, start, end) for sign in (b" ", b":", b"#", b"=", b'"', b"'")) + 1
-    return (first, end) if irish(text[first:end].decode(errors="ignore").upper()[-9:]) else None
+    """What the words and signs before it are followed by: seven digits, and one letter or two."""
+    first = end - 8 if text[end - 8 : end - 1].isdigit() else end - 9
+    return (first, end) if irish(text[first:end].decode(errors="ignore").upper()) else None
 
 
 ROWS = (

@@ -396,7 +396,8 @@ def _strong(shape: Shape, first: int, last: int) -> tuple[Identity, ...]:
     if not known:
         return ()
     inner = shape.joints[first:last]
-    if not _JOINTS.issuperset(inner) or shape.before(first) in inner or shape.after(last) in inner:
+    loose = shape.loose[first:last]
+    if not _JOINTS.issuperset(inner) or shape.before(first) in loose or shape.after(last) in loose:
         return ()
     return tuple(each for each in known if each.joints.issuperset(inner))
 

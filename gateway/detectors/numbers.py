@@ -7,7 +7,8 @@ where the automaton saw nothing that could be one, and at runs whose groups have
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 
 from gateway.detectors import cards, national, phones, ssn, words
 from gateway.detectors.base import Place, Seen
@@ -137,39 +138,51 @@ class Numbers:
 
     def find(self, text: bytes, seen: Seen) -> None:
         """Note each kind and place, where there is the clue that there are runs."""
-        if seen.clues != RUN or b"\n" in text:
+        if seen.clues != RUN or seen.claimed or b"\n" in text:
             tagged = marked(text)
+            seen.claimed = _united(seen.claimed)
             self._look(text, seen, stretches(text, tagged), tagged)
 
-    def _look(self, text: bytes, seen: Seen, found: Iterable[re.Match[bytes]], tagged: bool) -> None:
+    def _look(
+        self, text: bytes, seen: Seen, found: Iterable[re.Match[bytes]], tagged: bool, beside: bool = False
+    ) -> None:
+        """`beside`: it is what is left of a run in which something was found, which the automaton saw as one."""
         plans, clues, claimed = self._plans, seen.clues, seen.claimed
         for stretch in found:
             begin, end = stretch.span()
             written = text[begin:end]
             plan = plans[written.translate(ALIKE)]
             if plan.apart and not tagged:
-                self._look(text, seen, parts(text, begin, end), tagged)
+                self._look(text, seen, parts(text, begin, end), tagged, beside)
                 continue
-            if not plan.enough or (claimed and _within(claimed, begin, end)):
+            if not plan.enough:
+                continue
+            if claimed and (taken := _touching(claimed, begin, end)):
+                self._look_beside(text, seen, taken, begin, end)
                 continue
             seen.spend(WORK_OF_GROUP * plan.size)
             run = Run(text, begin, end, plan.shape, written.translate(None, NO_DIGITS))
-            taken: Collection[int] = _claimed(run, claimed) if claimed else _NONE
-            if not taken and (plan.possible or clues & (SOCIAL_WORD | IDENTITY_WORD)):
-                taken = self._checked(seen, plan, run)
-            if (clues & (PHONE | PHONE_WORD) or taken) and len(taken) < plan.size:
-                self._phones(seen, plan, run, taken)
+            if (plan.possible or clues & (SOCIAL_WORD | IDENTITY_WORD)) and (checked := self._checked(seen, plan, run)):
+                self._look_beside(text, seen, checked, begin, end)
+            elif clues & (PHONE | PHONE_WORD) or beside:
+                self._phones(seen, plan, run)
             if seen.kinds and not seen.all and self.kinds <= seen.kinds:
                 return
 
-    def _checked(self, seen: Seen, plan: Plan, run: Run) -> Collection[int]:
-        """Numbers that have a check digit, or nearly; the groups that they take."""
+    def _look_beside(self, text: bytes, seen: Seen, taken: Sequence[Place], begin: int, end: int) -> None:
+        """Look at what of a run is in none of the places, which are in order."""
+        for first, last in (*taken, (end, end)):
+            if first - begin >= LEAST:
+                self._look(text, seen, parts(text, begin, first), True, True)
+            begin = max(begin, last)
+
+    def _checked(self, seen: Seen, plan: Plan, run: Run) -> Sequence[Place]:
+        """Numbers that have a check digit, or nearly: the places that they take."""
         kinds, clues = self.kinds, seen.clues
         if (plan.cards or plan.across) and "credit_card" in kinds:
             where, found = cards.find(run, plan.cards, plan.across)
             if found:
-                _note(seen, "credit_card", where, found)
-                return range(plan.size)
+                return _note(seen, "credit_card", where, found)
         if "us_ssn" in kinds:
             windows = plan.ssn_after_a_word() if clues & SOCIAL_WORD else plan.ssn
             if windows and (found := fitting(run, windows, ssn.issued)):
@@ -181,42 +194,42 @@ class Numbers:
                 return _note(seen, "national_id", run, found)
         return _NONE
 
-    def _phones(self, seen: Seen, plan: Plan, run: Run, taken: Collection[int]) -> None:
+    def _phones(self, seen: Seen, plan: Plan, run: Run) -> None:
         if "phone" not in self.kinds or ("phone" in seen.kinds and not seen.all):
             return
-        for first, last in phones.groups(run, plan.phones(), bool(seen.clues & PHONE_WORD), taken):
+        for first, last in phones.groups(run, plan.phones(), bool(seen.clues & PHONE_WORD)):
             if not seen.all:
                 seen.kinds.add("phone")
                 return
             seen.add("phone", phones.place(run, first, last))
 
 
-_NONE: Collection[int] = ()
+_NONE: Sequence[Place] = ()
 
 
-def _note(seen: Seen, kind: str, run: Run, found: Sequence[Groups]) -> Collection[int]:
-    """The groups that are taken."""
+def _note(seen: Seen, kind: str, run: Run, found: Iterable[Groups]) -> list[Place]:
+    """The places that are taken, in order."""
+    places = [run.place(first, last) for first, last in found]
     seen.kinds.add(kind)
     if seen.all:
-        seen.found += [(kind, *run.place(first, last)) for first, last in found]
-    if len(found) == 1:
-        first, last = found[0]
-        return range(first, last + 1)
-    return {group for first, last in found for group in range(first, last + 1)}
+        seen.found += [(kind, first, last) for first, last in places]
+    return sorted(places)
 
 
-def _within(places: Iterable[Place], begin: int, end: int) -> bool:
-    for first, last in places:  # noqa: SIM110 - a generator costs more than the comparisons
-        if first <= begin and end <= last:
-            return True
-    return False
+def _united(places: Iterable[Place]) -> list[Place]:
+    """In order; those that overlap as one."""
+    united: list[Place] = []
+    for first, last in sorted(places):
+        if united and first < united[-1][1]:
+            first, last = united[-1][0], max(last, united.pop()[1])
+        united.append((first, last))
+    return united
 
 
-def _claimed(run: Run, places: Iterable[Place]) -> set[int]:
-    """The groups that belong to something else."""
-    claimed = set()
-    for group in range(len(run.sizes)):
-        start, end = run.place(group, group)
-        if any(first < end and start < last for first, last in places):
-            claimed.add(group)
-    return claimed
+def _touching(places: Sequence[Place], begin: int, end: int) -> Sequence[Place]:
+    """Of places in order and apart, those that have something in common with a run."""
+    after = bisect_left(places, (end,))
+    before = after
+    while before and places[before - 1][1] > begin:
+        before -= 1
+    return places[before:after]

@@ -111,27 +111,31 @@ def birth(text: bytes, start: int, end: int) -> Place | None:
 
 # ---- streets ----
 
-_NAME = r"[A-Z\x{c0}-\x{24f}0-9][\w\x{c0}-\x{24f}'.\-]*"
+_PROPER = r"[A-Z\x{c0}-\x{24f}\x{410}-\x{42f}][\w\x{c0}-\x{24f}\x{400}-\x{4ff}'.\-]*"
+_NAME = rf"(?:{_PROPER}|[0-9][\w\x{{c0}}-\x{{24f}}'.\-]*)"
 _SMALL = (
     r"(?:de|da|do|du|des|der|den|del|della|la|le|les|los|las|l'|d'|di|van|von|dos|das|y|e|al|am|an|im|zum|zur|the|of)"
 )
 _KINDS = "street|st|avenue|ave|road|rd|boulevard|blvd|lane|ln|drive|dr|court|ct|place|pl|square|sq|terrace|parkway|pkwy|highway|hwy|close|crescent|gardens|way|row|grove|hill"
 _ENDINGS = r"straße|strasse|str\.|weg|platz|allee|gasse|ring|damm|ufer|straat|laan|plein|gracht|kade|singel|dijk|gatan|vägen|vej|gade|veien|gata|katu"
+# Shortened ones: such as stand before a name with and without a space, and such as are too much else without one.
 _FIRST = (
-    r"calle|c/|avenida|avda\.?|av\.|plaza|paseo|camino|carrer|via|viale|piazza|piazzale|corso|largo|vicolo|rua|travessa|praça|estrada"
-    r"|ul\.|ulica|al\.|os\.|ulice|bulevardul|улица|ул\.|проспект|пр-т"
+    "(?i:(?:calle|avenida|avda|plaza|paseo|camino|carrer|via|viale|piazza|piazzale|corso|largo|vicolo|rua|travessa|praça|estrada"
+    r"|ulica|ulice|bulevardul|улица|проспект|пр-т|al\.|os\.|c/) |(?:avda\.|av\.|ul\.|ул\.) ?)"
 )
+_CROSSING = r"\b(?:calle|carrera|cra\.?|kra\.?|avenida|diagonal|transversal)"  # streets with numbers for names
+_NUMBERED = r",? ?(?i:n[º°.]? ?|nr\.? ?|no\.? ?|д\. ?)?\d{1,5}\b"
 _FRENCH = "rue|avenue|av\\.|boulevard|bd|bld|place|chemin|impasse|allée|allee|quai|route|cours|passage|square"
 # Pattern and hint.
 _STREETS = (
     # number, name, kind
     (
         rf"\b\d{{1,5}}[A-Za-z]?,? (?:[NSEW]{{1,2}}\.? |North |South |East |West )?(?:{_NAME} ){{1,3}}(?i:{_KINDS})\b\.?",
-        rf"(?i)[a-z0-9.] (?:{_KINDS})\b",
+        rf"(?i)[\w\x{{c0}}-\x{{24f}}\x{{400}}-\x{{4ff}}'.\-] (?:{_KINDS})\b",
     ),
     (
         r"(?i)\b\d{1,5} (?:[a-z]+ ){1,2}(?:street|avenue|road|boulevard|blvd|lane|drive),? [a-z. ]{2,30},? (?:[a-z]{2} )?\d{5}\b",
-        r"(?i)[a-z] (?:street|avenue|road|boulevard|blvd|lane|drive),? [a-z]",
+        r"(?i)[a-z] (?:street|avenue|road|boulevard|blvd|lane|drive),? [a-z. ]",
     ),
     # kind, name, number
     (rf"\b{_NAME}(?:{_ENDINGS})(?: |, )\d{{1,4}}[ ]?[a-zA-Z]?\b", rf"(?:{_ENDINGS}),? \d"),
@@ -140,8 +144,16 @@ _STREETS = (
         r"\d[a-z]?, \d{4}",
     ),
     (
-        rf"(?:^|[^A-Za-z])(?i:{_FIRST}) ?(?:{_SMALL} ?){{0,3}}(?:{_NAME} ?|{_SMALL} ){{1,5}},? ?(?i:n[º°.]? ?|nr\.? ?|no\.? ?|д\. ?)?\d{{1,5}}\b",
-        rf"(?:^|[^A-Za-z])(?i:{_FIRST}) ",
+        rf"(?:^|[^A-Za-z]){_FIRST}(?:\d{{1,2}} )?(?:{_SMALL} ?){{0,3}}{_PROPER} ?(?:{_NAME} ?|{_SMALL} ){{0,4}}{_NUMBERED}",
+        rf"(?:^|[^A-Za-z]){_FIRST}",
+    ),
+    (
+        rf"(?i){_CROSSING} \d{{1,3}} ?[a-z]?,? ?(?:#|n[o°º]\.?) ?\d{{1,3}}",
+        rf"(?i){_CROSSING} \d",
+    ),
+    (
+        rf"(?:^|[^0-9A-Za-z/\\._\-])(?:c/{_PROPER}(?: (?:{_SMALL} )?{_PROPER}){{0,3}}|C/{_PROPER}(?: (?:{_SMALL} )?{_PROPER}){{0,3}},){_NUMBERED}",
+        r"(?:^|[^0-9A-Za-z/\\._\-])[cC]/[A-Z\x{c0}-\x{24f}]",
     ),
     # number, kind, name
     (

@@ -6,11 +6,11 @@ Source of the country codes: ITU-T E.164, list of assigned codes.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from gateway.detectors.base import Place
-from gateway.detectors.digits import BREAK, LEAST, MOST_SIGNS, SPACE, Groups, Run, Shape, more, shaped
+from gateway.detectors.digits import BREAK, LEAST, LOOSENED, MOST_SIGNS, SPACE, STOP, Groups, Run, Shape, more, shaped
 from gateway.detectors.words import NUMBERED, PHONE
 
 _CALLING_CODE = re.compile(
@@ -36,7 +36,7 @@ HINT = "|".join(
         rf"(?:^|[^0-9A-Za-z+])\+\(?\d{more(7)}",
         rf"\(\d{{2,5}}\s*\){more(4)}",
         rf"\(0{more(7)}",
-        rf"(?:^|[A-Za-z]|{_OTHER}|:\s*[^0-9A-Za-z\s]|[^0-9A-Za-z\s]\s*:|\n|{_SIGN}{{{MOST_SIGNS + 1}}}){_SIGN}*0{more(8)}",
+        rf"(?:^|[A-Za-z]|{_OTHER}|:\s*[^0-9A-Za-z\s]|[^0-9A-Za-z\s]\s*:|\n|[\-./()]\s|\s[\-./()]|{_SIGN}{{{MOST_SIGNS + 1}}}){_SIGN}*0{more(8)}",
     )
 )
 
@@ -49,20 +49,29 @@ class Layout:
     __slots__ = ("close", "firsts", "reach")
 
     def __init__(self, shape: Shape) -> None:
-        self.close = [*map(_hard, shape.joints), False]
-        self.reach = [_reach(shape, self.close, first, ()) for first in range(len(shape.sizes))]
+        self.close = [*_close(shape), False]
+        self.reach = [_reach(shape, self.close, first) for first in range(len(shape.sizes))]
         digits = shape.offsets
         self.firsts = [first for first, last in enumerate(self.reach) if digits[last + 1] - digits[first] >= LEAST]
 
 
-def _reach(shape: Shape, close: Sequence[bool], first: int, taken: Collection[int]) -> int:
+def _close(shape: Shape) -> list[bool]:
+    """Of each joint, whether it joins closely: no stop at the end of a sentence, and of dashes and slashes with a space
+    none that has one without a space beside it."""
+    tight = [joint in LOOSENED for joint in shape.loose]
+    return [
+        _hard(joint) and (joint == loose or (loose != STOP and not any(tight[max(0, place - 1) : place + 2])))
+        for place, (joint, loose) in enumerate(zip(shape.joints, shape.loose, strict=True))
+    ]
+
+
+def _reach(shape: Shape, close: Sequence[bool], first: int) -> int:
     """The last group that could belong to a number that begins with `first`."""
     joints, sizes = shape.joints, shape.sizes
     last, total = first, sizes[first]
     while (
         last < len(joints)
-        and (close[last] or joints[last] in _SOFT)
-        and last + 1 not in taken
+        and (close[last] or joints[last] in _SOFT or shape.loose[last] == STOP)
         and total + sizes[last + 1] <= MOST + 2
     ):
         last += 1
@@ -70,13 +79,13 @@ def _reach(shape: Shape, close: Sequence[bool], first: int, taken: Collection[in
     return last
 
 
-def groups(run: Run, layout: Layout, worded: bool, taken: Collection[int]) -> Iterator[Groups]:
-    """The first and last groups of each; none of those in `taken`. `worded`: a word for phones stands in the text."""
+def groups(run: Run, layout: Layout, worded: bool) -> Iterator[Groups]:
+    """The first and last groups of each. `worded`: a word for phones stands in the text."""
     free = 0
     for first in layout.firsts:
-        if first < free or first in taken:
+        if first < free:
             continue
-        last = _last_of_phone(run, layout, first, worded, taken, first == free > 0)
+        last = _last_of_phone(run, layout, first, worded, first == free > 0)
         if last is not None:
             yield first, last
             free = last + 1
@@ -114,22 +123,18 @@ def _within(run: Run, layout: Layout, first: int, sign: bytes) -> bool:
     return _is_part(sign)
 
 
-def _last_of_phone(
-    run: Run, layout: Layout, first: int, worded: bool, taken: Collection[int], after_another: bool
-) -> int | None:
+def _last_of_phone(run: Run, layout: Layout, first: int, worded: bool, after_another: bool) -> int | None:
     sign, digits = run.sign(first), run.together(first, first)
     zero = digits[0] == _ZERO
     # Those of `_by_shape` and of North America begin with one digit or three.
     candidate = worded or zero or len(digits) in (1, 3) or _PLUS_SIGN in sign or _BRACKET in sign
     if not candidate or _within(run, layout, first, sign):
         return None
-    reach = _reach(run.shape, layout.close, first, taken) if taken else layout.reach[first]
+    reach = layout.reach[first]
     if _PLUS_SIGN in sign and _is_plus(sign):
         return _international(run, layout, first, reach)
     last = None
-    if zero and (
-        first == 0 or run.joints[first - 1] != SPACE or first - 1 in taken or after_another
-    ):  # not one of several in a row
+    if zero and (first == 0 or run.joints[first - 1] != SPACE or after_another):  # not one of several in a row
         if digits.startswith(b"00") and digits[2:3] != b"0":
             last = _international(run, layout, first, reach, 2, worded)
         elif digits[1:2] != b"0":
@@ -179,13 +184,12 @@ def _international(
 
 
 def _with_trunk_prefix(run: Run, layout: Layout, first: int, reach: int, sign: bytes) -> int | None:
-    if run.sizes[first] < 2 and run.shape.after(first) != b"(":
+    following = run.shape.after(first).rstrip()
+    if run.sizes[first] < 2 and following != b"(":
         return None
     if run.sizes[first : first + 3] in _NO_PHONES and layout.close[first]:
         return None
-    last = _end(
-        run, layout, first, reach, 9 if not sign.endswith(b"(") else 8, 13 if run.shape.after(first) == b"/" else 12
-    )
+    last = _end(run, layout, first, reach, 9 if not sign.endswith(b"(") else 8, 13 if following == b"/" else 12)
     if last is None or last == first or run.sizes[first : last + 1] in _NO_PHONES:
         return None
     fraction = last == first + 1 and run.joints[first] == b"." and not run.together(last, last).strip(b"0")
@@ -228,7 +232,7 @@ def _by_shape(run: Run, layout: Layout, first: int, reach: int, sign: bytes) -> 
         and digits[:1] == b"1"
         and digits[1] > 50
         and first + 2 <= reach
-        and run.shape.after(first + 2) in (b"", BREAK)
+        and run.shape.after(first + 2) in (b"", BREAK, STOP)
     ):
         return first + 2
     return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from gateway.detectors.digits import BREAK, SPACE, Run, Shape, Window, shaped
+from gateway.detectors.digits import BREAK, SPACE, STOP, Run, Shape, Window, shaped
 from gateway.detectors.words import NUMBERED, SSN
 
 _SHAPE = (3, 2, 4)
@@ -56,8 +56,10 @@ def _together(shape: Shape, first: int) -> bool:
     joint = shape.joints[first]
     if joint not in _JOINTS or shape.joints[first + 1] != joint:
         return False
-    around = shape.before(first), shape.after(first + 2)
-    return joint not in around and not (joint == SPACE and not _HARD.isdisjoint(around))
+    around = {shape.before(first), shape.after(first + 2)}
+    return around.isdisjoint(shape.loose[first : first + 2]) and not (
+        joint == SPACE and any(sign.rstrip() in _HARD for sign in around - {STOP})
+    )
 
 
 def _named(run: Run, first: int, last: int) -> bool:

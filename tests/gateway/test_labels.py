@@ -11,7 +11,7 @@ import re2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.automaton import occurs
+from gateway.automaton import occurs, searcher
 from gateway.detectors import ROWS
 from gateway.detectors.accounts import is_iban
 from gateway.detectors.base import Row, Seen
@@ -90,6 +90,8 @@ NATIONAL = (
     "A123456(3)",
     "12.531.909-2",
     "PPS 6433435F",
+    "pps.6433435OA",
+    "PPS\n6433435F",
     "AB 12 34 56 C",
 )
 
@@ -194,6 +196,10 @@ FOUND = [
             "NO93 8601 1117 947",
             "AT61 1904 3002 3457 3201, BIC",
             "to AT12 DE89 3704 0044 0532 0130 00",
+            "DE8\n9370400440532013000",
+            "DE 8\n9 3704 0044 0532 0130 00",
+            "GB 82 WEST 1234 5698 7654 32",
+            "IT 60 X 05428 11101 000000123456",
         )
     ),
     *(
@@ -313,7 +319,15 @@ FOUND = [
             "Calle de Alcalá, 48, Madrid",
             "Via Garibaldi 12",
             "Keizersgracht 123, Amsterdam",
+            "C/Mayor, 12, Madrid",
+            "c/Gran Vía 12",
+            "Av.Paulista 1000",
+            "Carrera 7 # 12-34",
+            "7 Malá Street",
+            "12 main street,  springfield, il 62704",
+            "ул. Ленина 5",
             "ul. Marszałkowska 10/4, Warszawa",
+            "ul.Marszałkowska 10",
         )
     ),
     *(("national_id", text) for text in NATIONAL),
@@ -370,6 +384,8 @@ LEFT = [
     "iPhone 15, screen 1920 1080, phone 7",
     "+0200 and 1+12345678 and 2024+10",
     "for i in range(1000000, 2000000): total += 12345678",
+    "Smith et al. 2019, and via 12 hops",
+    "os.open(path, os.O_CREAT, 384) in C/Fortran 90, /c/Users 12",
     "The quick brown fox jumps over 13 lazy dogs in 2024, for 35.50 euros.",
     "",
 ]
@@ -380,6 +396,34 @@ def test_finds_a_kind_however_it_is_written(kind: str, text: str) -> None:
     """Separators, line breaks, other digits, dashes and invisible characters hide nothing."""
     assert kind in SCANNER.scan([text])
     assert kind in SCANNER.scan(["Look:", f"before {text} after"])
+
+
+@pytest.mark.parametrize(
+    ("kinds", "text"),
+    [
+        ("credit_card", "1. 4111111111111111\n2. 5555555555554444"),
+        ("phone", "1. 415-555-2671"),
+        ("phone", "12. 030 901820 12"),
+        ("phone", "3 - 415-555-2671 - 2"),
+        ("phone", "Call (415) 555 2671. 12 people wait."),
+        ("phone", "138 1234 5678. 3"),
+        ("us_ssn", "1 - 078-05-1120"),
+        ("us_ssn", "My SSN is 078.05.1120. 12 of us"),
+        ("us_ssn", "It is 078 05 1120. 12 of us"),
+        ("national_id", "529.982.247-25. 123-456"),
+        ("credit_card phone", "4111 1111 1111 1111, 415-555-2671"),
+        ("credit_card us_ssn", "30569309025904 | 078.05.1120"),
+        ("credit_card national_id", "4111111111111111; 710319/2745"),
+        ("us_ssn national_id", "078-05-1120\t20-05536168-2"),
+        ("us_ssn phone", "078-05-1120 (415) 555-2671"),
+        ("ip_address credit_card", "203.0.113.9 4111 1111 1111 1111"),
+        ("ip_address us_ssn phone", "203.0.113.9, 078-05-1120, 030 901820 12"),
+        ("iban credit_card", "DE89370400440532013000 4111111111111111"),
+    ],
+)
+def test_a_number_is_found_beside_another(kinds: str, text: str) -> None:
+    """What numbers a list, ends a sentence or stands in the next column takes nothing from it."""
+    assert SCANNER.scan([text]) == set(kinds.split())
 
 
 @pytest.mark.parametrize("text", LEFT)
@@ -487,6 +531,36 @@ def test_numbers_are_found_without_looking_where_no_hint_is(pieces: list[str]) -
     seen = Seen(MOST_WORK, RUN | LIKELY | PHONE | PHONE_WORD | SOCIAL_WORD | IDENTITY_WORD)
     Numbers(DIGIT_KINDS).find(text.encode(), seen)
     assert seen.kinds == DIGITS_ALONE.scan([text])
+
+
+BROKEN = st.tuples(
+    st.sampled_from([text for _, text in FOUND]),
+    st.floats(0, 1),
+    st.sampled_from(
+        ["", " ", "\n", "\v", "\x00", "\x1c", ".", "-", ",", "<b>", "&nbsp;", "\\n", "0", "a", "É", "ß", "字"]
+    ),
+).map(lambda drawn: drawn[0][: int(drawn[1] * len(drawn[0]))] + drawn[2] + drawn[0][int(drawn[1] * len(drawn[0])) :])
+
+
+def found_by(row: Row, text: bytes) -> bool:
+    """Whether a row finds something, be there a hint or not."""
+    search, at = searcher(row.pattern), 0
+    while True:
+        start, end = search(text, at, len(text))[0]
+        if start < 0 or row.check(text, start, end):
+            return start >= 0
+        at = start + 1 if row.overlaps else max(end, start + 1)
+
+
+@settings(deadline=None)
+@given(BROKEN)
+def test_words_are_found_without_looking_where_no_hint_is(text: str) -> None:
+    """No hint fires less than its pattern does, and no check fails, however a text is broken."""
+    read = folded(text).encode(errors="replace")
+    kinds = {row.kind for row in ROWS if found_by(row, read)}
+    found = SCANNER.scan([text])
+    assert kinds <= found
+    assert found - DIGIT_KINDS <= kinds
 
 
 KEYS = [row for row in ROWS if row.check is token]
@@ -629,8 +703,17 @@ def test_a_text_folded_at_once_and_with_places_is_the_same(text: str) -> None:
 
 @pytest.mark.parametrize(
     "noise",
-    ["1234 " * 40_000, "DE12" * 50_000, "a@" * 100_000, "1" * 200_000, "+1" * 100_000, "eyJ." * 50_000, "é１" * 50_000],
-    ids=["groups", "iban starts", "at signs", "digits", "plus signs", "dots", "wide digits"],
+    [
+        "1234 " * 40_000,
+        "203.0.113.9 " * 6_000 + "12-34-567x " * 12_000,
+        "DE12" * 50_000,
+        "a@" * 100_000,
+        "1" * 200_000,
+        "+1" * 100_000,
+        "eyJ." * 50_000,
+        "é１" * 50_000,
+    ],
+    ids=["groups", "claims", "iban starts", "at signs", "digits", "plus signs", "dots", "wide digits"],
 )
 def test_finds_the_needle_behind_any_noise(noise: str) -> None:
     """However much looks like a number, what stands at the end is still found."""
