@@ -36,7 +36,7 @@ from gateway.errors import (
     UpstreamRejected,
     UpstreamUnauthorized,
 )
-from gateway.ledger import Counting, Hold, LedgerUnavailable, Refused, Reservation, Spent
+from gateway.ledger import SLACK, Counting, Hold, LedgerUnavailable, Refused, Reservation, Spent
 from gateway.limits import DeploymentLimits
 from gateway.ratelimit import Header, ratelimit_headers
 from gateway.terms import BY_ONE, CALENDAR, MONEY, NO_AMOUNTS, Term, Terms, at_least, spent_on, terms_of
@@ -45,6 +45,7 @@ from gateway.types import Caller, Deployment, Rejection, RequestFacts, Usage, us
 PATIENCE = 0.1  # seconds that one request waits for a ledger, all its attempts together
 LEASE = 30.0  # seconds after which what a dead replica held open is free again
 RENEW_EVERY = 10.0
+SENT_WITHIN = SLACK / 2  # seconds of what is set aside for a call; the rest is for its way
 RENEW_TOGETHER = 32  # so few that requests need not wait until thousands are renewed, nor these for each other in vain
 NOWHERE = Deployment("", "openai", "", "")  # where a request goes that makes no call
 KNOWN_FULL = 0.25  # seconds for which a deployment is taken to be full once its limit was seen to be used up
@@ -224,12 +225,20 @@ NOT_HELD = _NotHeld()
 class Held:
     """Implements `Holding`."""
 
-    __slots__ = ("_ended", "_facts", "_limiter", "_terms", "deployment", "reservation")
+    __slots__ = ("_asked", "_ended", "_facts", "_limiter", "_terms", "deployment", "reservation")
 
     def __init__(
-        self, limiter: Limiter, deployment: Deployment, terms: Terms, reservation: Reservation, facts: RequestFacts
+        self,
+        limiter: Limiter,
+        deployment: Deployment,
+        terms: Terms,
+        reservation: Reservation,
+        facts: RequestFacts,
+        asked: float,
     ) -> None:
+        """`asked`: seconds of the clock, before which it was not set aside."""
         self._limiter = limiter
+        self._asked = asked
         self._terms = terms
         self._facts = facts
         self._ended = False
@@ -245,6 +254,11 @@ class Held:
     def headers(self) -> Sequence[Header]:
         """See `Holding`."""
         return self._headers(self._terms.own)
+
+    @property
+    def recent(self) -> bool:
+        """Whether a call that is sent now is counted in time; not where this process stood still meanwhile."""
+        return self._limiter.clock() - self._asked <= SENT_WITHIN
 
     @property
     def headers_alone(self) -> Sequence[Header]:
@@ -381,7 +395,8 @@ class Asking:
         if kept is not None and kept.deployment == deployment.name:
             if kept.error is not None:
                 raise kept.error
-            return kept.held
+            if not isinstance(kept.held, Held) or kept.held.recent:
+                return kept.held
         await _withdrawn(kept)
         return await self._set_aside(deployment)
 
@@ -461,7 +476,7 @@ class Asking:
         """Milliseconds that the request has waited so far for the ledger."""
         return self._waited * 1000
 
-    async def _held(self, deployment: Deployment, terms: Terms) -> Held | None:
+    async def _held(self, deployment: Deployment, terms: Terms, *, again: bool = False) -> Held | None:
         limiter, facts, now = self._limiter, self._facts, self._limiter.wall()
         amounts = terms.amounts(facts, deployment, limiter.long_output(facts)) if terms.wants else NO_AMOUNTS
         holds = terms.holds(amounts, now)
@@ -469,12 +484,18 @@ class Asking:
         began = limiter.clock()
         made = await limiter.ledger.reserve(f"{self._id}.{self._number}", holds, LEASE, now, self._patience)
         took = limiter.clock() - began
-        self._patience -= took
         self._waited += took
+        if took <= SENT_WITHIN:  # else it was not the ledger that it waited for
+            self._patience -= took
         if isinstance(made, Refused):
             self._refused(deployment.name, terms, holds, made, now)
             return None
-        held = Held(limiter, deployment, terms, made, facts)
+        held = Held(limiter, deployment, terms, made, facts, began)
+        if took > SENT_WITHIN and deployment is not NOWHERE:
+            await held.withdrawn()
+            if again:
+                raise LimitsUnavailable("this gateway is too busy to keep its limits now: try again", retry_after=1.0)
+            return await self._held(deployment, terms, again=True)
         limiter.holding(held)
         if terms.there:
             self._look_for_full(deployment.name, terms, made)

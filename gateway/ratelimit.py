@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from gateway.ledger.base import Limit, Unit
+from gateway.ledger.base import Limit, Unit, leaves_ms, place_of
 
 Header = tuple[bytes, bytes]
 _UNITS: Mapping[Unit, bytes] = {"requests": b"requests", "tokens": b"tokens"}
@@ -39,7 +39,7 @@ def ratelimit_headers(
 def _all_back_ms(limit: Limit, now_ms: int) -> int:
     """Until what was taken at `now_ms` no longer counts."""
     if limit.kind == "rolling":
-        return (now_ms // 1000 + limit.window + 1) * 1000 - now_ms
+        return leaves_ms(place_of(now_ms), limit.window) - now_ms
     return next((start * 1000 - now_ms for start in limit.starts if start * 1000 > now_ms), 0)
 
 

@@ -3,6 +3,7 @@ one process (`MemoryLedger`), in a store (`redis_ledger.RedisLedger`), or shared
 (`shared.SharedLedger`). The last two import a client of Redis, so they are not here."""
 
 from gateway.ledger.base import (
+    SLACK,
     Counting,
     Hold,
     Ledger,
@@ -18,6 +19,7 @@ from gateway.ledger.base import (
 from gateway.ledger.memory import MemoryLedger
 
 __all__ = [
+    "SLACK",
     "Counting",
     "Hold",
     "Ledger",

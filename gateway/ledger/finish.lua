@@ -1,6 +1,6 @@
 -- Ends a reservation, once.
 -- KEYS: the reservation's record, then the account of each hold.
--- ARGV: milliseconds since 1970 (empty: the server's own time), id, then for each hold its kind, the second or period
+-- ARGV: milliseconds since 1970 (empty: the server's own time), id, then for each hold its kind, the place or the period
 --       that it is booked under, and by how much that changes.
 -- Returns 1, or 0 where it had ended before.
 local now = milliseconds(ARGV[1])

@@ -19,6 +19,9 @@ from gateway.ledger.base import (
     Spent,
     checked,
     final,
+    leaves_ms,
+    place_of,
+    places_kept,
 )
 
 _SWEEP_ABOVE = 1_024  # open reservations
@@ -28,7 +31,7 @@ class _Account(Protocol):
     """What one account holds. `at` changes nothing that `add` depends on."""
 
     def at(self, limit: Limit, now_ms: int) -> tuple[int, int]:
-        """How much is taken, and where more would be booked: a second, a period's start."""
+        """How much is taken, and where more would be booked: a half second, a period's start."""
 
     def wait_ms(self, limit: Limit, amount: int, place: int, now_ms: int) -> int:
         """How long until so much fits, if nothing else comes."""
@@ -41,45 +44,45 @@ class _Account(Protocol):
 
 
 class _Rolling:
-    """Amounts by the second, oldest first. Invariant: `total` is their sum. `seen`: the latest second, once anything
-    has been booked."""
+    """Amounts by the half second, oldest first. Invariant: `total` is their sum. `seen`: the latest half second, once
+    anything has been booked."""
 
-    __slots__ = ("by_second", "seen", "total")
+    __slots__ = ("by_place", "seen", "total")
 
     def __init__(self) -> None:
-        self.by_second: deque[list[int]] = deque()
+        self.by_place: deque[list[int]] = deque()
         self.seen: int | None = None
         self.total = 0
 
     def at(self, limit: Limit, now_ms: int) -> tuple[int, int]:
-        second = now_ms // 1000
+        place = place_of(now_ms)
         if self.seen is not None:
-            if second > self.seen:
-                self.seen = second
-            second = self.seen
-            kept, first = self.by_second, second - limit.window
+            if place > self.seen:
+                self.seen = place
+            place = self.seen
+            kept, first = self.by_place, place - places_kept(limit.window)
             while kept and kept[0][0] < first:
                 self.total -= kept.popleft()[1]
-        return self.total, second
+        return self.total, place
 
     def wait_ms(self, limit: Limit, amount: int, place: int, now_ms: int) -> int:
         excess = self.total + amount - limit.most
-        for second, taken in self.by_second:
+        for booked, taken in self.by_place:
             excess -= taken
             if excess <= 0:
-                return (second + limit.window + 1) * 1000 - now_ms
+                return leaves_ms(booked, limit.window) - now_ms
         return 0  # not reached: with all gone, what is no more than the limit fits
 
     def add(self, id: str, place: int, amount: int, until_ms: int) -> None:
         self.seen = place
-        if self.by_second and self.by_second[-1][0] == place:
-            self.by_second[-1][1] += amount
+        if self.by_place and self.by_place[-1][0] == place:
+            self.by_place[-1][1] += amount
         else:
-            self.by_second.append([place, amount])
+            self.by_place.append([place, amount])
         self.total += amount
 
     def change(self, id: str, place: int, difference: int) -> None:
-        for entry in reversed(self.by_second):
+        for entry in reversed(self.by_place):
             if entry[0] <= place:
                 if entry[0] == place:
                     entry[1] += difference

@@ -1,4 +1,4 @@
--- Stands in front of each script: numbers in keys that anything may have damaged (another program, a restored dump, an
+-- Stands in front of each script, behind PLACE_MS: numbers in keys that anything may have damaged (another program, a restored dump, an
 -- operator's hand).
 local A_DAY_MS = 86400000
 local MOST = 2^53

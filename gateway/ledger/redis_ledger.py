@@ -1,8 +1,9 @@
 """The ledger that replicas share, in Redis or whatever speaks its protocol: Lua scripts, each whole.
 
 Owns the keys' names: all have one hash tag, so that the scripts are whole on a cluster as well. They consist of ids of
-reservations and names of accounts: nothing of a request and nothing of a key. Refuses to wait: the store says how long,
-and nothing is tried again, because nobody knows whether it was done.
+reservations and names of accounts: nothing of a request and nothing of a key. That of a rolling limit names the length
+of its places as well, so that none is read by a version to which they are of another length. Refuses to wait: the store
+says how long, and nothing is tried again, because nobody knows whether it was done.
 """
 
 from __future__ import annotations
@@ -15,20 +16,25 @@ from typing import Any, Literal
 
 from gateway.ledger.base import (
     NEVER_MS,
+    PLACE_MS,
     Hold,
     LedgerBusy,
     LedgerDamaged,
     LedgerUnavailable,
+    Limit,
     Refused,
     Reservation,
     Spent,
     checked,
     final,
+    places_kept,
 )
 from gateway.store import Script, ScriptCall, Store, StoreBusy, StoreRefused, StoreUnavailable, reply_of
 
 KEPT_FROM = 90.0  # seconds; a server that was stopped meanwhile does what it was asked before
 DAMAGED = -2
+RECORD = "open:"  # what is before a reservation's id in its key
+_LENGTH = f"/{PLACE_MS}ms"
 _HERE = Path(__file__).parent
 
 
@@ -40,7 +46,7 @@ class RedisLedger:
         self._store = store
         self._tag = f"{store.prefix}:{{ledger}}"
         self._given = time == "given"
-        numbers = (_HERE / "numbers.lua").read_text()
+        numbers = f"local PLACE_MS = {PLACE_MS}\n" + (_HERE / "numbers.lua").read_text()
         self._reserve, self._finish, self._cancel, self._renew = (
             Script(numbers + (_HERE / f"{name}.lua").read_text()) for name in ("reserve", "finish", "cancel", "renew")
         )
@@ -76,7 +82,7 @@ class RedisLedger:
         arguments: list[str | int] = [self._now(now), id, int(lease_s * 1000)]
         for hold in checked(holds):
             limit = hold.limit
-            extra = ",".join(map(str, limit.starts)) if limit.kind == "period" else limit.window
+            extra = ",".join(map(str, limit.starts)) if limit.kind == "period" else places_kept(limit.window)
             arguments += [limit.kind, hold.amount, limit.most, extra]
         return self._reserve.call(self._keys(id, holds), arguments)
 
@@ -135,12 +141,14 @@ class RedisLedger:
         except LedgerUnavailable:
             return False  # its lease ends it
 
-    def key_of(self, account: str) -> str:
-        """Where the store has it."""
-        return f"{self._tag}:{account}"
+    def key_of(self, limit: Limit | None, id: str = "") -> str:
+        """Where the store has its account; without a limit, the record of the reservation of that id."""
+        if limit is None:
+            return f"{self._tag}:{RECORD}{id}"
+        return f"{self._tag}:{limit.account}{_LENGTH if limit.kind == 'rolling' else ''}"
 
     def _keys(self, id: str, holds: Sequence[Hold]) -> list[str]:
-        return [self.key_of(f"open:{id}"), *(self.key_of(hold.limit.account) for hold in holds)]
+        return [self.key_of(None, id), *(self.key_of(hold.limit) for hold in holds)]
 
     def _now(self, now: float) -> int | str:
         return int(now * 1000) if self._given else ""

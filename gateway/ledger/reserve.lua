@@ -1,57 +1,59 @@
 -- Reserves all holds of a request, or none. See base.py for what the kinds of limits mean.
 -- KEYS: the reservation's record, then the account of each hold.
 -- ARGV: milliseconds since 1970 (empty: the server's own time), id, lease in milliseconds, then for each hold its kind,
---       amount, limit, and the window in seconds or the starts of periods, separated by commas.
+--       amount, limit, and how many places before the latest count as well or the starts of periods, separated by
+--       commas. A place is PLACE_MS long.
 -- Returns {1, lease's end, used, place, used, place, ...}, {0, position of the hold, wait in ms or -1, used, used, ...},
 -- {-1} where a reservation of that id is open, or was cancelled before it was made, or {-2, position of the key} where
 -- one holds what no script of ours wrote. Nothing is reserved then, and nothing mended: only an operator knows whether a
 -- sum that cannot be read was small. A sum that is wrong, but a number, is believed.
--- Whatever the keys hold, the script ends: it looks at no more seconds than a window has.
+-- Whatever the keys hold, the script ends: it looks at no more places than count.
 local now = milliseconds(ARGV[1])
-local second = math.floor(now / 1000)
-local this_second = whole(second)
+local second, place_now = math.floor(now / 1000), math.floor(now / PLACE_MS)
+local this_place = whole(place_now)
 local id, lease = ARGV[2], tonumber(ARGV[3])
 local record = record_of(KEYS[1])
 if record == nil then return {-2, 1} end
 if record == 'cancelled' or (record and tonumber(string.match(record, '^%d+')) > now) then return {-1} end
 
 local function amounts_between(key, first, last)
-  local seconds = {}
-  for s = first, last do seconds[#seconds + 1] = whole(s) end
-  return seconds, redis.call('HMGET', key, unpack(seconds))
+  local places = {}
+  for p = first, last do places[#places + 1] = whole(p) end
+  return places, redis.call('HMGET', key, unpack(places))
 end
 
-local A_DAY = 86400 -- by which a clock may have been set back; what is later is damage
+local A_DAY = A_DAY_MS / PLACE_MS -- by which a clock may have been set back; what is later is damage
+local LOOK = 4 -- places that a refusal looks at first, then twice as many each time: the oldest mostly make room enough
 local kinds = {}
 
--- A hash: o, the oldest second that is kept; n, the latest that was seen; s, the sum; and each second's amount.
+-- A hash: o, the oldest place that is kept; n, the latest that was seen; s, the sum; and each place's amount.
 -- `at` is false where that is not so, and `wait` nil.
 kinds.rolling = {
   at = function(hold)
-    local window = tonumber(hold.extra)
-    local head = redis.pcall('HMGET', hold.key, 'o', 'n', 's', this_second)
+    local kept = tonumber(hold.extra)
+    local head = redis.pcall('HMGET', hold.key, 'o', 'n', 's', this_place)
     if head.err then return false end
     if not (head[1] or head[2] or head[3]) then
-      hold.oldest, hold.newest, hold.place, hold.used = second, second, second, 0
+      hold.oldest, hold.newest, hold.place, hold.used = place_now, place_now, place_now, 0
       return redis.call('EXISTS', hold.key) == 0
     end
     local oldest, newest, sum = count(head[1]), count(head[2]), count(head[3])
     if not (oldest and newest and sum) then return false end
-    if oldest > newest or newest - oldest > window or newest > second + A_DAY then return false end
-    local place, there = second, head[4]
-    if newest > second then place, there = newest, redis.call('HGET', hold.key, whole(newest)) end
+    if oldest > newest or newest - oldest > kept or newest > place_now + A_DAY then return false end
+    local place, there = place_now, head[4]
+    if newest > place_now then place, there = newest, redis.call('HGET', hold.key, whole(newest)) end
     hold.there = count(there or 0)
     if not hold.there then return false end
-    local first = place - window
+    local first = place - kept
     if oldest < first then
-      local seconds, amounts = amounts_between(hold.key, oldest, math.min(first - 1, newest))
-      for i = 1, #seconds do
+      local places, amounts = amounts_between(hold.key, oldest, math.min(first - 1, newest))
+      for i = 1, #places do
         local amount = count(amounts[i] or 0)
         if not amount then return false end
         sum = sum - amount
       end
       if sum < 0 or (first > newest and sum > 0) then return false end
-      redis.call('HDEL', hold.key, unpack(seconds))
+      redis.call('HDEL', hold.key, unpack(places))
       oldest = first
       redis.call('HSET', hold.key, 'o', whole(oldest), 's', whole(sum), 'n', whole(place))
     elseif place > newest then
@@ -62,12 +64,16 @@ kinds.rolling = {
   end,
   wait = function(hold)
     local excess = hold.used + hold.amount - hold.most
-    local seconds, amounts = amounts_between(hold.key, hold.oldest, hold.newest)
-    for i = 1, #seconds do
-      excess = excess - (count(amounts[i] or 0) or 0)
-      if excess <= 0 then return (tonumber(seconds[i]) + tonumber(hold.extra) + 1) * 1000 - now end
+    local first, many = hold.oldest, LOOK
+    while first <= hold.newest do
+      local places, amounts = amounts_between(hold.key, first, math.min(first + many - 1, hold.newest))
+      for i = 1, #places do
+        excess = excess - (count(amounts[i] or 0) or 0)
+        if excess <= 0 then return (first + i + tonumber(hold.extra)) * PLACE_MS - now end
+      end
+      first, many = first + many, many * 2
     end
-    return nil -- the seconds hold less than the sum says
+    return nil -- the places hold less than the sum says
   end,
   add = function(hold)
     local place, sum = whole(hold.place), whole(hold.used + hold.amount)
@@ -76,7 +82,7 @@ kinds.rolling = {
     else
       redis.call('HSET', hold.key, place, sum, 's', sum, 'o', place, 'n', place)
     end
-    redis.call('EXPIRE', hold.key, whole(hold.place - second + tonumber(hold.extra) + 60))
+    redis.call('PEXPIRE', hold.key, whole((hold.place + tonumber(hold.extra)) * PLACE_MS - now + 60000))
   end,
 }
 

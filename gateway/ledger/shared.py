@@ -26,14 +26,13 @@ from gateway.ledger.base import (
     Spent,
 )
 from gateway.ledger.memory import MemoryLedger
-from gateway.ledger.redis_ledger import RedisLedger
+from gateway.ledger.redis_ledger import RECORD, RedisLedger
 from gateway.store import Store
 
 RETRY_EVERY = 1.0  # seconds
 RETRY_FOR = 30.0  # by then the lease is over, and all stays booked as reserved
 DOWN_WAIT_MS = 1_000  # when to ask again for what cannot be counted now
 LEAST_TRY = 0.01  # seconds: an exchange takes as long on a busy network, so with less left none is begun
-RECORD = "open:"  # what is before a reservation's id in its key
 MOST_DAMAGED = 100  # accounts that are told of
 
 
@@ -109,7 +108,7 @@ class SharedLedger:
         account, kind = (RECORD, "record") if limit is None else (limit.account, limit.kind)
         if account in self._damaged or len(self._damaged) >= MOST_DAMAGED:
             return
-        damage = self._damaged[account] = Damage(account, kind, self._shared.key_of(account))
+        damage = self._damaged[account] = Damage(account, kind, self._shared.key_of(limit))
         self._tell_damage(damage)
 
     def _mended(self, holds: Sequence[Hold]) -> None:

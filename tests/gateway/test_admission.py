@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.admission import LEASE, RENEW_EVERY, RENEW_TOGETHER, Limiter
+from gateway.admission import LEASE, RENEW_EVERY, RENEW_TOGETHER, Held, Limiter
 from gateway.answers import Books
 from gateway.backends import Backends
 from gateway.backends.base import Chunk
@@ -39,7 +39,7 @@ from gateway.record import recorded
 from gateway.reply import Reply
 from gateway.routing import decide
 from gateway.serving import Serving
-from gateway.types import Caller, Deployment, Price, Usage
+from gateway.types import Caller, Deployment, Price, RequestFacts, TokenCount, Usage
 from tests.fakes import STREAM, FakeBackend, Ids, Log, deployment, policy
 
 BEGAN = datetime(2026, 11, 26, 22, 30, tzinfo=UTC).timestamp()
@@ -123,6 +123,11 @@ class World:
         ring = Keyring([Key(digest_of("hg-crm"), Caller("acme", "crm", limits=caller))])
         self.path = ChatPath(serving, self.fleet, books, self.limiter, self.clock, self.wall, Ids(), ring)
 
+    def passes(self, seconds: float) -> None:
+        """Time does."""
+        self.clock.now += seconds
+        self.wall.now += seconds
+
     async def reply(self, **body: Any) -> Reply:
         document = {"messages": [{"role": "user", "content": "hi"}], **body}
         return await self.path.complete({"x-api-key": "hg-crm"}, orjson.dumps(document))
@@ -163,7 +168,7 @@ CENT = 10_000_000
 @pytest.mark.parametrize(
     ("caller", "status", "code", "says"),
     [
-        (key(rpm=1), 429, "rate_limit_exceeded", "key crm may use 1 request a minute: try again in 61 s"),
+        (key(rpm=1), 429, "rate_limit_exceeded", "key crm may use 1 request a minute: try again in 62 s"),
         (key(tpm=130), 429, "rate_limit_exceeded", "key crm may use 130 tokens a minute; 12 of them are taken"),
         (key(tpd=130), 429, "rate_limit_exceeded", "begins anew at 2026-11-27 00:00 UTC"),
         (CallerLimits(tenant=limits(rpm=1)), 429, "rate_limit_exceeded", "tenant acme may use 1 request a minute"),
@@ -216,15 +221,75 @@ def test_headers_say_what_is_left_of_the_tightest_limits() -> None:
     assert {name: value for name, value in headers.items() if name.startswith(b"x-ratelimit")} == {
         b"x-ratelimit-limit-requests": b"2",
         b"x-ratelimit-remaining-requests": b"1",
-        b"x-ratelimit-reset-requests": b"1m1s",
+        b"x-ratelimit-reset-requests": b"1m2s",
         b"x-ratelimit-limit-tokens": b"1000",
         b"x-ratelimit-remaining-tokens": b"%d" % (1000 - 100 - PROMPT),
-        b"x-ratelimit-reset-tokens": b"1m1s",
+        b"x-ratelimit-reset-tokens": b"1m2s",
     }
     world.ask()
     status, headers, _ = world.ask()
     assert status == 429 and headers[b"x-ratelimit-remaining-requests"] == b"0"
-    assert headers[b"x-ratelimit-reset-requests"] == b"1m1s" and headers[b"retry-after"] == b"61"
+    assert headers[b"x-ratelimit-reset-requests"] == b"1m2s" and headers[b"retry-after"] == b"62"
+
+
+class Standing(Told):
+    """A ledger's process that stands still, so many seconds each time, between what it reserves and the reply."""
+
+    def __init__(self, world: World, seconds: Sequence[float]) -> None:
+        super().__init__()
+        self._world = world
+        self._seconds = [*seconds]
+
+    async def reserve(
+        self, id: str, holds: Sequence[Hold], lease_s: float, now: float, within: float | None = None
+    ) -> Reservation | Refused:
+        assert within is not None and within > 0, "standing still is no wait for the ledger"
+        made = await super().reserve(id, holds, lease_s, now, within)
+        self._world.passes(self._seconds.pop(0))
+        return made
+
+
+@pytest.mark.parametrize(
+    ("seconds", "status", "booked"),
+    [
+        ([0.5], 200, [Spent(12, 19_000)]),
+        ([0.51, 0.0], 200, [None, Spent(12, 19_000)]),
+        ([5.0, 0.4], 200, [None, Spent(12, 19_000)]),
+        ([5.0, 0.6], 503, [None, None]),
+    ],
+)
+def test_what_was_set_aside_before_the_process_stood_still_is_set_aside_anew_before_the_call(
+    seconds: Sequence[float], status: int, booked: Sequence[Spent | None]
+) -> None:
+    world = World(key(rpm=1))
+    world.ledger = ledger = Standing(world, seconds)
+    world.limiter.ledger = ledger
+    got, headers, data = world.ask()
+    assert got == status and [ends for (ends,) in ledger.ended.values()] == booked
+    last = [*ledger.made.values()][-1]
+    assert last.until_ms == int((BEGAN + sum(seconds[:-1]) + LEASE) * 1000), "the call is counted when it is sent"
+    if status == 503:
+        assert error_of(data)["code"] == "limits_unavailable" and headers[b"retry-after"] == b"1"
+    assert len(world.called()) == (status == 200) and not world.limiter.open
+
+
+@pytest.mark.parametrize(("passes", "times"), [(0.5, 1), (0.51, 2)])
+def test_what_was_set_aside_while_an_answer_was_looked_for_is_set_aside_anew_where_that_took_long(
+    passes: float, times: int
+) -> None:
+    async def check() -> None:
+        world = World(key(rpm=1))
+        facts = RequestFacts("auto", "acme", key_id="crm", prompt=TokenCount(2, 2))
+        asking = world.limiter.asking(Caller("acme", "crm", limits=key(rpm=1)), {}, facts, "d")
+        assert asking is not None
+        asking.begin(NEAR)
+        await asyncio.sleep(0)
+        world.passes(passes)
+        held = await asking.hold(NEAR)
+        assert isinstance(held, Held) and held.recent and held.reservation.id == f"d.{times}"
+        assert len(world.ledger.made) == times and len(world.limiter.open) == 1
+
+    asyncio.run(check())
 
 
 PROMPT = 12  # as estimated
@@ -317,7 +382,7 @@ def test_what_is_set_aside_is_learned_from_the_callers_answers() -> None:
     world = World(key(tpm=10_000))
     for _ in range(30):
         world.ask()
-        world.wall.now += 61
+        world.wall.now += 62
     last = list(world.ledger.made.values())[-1]
     assert PROMPT + 7 <= last.holds[0].amount <= PROMPT + 8, "7 tokens each, not the 100 that a stranger may take"
 

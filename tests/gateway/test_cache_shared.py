@@ -309,7 +309,7 @@ def test_limits_and_stored_answers_take_one_exchange_before_the_call_and_one_aft
             hits = [await exchanges(str(n)) for n in range(5)]
             # The one in the middle: where the machine is busy a claim may be renewed meanwhile.
             assert sorted(misses)[2] == (b"miss", 1, 1) and sorted(hits)[2] == (b"hit", 1, 1)
-            used = await store.run(("HGET", "hybridgate:{ledger}:key:limited requests/min", "s"), within=PATIENT)
+            used = await store.run(("HGET", "hybridgate:{ledger}:key:limited requests/min/500ms", "s"), within=PATIENT)
             assert used == [b"12"], "each counts as a request"
 
     asyncio.run(check())

@@ -12,7 +12,7 @@ from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from redis.asyncio import Redis
@@ -32,6 +32,7 @@ from gateway.ledger import (
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.shared import SharedLedger
 from gateway.store import Store
+from tests.bench.limits.judge import Seen, most_within
 from tests.redis_server import redis_server
 
 NOW = 1_800_000_000.25
@@ -120,15 +121,26 @@ def test_a_refusal_says_how_long_the_longest_wait_is(on: Callable[[Check], None]
             made = await placed(ledger, str(number), [Hold(TOKENS, tokens), Hold(SLOTS, 1)], NOW + later)
         assert (await refused(ledger, [Hold(SLOTS, 1)], NOW + 10)).wait_ms == 1000
         told = await refused(ledger, [Hold(SLOTS, 1), Hold(TOKENS, 20)], NOW + 10)
-        assert told.hold.limit == TOKENS and told.wait_ms == 50_750, "until the first second has left the window"
-        assert (await refused(ledger, [Hold(TOKENS, 51)], NOW + 10)).wait_ms == 60_750
-        assert (await refused(ledger, [Hold(TOKENS, 20)], NOW + 60.74)).wait_ms == 10
-        await placed(ledger, "fits", [Hold(TOKENS, 50)], NOW + 60.75)
-        assert await ledger.release(made, NOW + 61) is False, "its lease is over"
+        assert told.hold.limit == TOKENS and told.wait_ms == 51_250, "until the first half second has left"
+        assert (await refused(ledger, [Hold(TOKENS, 51)], NOW + 10)).wait_ms == 61_250
+        assert (await refused(ledger, [Hold(TOKENS, 20)], NOW + 61.24)).wait_ms == 10
+        await placed(ledger, "fits", [Hold(TOKENS, 50)], NOW + 61.25)
+        assert await ledger.release(made, NOW + 62) is False, "its lease is over"
         full = Limit("full", "period", "nusd", 5, starts=DAY)
         await placed(ledger, "money", [Hold(full, 5)], NOW)
         assert (await refused(ledger, [Hold(full, 1)], NOW)).wait_ms == 99_750
         await placed(ledger, "tomorrow", [Hold(full, 5)], NOW + 99.75)
+
+    on(check)
+
+
+def test_a_refusal_says_when_enough_of_the_oldest_has_left(on: Callable[[Check], None]) -> None:
+    async def check(ledger: Ledger) -> None:
+        limit = Limit("many", "rolling", "requests", 40)
+        for n in range(40):
+            await placed(ledger, f"{n}", [Hold(limit, 1)], NOW + n / 2)
+        waits = [(await refused(ledger, [Hold(limit, n)], NOW + 20)).wait_ms for n in range(1, 41)]
+        assert waits == [41_250 + 500 * n for n in range(40)]
 
     on(check)
 
@@ -180,9 +192,9 @@ def test_a_clock_that_is_set_back_frees_nothing(on: Callable[[Check], None]) -> 
     async def check(ledger: Ledger) -> None:
         await placed(ledger, "1", [Hold(REQUESTS, 3)])
         assert (await refused(ledger, [Hold(REQUESTS, 1)], NOW - 1000)).used == (3,)
-        await placed(ledger, "2", [Hold(REQUESTS, 3)], NOW + 61)
+        await placed(ledger, "2", [Hold(REQUESTS, 3)], NOW + 62)
         assert (await refused(ledger, [Hold(REQUESTS, 1)], NOW - 1000)).used == (3,)
-        assert (await refused(ledger, [Hold(REQUESTS, 1)], NOW + 61)).used == (3,)
+        assert (await refused(ledger, [Hold(REQUESTS, 1)], NOW + 62)).used == (3,)
 
     on(check)
 
@@ -238,9 +250,10 @@ def test_the_servers_own_time_counts_and_nothing_is_kept_for_ever(url: str) -> N
     async def check() -> None:
         async with Store(url, timeout=PATIENT, prefix="p") as store, Redis.from_url(url) as client:
             await client.flushall()
-            at = (await client.time())[0]
+            seconds, micros = await client.time()
+            at = seconds * 1000 + micros // 1000
             made = await placed(RedisLedger(store), "1", holds(), now=5.0)
-            assert 0 <= made.placed[0] - at <= PATIENT and made.until_ms >= (at + 30) * 1000
+            assert 0 <= made.placed[0] - at // 500 <= 2 * PATIENT and made.until_ms >= at + 30_000
             names = [name.decode() async for name in client.scan_iter("*")]
             assert len(names) == 5 and all(name.startswith("p:{ledger}:") for name in names)
             assert all([await client.ttl(name) > 0 for name in names])
@@ -275,6 +288,68 @@ def test_months_begin_on_their_first_day_over_the_turn_of_a_year() -> None:
     assert told == ["2026-11-01T00:00", "2026-12-01T00:00", "2027-01-01T00:00", "2027-02-01T00:00"]
 
 
+# What the provider sees: arrivals, each some time after its reservation. In milliseconds.
+
+LATE_MS = 1_000  # from a reservation to its arrival, at most
+MINUTE_MS = 60_000
+
+
+def arrived(at_ms: int, amount: int) -> Seen:
+    return Seen("", at_ms, at_ms, amount, 0, "ok")
+
+
+def most_in_a_minute(calls: list[Seen]) -> int:
+    return most_within(calls, MINUTE_MS, lambda call: call.tokens)
+
+
+def clock(now_ms: int) -> float:
+    """Seconds that are no earlier millisecond when they are taken for milliseconds again."""
+    return (now_ms + 0.5) / 1000
+
+
+@pytest.mark.parametrize("after_ms", [0, 250, 499, 500, 999])
+def test_a_call_that_arrives_late_shares_no_minute_with_the_first_after_it(
+    on: Callable[[Check], None], after_ms: int
+) -> None:
+    async def check(ledger: Ledger) -> None:
+        first = int(NOW) * 1000 + after_ms
+        await placed(ledger, "late", [Hold(TOKENS, 100)], clock(first))
+        wait_ms = (await refused(ledger, [Hold(TOKENS, 1)], clock(first))).wait_ms
+        assert wait_ms is not None and wait_ms <= 61_500, "a burst comes back after no longer than that"
+        await placed(ledger, "prompt", [Hold(TOKENS, 100)], clock(first + wait_ms))
+        assert most_in_a_minute([arrived(first + LATE_MS, 100), arrived(first + wait_ms, 100)]) == 100
+
+    on(check)
+
+
+@given(
+    calls=st.lists(
+        st.tuples(st.integers(0, 30_000), st.integers(1, 100), st.integers(0, 100), st.integers(0, LATE_MS)),
+        min_size=2,
+        max_size=40,
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_no_minute_of_arrivals_holds_more_than_the_limit(calls: list[tuple[int, int, int, int]]) -> None:
+    """Each comes so many milliseconds after the one before, and again at the first moment at which it may fit; it takes
+    a part of what it reserved, and arrives late."""
+
+    async def check() -> None:
+        ledger, now_ms, seen = MemoryLedger(), int(NOW) * 1000, list[Seen]()
+        for number, (pause_ms, reserved, percent, late_ms) in enumerate(calls):
+            now_ms += pause_ms
+            what = [Hold(TOKENS, reserved)]
+            while isinstance(told := await ledger.reserve(f"{number}", what, 30.0, clock(now_ms)), Refused):
+                assert told.wait_ms
+                now_ms += told.wait_ms
+            taken = reserved * percent // 100
+            assert ledger.end(told, Spent(taken, 0), clock(now_ms))
+            seen.append(arrived(now_ms + late_ms, taken))
+        assert most_in_a_minute(seen) <= TOKENS.most
+
+    asyncio.run(check())
+
+
 # A model that keeps every event.
 
 
@@ -301,9 +376,9 @@ class Model:
         mine = [e.place for e in self.events if e.limit == limit]
         if limit.kind == "rolling":
             if limit.account in self.seen:
-                self.seen[limit.account] = max(self.seen[limit.account], now_ms // 1000)
+                self.seen[limit.account] = max(self.seen[limit.account], now_ms // 500)
                 return self.seen[limit.account]
-            return now_ms // 1000
+            return now_ms // 500
         if limit.kind == "period":
             begun = [s for s in limit.starts if s * 1000 <= now_ms] or [limit.starts[0]]
             return max([*mine, begun[-1]])
@@ -317,7 +392,7 @@ class Model:
             return sum(not event.gone for event in mine)
         if limit.kind == "period":
             return sum(e.amount for e in mine if e.place == place)
-        return sum(e.amount for e in mine if e.place >= place - limit.window)
+        return sum(e.amount for e in mine if (place - e.place) * 500 <= (limit.window + 1) * 1000)
 
     def reserve(self, id: str, what: list[Hold], lease_ms: int, now_ms: int) -> tuple[bool, tuple[int, ...]]:
         places = [self.place(hold.limit, now_ms) for hold in what]
@@ -425,7 +500,14 @@ class Ledgers(RuleBasedStateMachine):
         ]
         assert told == [self.model.renew(id, int(lease * 1000), int(now * 1000))] * 2
 
-    @rule(step_ms=st.one_of(st.integers(0, 3_000), st.integers(0, 40_000), st.integers(-15_000, 0)))
+    @rule(
+        step_ms=st.one_of(
+            st.integers(0, 3_000),
+            st.integers(0, 40_000),
+            st.integers(-15_000, 0),
+            st.sampled_from([500, 10_000, 10_500, 11_000, 11_499, 11_500]),  # the turns of a window
+        )
+    )
     def pass_time(self, step_ms: int) -> None:
         self.now_ms = max(100_000, self.now_ms + step_ms)
 
@@ -435,7 +517,7 @@ class Ledgers(RuleBasedStateMachine):
         for limit in LIMITS[:1]:
             mine = [e for e in self.model.events if e.limit == limit]
             for event in mine:
-                within = sum(e.amount for e in mine if event.place - limit.window < e.place <= event.place)
+                within = sum(e.amount for e in mine if 0 <= (event.place - e.place) * 0.5 <= limit.window + 1)
                 assert within <= limit.most
 
 

@@ -28,6 +28,9 @@ RATE = Limit("rate", "rolling", "requests", 100, window=60)
 MONEY = Limit("money", "period", "nusd", 100, starts=DAYS, on_down="closed")
 SLOTS = Limit("slots", "slots", "slots", 3)
 LIMITS = (RATE, MONEY, SLOTS)
+PLACE = 2 * NOW  # in half seconds
+KEPT = 122  # of them, before the latest
+KEYS = {"rate": "rate/500ms"}
 LONGEST = 0.05  # seconds for one script
 PATIENT = 30.0
 
@@ -63,13 +66,14 @@ odd = st.sampled_from(
 )
 number = st.integers(0, 120).map(str)
 moment = st.integers(-130, 70).map(lambda n: str(NOW + n))
-far = st.sampled_from(["0", "1", str(NOW - 10**6), str(NOW + 10**6), "9007199254740993"])
-value = st.one_of(number, odd, moment, far)
-seconds = st.dictionaries(st.one_of(moment, st.just(str(NOW))), st.one_of(number, odd), max_size=4)
+half = st.integers(-260, 140).map(lambda n: str(PLACE + n))
+far = st.sampled_from(["0", "1", str(NOW - 10**6), str(NOW + 10**6), str(PLACE + 10**6), "9007199254740993"])
+value = st.one_of(number, odd, moment, half, far)
+amounts = st.dictionaries(st.one_of(half, st.just(str(PLACE))), st.one_of(number, odd), max_size=4)
 rolling = st.builds(
     lambda head, amounts: {"hash": {**head, **amounts}},
-    st.fixed_dictionaries({}, optional={"o": st.one_of(moment, value), "n": st.one_of(moment, value), "s": value}),
-    seconds,
+    st.fixed_dictionaries({}, optional={"o": st.one_of(half, value), "n": st.one_of(half, value), "s": value}),
+    amounts,
 )
 period = st.fixed_dictionaries(
     {}, optional={"p": st.one_of(st.sampled_from([str(d) for d in DAYS]), value), "s": value, "x": value}
@@ -80,12 +84,12 @@ wrong = st.sampled_from(
     [{"string": "5"}, {"string": "x" * 1000}, {"list": ["1"]}, {"set": ["1"]}, {"zset": {"a": 1.0}}]
 )
 end = st.one_of(st.integers(-5, 60).map(lambda n: str((NOW + n) * 1000)), odd, far)
-places = st.lists(st.one_of(moment, odd, st.sampled_from([str(DAYS[1]), "0"])), max_size=4)
+places = st.lists(st.one_of(half, moment, odd, st.sampled_from([str(DAYS[1]), "0"])), max_size=4)
 record = st.one_of(
     st.just({}),
     st.just({"string": "cancelled"}),
     st.builds(lambda e, p: {"string": " ".join([e, *p])}, end, places),
-    st.builds(lambda e: {"string": f"{e} {NOW} {DAYS[1]} 0"}, end),
+    st.builds(lambda e: {"string": f"{e} {PLACE} {DAYS[1]} 0"}, end),
     wrong,
 )
 Stored = Mapping[str, Any]
@@ -102,7 +106,7 @@ keys = st.fixed_dictionaries(
 def write(redis: Redis, stored: Mapping[str, Stored]) -> None:
     redis.flushall()
     for name, held in stored.items():
-        key = f"hybridgate:{{ledger}}:{name}"
+        key = f"hybridgate:{{ledger}}:{KEYS.get(name, name)}"
         for kind, content in held.items():
             if kind == "string":
                 redis.set(key, content)
@@ -153,11 +157,11 @@ def used(limit: Limit, held: Stored) -> int | None:
             return None
         return total if begun >= DAYS[1] else 0
     oldest, newest, total = (count(fields.get(name)) for name in "ons")
-    if oldest is None or newest is None or total is None or not 0 <= newest - oldest <= limit.window:
+    if oldest is None or newest is None or total is None or not 0 <= newest - oldest <= KEPT:
         return None
-    if newest > NOW + 86_400:
+    if newest > PLACE + 2 * 86_400:
         return None
-    first = max(newest, NOW) - limit.window
+    first = max(newest, PLACE) - KEPT
     gone = [count(fields.get(str(s), "0")) for s in range(oldest, min(first, newest + 1))]
     if None in gone:
         return None
@@ -169,7 +173,7 @@ def look(redis: Redis) -> dict[str, Stored]:
     """All that is stored now."""
     found: dict[str, Stored] = {}
     for name in ("rate", "money", "slots"):
-        key = f"hybridgate:{{ledger}}:{name}"
+        key = f"hybridgate:{{ledger}}:{KEYS.get(name, name)}"
         told: Any = redis.type(key)
         kind = told.decode()
         if kind == "hash":
@@ -272,7 +276,7 @@ def test_whatever_the_keys_hold_an_end_gives_back_no_more_than_was_held(
     write(fuzzed.redis, stored)
     before = {limit: used(limit, held) for limit, held in zip(LIMITS, look(fuzzed.redis).values(), strict=True)}
     holds = (Hold(replace(RATE, unit="tokens"), 5), Hold(MONEY, 5), Hold(SLOTS, 1))
-    made = Reservation("r", holds, (5, 5, 1), (NOW, DAYS[1], 0), NOW * 1000 + 30_000)
+    made = Reservation("r", holds, (5, 5, 1), (PLACE, DAYS[1], 0), NOW * 1000 + 30_000)
     ledger = fuzzed.ledger
     ways = {
         "settle": lambda: ledger.settle(made, Spent(tokens, tokens), NOW),
@@ -288,6 +292,19 @@ def test_whatever_the_keys_hold_an_end_gives_back_no_more_than_was_held(
         assert now is None if known is None else now is not None and now >= max(0, known - 5)
 
 
+def test_a_counter_by_the_second_as_an_older_version_has_it_is_another_key(url: str) -> None:
+    async def check() -> None:
+        async with Store(url, timeout=PATIENT) as store:
+            older = ("HSET", "hybridgate:{ledger}:rate", "o", NOW, "n", NOW, "s", 100, NOW, 100)
+            await store.run(("FLUSHALL",), older)
+            made = await RedisLedger(store, time="given").reserve("r", [Hold(RATE, 1)], 30.0, NOW)
+            assert isinstance(made, Reservation) and made.used == (1,)
+            (left,) = await store.run(("HGET", "hybridgate:{ledger}:rate", "s"))
+            assert left == b"100"
+
+    asyncio.run(check())
+
+
 # What replicas do then.
 
 
@@ -295,8 +312,8 @@ def test_whatever_the_keys_hold_an_end_gives_back_no_more_than_was_held(
     ("limit", "command"),
     [
         (RATE, ("SET", "5")),
-        (RATE, ("HSET", "o", "1", "n", str(NOW), "s", "0")),
-        (RATE, ("HSET", "o", str(NOW), "n", str(NOW), "s", "many")),
+        (RATE, ("HSET", "o", "1", "n", str(PLACE), "s", "0")),
+        (RATE, ("HSET", "o", str(PLACE), "n", str(PLACE), "s", "many")),
         (SLOTS, ("LPUSH", "x")),
         (SLOTS, ("ZADD", "inf", "a", "inf", "b", "inf", "c")),
         (MONEY, ("SADD", "x")),
@@ -312,7 +329,7 @@ def test_a_damaged_counter_is_as_a_store_that_does_not_answer_and_is_told_once(
             told: list[Damage] = []
             shared = RedisLedger(store, time="given")
             ledger = SharedLedger(store, shared, told.append)
-            key = shared.key_of(limit.account)
+            key = shared.key_of(limit)
             await store.run(("FLUSHALL",), (command[0], key, *command[1:]))
             hold = Hold(replace(limit, on_down=on_down), 1)
             answers = [await ledger.reserve(f"r{n}", [hold], 30.0, NOW, 5.0) for n in range(3)]
