@@ -4,8 +4,10 @@ not.
 Owns what happens in between: that an end which could not be told is told later, for as long as its lease lasts; that a
 reservation of which nobody knows whether it was made is undone, so that nothing is booked of a request that was never
 let in; and that each replica alone counts against its share (`local_share`), refuses (`closed`) or counts nothing
-(`open`). The same holds for a request one of whose accounts cannot be read, because something else wrote to it: what is
-damaged is never taken for room. Refuses to merge: what was counted alone is not added to the shared sums afterwards.
+(`open`). Whoever waits too long while the store answers others is refused as they were, if a limit has just refused one
+of them as much. The same as without the store holds for a request one of whose accounts cannot be read, because
+something else wrote to it: what is damaged is never taken for room. Refuses to merge: what was counted alone is not
+added to the shared sums afterwards.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import NamedTuple
 
 from gateway.ledger.base import (
     Hold,
@@ -34,6 +37,8 @@ RETRY_FOR = 30.0  # by then the lease is over, and all stays booked as reserved
 DOWN_WAIT_MS = 1_000  # when to ask again for what cannot be counted now
 LEAST_TRY = 0.01  # seconds: an exchange takes as long on a busy network, so with less left none is begun
 MOST_DAMAGED = 100  # accounts that are told of
+JUST = 1.0  # seconds for which it is known what a limit has refused
+MOST_JUST = 10_000  # accounts of which that is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,14 @@ class Damage:
     kind: str
     key: str
     mended: bool = False
+
+
+class _Said(NamedTuple):
+    """What the shared ledger refused, to whom, and when (seconds of the event loop)."""
+
+    told: Refused
+    holds: Sequence[Hold]
+    at: float
 
 
 class SharedLedger:
@@ -59,6 +72,7 @@ class SharedLedger:
         self._damaged: dict[str, Damage] = {}
         self._own = MemoryLedger()
         self._shares: dict[tuple[Limit, int], Limit] = {}
+        self._said: dict[str, _Said] = {}
         self._telling: set[asyncio.Task[bool]] = set()
 
     async def reserve(
@@ -73,12 +87,15 @@ class SharedLedger:
             left = None if until is None else until - clock()
             # While it counts for the others, a share of our own would come on top of what they take.
             if left is not None and left < LEAST_TRY:
-                return self._unchecked(holds) or await self._alone(id, holds, lease_s, now)
+                known = self._just_refused(holds, clock()) or self._unchecked(holds)
+                return known or await self._alone(id, holds, lease_s, now)
             asked = f"{id}+{again}" if again else id
             try:
                 made = await self._shared.reserve(asked, holds, lease_s, now, left)
                 if self._damaged:
                     self._mended(holds)
+                if isinstance(made, Refused):
+                    self._refused(made, holds, clock())
                 return made
             except LedgerDamaged as damaged:
                 self._found(damaged.limit)
@@ -92,6 +109,25 @@ class SharedLedger:
                 self._undo(asked, holds)
                 raise
         return await self._alone(id, holds, lease_s, now)
+
+    def _refused(self, told: Refused, holds: Sequence[Hold], at: float) -> None:
+        if len(self._said) >= MOST_JUST:
+            self._said.clear()
+        self._said[told.hold.limit.account] = _Said(told, holds, at)
+
+    def _just_refused(self, holds: Sequence[Hold], at: float) -> Refused | None:
+        """What was just said to another who asked for as much of the same limit, or less; None where nothing was. Of
+        limits of which the other asked nothing, nobody knows what is taken."""
+        for hold in holds:
+            said = None if hold.limit.on_down == "open" else self._said.get(hold.limit.account)
+            if said is None or at - said.at > JUST or said.told.hold.limit != hold.limit:
+                continue
+            wait = said.told.wait_ms
+            if wait is not None and said.told.hold.amount <= hold.amount <= hold.limit.most:
+                known = {h.limit.account: used for h, used in zip(said.holds, said.told.used, strict=True)}
+                used = tuple(known.get(h.limit.account, 0) for h in holds)
+                return Refused(hold, max(1, wait - int((at - said.at) * 1000)), used)
+        return None
 
     def _unchecked(self, holds: Sequence[Hold]) -> Refused | None:
         """Where nobody knows whether there is room; None where all limits are open then."""

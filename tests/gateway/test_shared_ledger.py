@@ -15,7 +15,7 @@ import pytest
 from gateway.admission import PATIENCE
 from gateway.ledger import Hold, Limit, Refused, Reservation, Spent
 from gateway.ledger.redis_ledger import RedisLedger
-from gateway.ledger.shared import SharedLedger
+from gateway.ledger.shared import JUST, SharedLedger
 from gateway.limits import OnDown
 from gateway.store import Store
 from tests.gateway.test_store import BUSY, break_, until
@@ -249,5 +249,33 @@ def test_while_redis_counts_for_others_nobody_takes_a_share_of_his_own(url: str)
         async with asyncio.timeout(10):
             while isinstance(await second.reserve(Hold(one, 1)), Refused):  # noqa: ASYNC110 - without an event
                 await asyncio.sleep(0.02)
+
+    replicas(url, check)
+
+
+@pytest.mark.parametrize("on_down", ["closed", "local_share", "open"])
+def test_who_waits_too_long_is_told_what_the_limit_has_just_told_another(url: str, on_down: OnDown) -> None:
+    """And so with a time at which to ask again; where another asked for more, or long ago, nobody knows."""
+
+    async def check(first: Replica, second: Replica) -> None:
+        tokens = Limit(f"key:{on_down} tokens/min", "rolling", "tokens", 100, on_down=on_down)
+        other = replace(tokens, account=f"key:{on_down} requests/min", unit="requests", most=50)
+        assert isinstance(await second.reserve(Hold(other, 1), Hold(tokens, 90)), Reservation)
+        said = await first.reserve(Hold(other, 1), Hold(tokens, 20))
+        assert isinstance(said, Refused) and said.used == (1, 90) and said.wait_ms is not None
+        first.proxy.delay = 0.15
+
+        async def late(amount: int) -> Reservation | Refused:
+            return await first.ledger.reserve(f"late {amount}", [Hold(tokens, amount)], 30.0, time.time(), 0.03)
+
+        told = [await late(amount) for amount in (20, 30, 19, 101)]
+        if on_down == "open":
+            assert all(isinstance(one, Reservation) for one in told)
+            return
+        for one in told[:2]:
+            assert isinstance(one, Refused) and not one.unchecked and one.used == (90,)
+            assert one.wait_ms is not None and said.wait_ms - 1_000 <= one.wait_ms < said.wait_ms
+        await asyncio.sleep(JUST)
+        assert all(isinstance(one, Refused) and one.unchecked for one in (*told[2:], await late(20)))
 
     replicas(url, check)
