@@ -33,7 +33,7 @@ _SHAPES = {
 _LENGTHS = {country: 4 + sum(int(count) for count in re.findall(r"\d+", shape)) for country, shape in _ACCOUNTS.items()}
 _GAP = r"(?:[^0-9A-Za-z<&\\]|<(?:/?[a-z]+>)?|&(?:nbsp;)?|\\[nrt]?){0,8}"
 _MORE = rf"(?:{_GAP}[0-9A-Z])"
-_COUNTRY_FIRST = rf"(?i)(?:^|[^0-9A-Za-z])(?:{'|'.join(_ACCOUNTS)})"
+_COUNTRY_FIRST = rf"(?i)(?:^|[^0-9A-Za-z])(?:IBAN)?(?:{'|'.join(_ACCOUNTS)})"
 # Wherever a line ends. "at 10 in the morning" begins like one with a space: then what follows counts as well.
 _CLOSE = rf"\d{_GAP}\d"
 _SPACED_OUT = rf" \d{_GAP}\d{_GAP}(?:\d{_GAP}\d|[A-Z]{{1,4}}{_GAP}\d)"
@@ -63,6 +63,8 @@ def iban(text: bytes, start: int, end: int) -> Place | None:
     the country says how many letters and digits belong to it."""
     while not text[start : start + 1].isalnum():
         start += 1
+    if text[start : start + 4].upper() == b"IBAN":
+        start += 4
     candidate = text[start:end]
     tagged = marked(candidate)
     words = (_MARKUP.sub(b" ", candidate) if tagged else candidate).translate(_SPACED).split()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.detectors.digits import BREAK, GAP, SPACE, Fits, Groups, Run, Shape, Window, fitting, shaped
+from gateway.detectors.digits import BLANKS, BREAK, GAP, Fits, Groups, Run, Shape, Window, fitting, shaped
 from gateway.detectors.words import CARD
 
 # Issuers' prefixes, from and to, with the lengths they issue.
@@ -72,7 +72,7 @@ _SHAPES = {
     8: ((8, 8),),
     6: ((6, 13), (6, 10)),
 }
-_USUAL = frozenset((SPACE, BREAK, b"-", b".", b""))
+_USUAL = BLANKS | {b"-", b".", b""}
 _FRACTION = b"."
 
 # An RE2 pattern that fires wherever groups have the sizes of a card.

@@ -26,12 +26,12 @@ _TOKENS = (
     (rf"{_START}sk-[A-Za-z0-9]", r"sk-(?:proj|svcacct|admin|or-v1|ant-[a-z]+[0-9]{2})-[A-Za-z0-9_\-]{20,}|sk-[A-Za-z0-9]{20,}|sk-[a-z]{2,8}-[A-Za-z0-9_\-]{24,}"),  # OpenAI, OpenRouter, Anthropic, DeepSeek and others
     (r"A[KSBC][IC]A[A-Z2-7]{4}|ABSK", r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}|ABSK[A-Za-z0-9+/]{100,}"),  # AWS
     (r"gh[pousr]_|github_pat_", r"(?:ghp|gho|ghu|ghs|ghr)_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{40,}"),
-    (r"AIza|GOCSPX-|ya29\.|1//0", r"AIza[0-9A-Za-z_\-]{35}|GOCSPX-[A-Za-z0-9_\-]{28}|ya29\.[A-Za-z0-9_\-]{30,}|1//0[A-Za-z0-9_\-]{40,}"),  # Google
+    (r"AIza|GOCSPX-|ya29\.|1//0|AQ\.A", r"AQ\.A[A-Za-z0-9_\-]{40,}|AIza[0-9A-Za-z_\-]{35}|GOCSPX-[A-Za-z0-9_\-]{28}|ya29\.[A-Za-z0-9_\-]{30,}|1//0[A-Za-z0-9_\-]{40,}"),  # Google
     (r"xox[a-z][.-]|xapp-|hooks\.slack", r"xox[abeoprs](?:\.xox[bp])?-[A-Za-z0-9\-]{10,}|xapp-\d-[A-Za-z0-9\-]{20,}|hooks\.slack\.com/(?:services|workflows)/[A-Za-z0-9/]{30,}"),  # Slack
     (r"[srp]k_(?:live|test)_|whsec_|sk_[a-f0-9]{8}", r"(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{16,}|whsec_[A-Za-z0-9+/=]{24,}|sk_[a-f0-9]{48}"),  # Stripe, ElevenLabs
     (r"hg-[A-Za-z0-9]{43}", r"hg-[A-Za-z0-9]{43}"),
     (r"hf_|api_org_|r8_|gsk_|xai-|pplx-", r"hf_[A-Za-z0-9]{30,}|api_org_[A-Za-z0-9]{30,}|r8_[A-Za-z0-9]{37}|gsk_[A-Za-z0-9]{40,}|xai-[A-Za-z0-9]{40,}|pplx-[A-Za-z0-9]{40,}"),  # models
-    (r"nvapi-|fw_|tgp_v1|pcsk_|lsv2_|ph[cx]_", r"nvapi-[A-Za-z0-9_\-]{40,}|fw_[A-Za-z0-9]{20,}|tgp_v1_[A-Za-z0-9_\-]{30,}|pcsk_[A-Za-z0-9_]{40,}|lsv2_(?:pt|sk)_[a-f0-9]{32}_[a-f0-9]{10}|ph[cx]_[A-Za-z0-9]{40,}"),  # and what belongs to them
+    (r"nvapi-|fw_|tgp_v1|pcsk_|lsv2_|ph[cx]_|csk-|tvly-", r"csk-[a-z0-9]{40,}|tvly-(?:dev-|prod-)?[A-Za-z0-9]{32,}|nvapi-[A-Za-z0-9_\-]{40,}|fw_[A-Za-z0-9]{20,}|tgp_v1_[A-Za-z0-9_\-]{30,}|pcsk_[A-Za-z0-9_]{40,}|lsv2_(?:pt|sk)_[a-f0-9]{32}_[a-f0-9]{10}|ph[cx]_[A-Za-z0-9]{40,}"),  # and what belongs to them
     (rf"{_START}gl[a-z]{{2,5}}-", r"gl(?:pat|ptt|dt|rt|oas|cbt|ft|soat|imt|agent)-[A-Za-z0-9_\-.]{20,}"),  # GitLab
     (r"npm_|pypi-|dckr_|rubygems_|CLOJARS_", r"npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_\-]{50,}|dckr_(?:pat|oat)_[A-Za-z0-9_\-]{20,}|rubygems_[a-f0-9]{48}|CLOJARS_[a-z0-9]{60}"),
     (rf"{_START}(?:SG\.|re_)|xkeysib", r"SG\.[A-Za-z0-9_\-]{16,}\.[A-Za-z0-9_\-]{30,}|xkeysib-[a-f0-9]{64}-[A-Za-z0-9]{16}|re_[A-Za-z0-9]{8}_[A-Za-z0-9]{20,}"),  # SendGrid, Brevo, Resend

@@ -44,7 +44,8 @@ _LETTER = [bytes((code,)).isalpha() for code in range(256)]
 ALIKE = bytes(48 if code in _DIGITS else code for code in range(256))
 
 Groups = tuple[int, int]  # the first and the last of some
-SPACE, BREAK = b" ", b"\n"
+SPACE, BREAK, COLUMN = b" ", b"\n", b"\t"
+BLANKS = frozenset((SPACE, BREAK, COLUMN))
 STOP = b". "  # as in `Shape.loose`
 LOOSENED = frozenset((b"-", b".", b"/"))
 _JOINTS = {
@@ -79,7 +80,7 @@ def parts(text: bytes, begin: int, end: int) -> Iterator[re.Match[bytes]]:
 
 class Shape:
     """How a run of groups is written, whatever its digits are: the sizes of the groups, and what joins each to the next
-    one: the signs between them without white space, or a space, or a line break where there is one and nothing else.
+    one: the signs between them without white space, or a line break, a tab or a space where there is nothing else.
     Not changed once made; what takes time is found out when it is asked for."""
 
     __slots__ = ("_joints", "_loose", "_mended", "_pieces", "_places", "offsets", "sizes", "written")
@@ -221,7 +222,8 @@ class Run:
 
 
 def _joint(between: bytes) -> bytes:
-    return b"".join(between.split()) or (BREAK if BREAK in between else SPACE)
+    signs = b"".join(between.split())
+    return signs or (BREAK if BREAK in between else COLUMN if COLUMN in between else SPACE)
 
 
 _JOINT_OF_SIGN = [_joint(bytes((code,))) for code in range(256)]

@@ -16,7 +16,7 @@ from operator import mul
 
 from gateway.automaton import Automaton
 from gateway.detectors.cards import luhn
-from gateway.detectors.digits import BREAK, SPACE, Groups, Run, Shape, shaped
+from gateway.detectors.digits import BLANKS, Groups, Run, Shape, shaped
 from gateway.detectors.words import Words
 
 _ZERO = ord("0")
@@ -286,7 +286,7 @@ class Identity:
     check: Callable[[bytes], bool]
     words: Words
     strong: tuple[tuple[int, ...], ...] = ()
-    joints: frozenset[bytes] = frozenset((SPACE, b"-", b".", BREAK))
+    joints: frozenset[bytes] = BLANKS | {b"-", b"."}
 
 
 # Names that go for any country.
@@ -346,7 +346,7 @@ _BY_LENGTH = {
     for length in {each.length for each in IDENTITIES}
 }
 _LONGEST = max(_BY_LENGTH)
-_JOINTS = frozenset((SPACE, BREAK, b"-", b".", b"/", b"+"))
+_JOINTS = BLANKS | {b"-", b".", b"/", b"+"}
 
 # An RE2 pattern that fires wherever groups have the shape of one.
 HINT = shaped(shape for each in IDENTITIES for shape in each.strong)

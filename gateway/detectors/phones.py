@@ -10,13 +10,25 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from gateway.detectors.base import Place
-from gateway.detectors.digits import BREAK, LEAST, LOOSENED, MOST_SIGNS, SPACE, STOP, Groups, Run, Shape, more, shaped
+from gateway.detectors.digits import (
+    BLANKS,
+    BREAK,
+    LEAST,
+    LOOSENED,
+    MOST_SIGNS,
+    SPACE,
+    STOP,
+    Groups,
+    Run,
+    Shape,
+    more,
+    shaped,
+)
 from gateway.detectors.words import NUMBERED, PHONE
 
 _CALLING_CODE = re.compile(
     rb"1|7|2[07]|3[0-469]|4[0-13-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|2[1-69]\d|35\d|37\d|38\d|42\d|50\d|59\d|6[7-9]\d|8[058]\d|9[679]\d"
 )
-_SOFT = frozenset((SPACE, BREAK))
 _SIGNS = b"-./()"
 _EXTENSION = re.compile(rb"[xX]\d|ext")
 _PLUS = re.compile(rb"(?:^|[^0-9A-Za-z+])\+\(?\Z")
@@ -25,6 +37,8 @@ _ZERO, _PLUS_SIGN, _BRACKET, _CLOSING = b"0+()"
 MOST = 15  # digits, by E.164
 
 _NO_PHONES = frozenset(((2, 2, 4), (2, 1, 4), (3, 2, 4), (5, 4)))  # dates, no social security numbers, ZIP codes
+
+_OLDER = [[b"/", b"-"], [b"/", b"."]]  # 415/555-2671
 
 _WHATEVER = ((3, 3, 4), (3, 3, 2, 2), (3, 4, 4))
 # RE2 patterns that fire wherever such a number may be.
@@ -36,7 +50,7 @@ HINT = "|".join(
         rf"(?:^|[^0-9A-Za-z+])\+\(?\d{more(7)}",
         rf"\(\d{{2,5}}\s*\){more(4)}",
         rf"\(0{more(7)}",
-        rf"(?:^|[A-Za-z]|{_OTHER}|:\s*[^0-9A-Za-z\s]|[^0-9A-Za-z\s]\s*:|\n|[\-./()]\s|\s[\-./()]|{_SIGN}{{{MOST_SIGNS + 1}}}){_SIGN}*0{more(8)}",
+        rf"(?:^|[A-Za-z]|{_OTHER}|:\s*[^0-9A-Za-z\s]|[^0-9A-Za-z\s]\s*:|[\n\t]|[\-./()]\s|\s[\-./()]|{_SIGN}{{{MOST_SIGNS + 1}}}){_SIGN}*0{more(8)}",
     )
 )
 
@@ -71,7 +85,7 @@ def _reach(shape: Shape, close: Sequence[bool], first: int) -> int:
     last, total = first, sizes[first]
     while (
         last < len(joints)
-        and (close[last] or joints[last] in _SOFT or shape.loose[last] == STOP)
+        and (close[last] or joints[last] in BLANKS or shape.loose[last] == STOP)
         and total + sizes[last + 1] <= MOST + 2
     ):
         last += 1
@@ -111,7 +125,7 @@ def _is_part(sign: bytes) -> bool:
 
 def _hard(joint: bytes) -> bool:
     """Whether groups are joined closely: by dashes, dots, slashes or brackets."""
-    return joint not in _SOFT and joint != b"" and not joint.strip(_SIGNS)
+    return joint not in BLANKS and joint != b"" and not joint.strip(_SIGNS)
 
 
 def _within(run: Run, layout: Layout, first: int, sign: bytes) -> bool:
@@ -119,6 +133,8 @@ def _within(run: Run, layout: Layout, first: int, sign: bytes) -> bool:
     if sign.endswith(b"("):
         return False
     if first and not sign.endswith(b"+"):
+        if run.joints[first - 1] == b")" and sign[-1:].isspace() and not run.sign(first - 1).endswith(b"("):
+            return False  # it numbers a list
         return layout.close[first - 1] or run.joints[first - 1] == b":"
     return _is_part(sign)
 
@@ -204,11 +220,11 @@ def _north_american(run: Run, layout: Layout, first: int, reach: int) -> int | N
     if run.together(start, start)[0] < 50 or run.together(start + 1, start + 1)[0] < 50:  # neither begins with 0 or 1
         return None
     inner, outer = run.joints[start:last], {run.shape.before(first), run.shape.after(last)}
-    if inner[0] != inner[1] and inner[0] != SPACE and _CLOSING not in inner[0]:
+    if inner[0] != inner[1] and inner not in _OLDER and inner[0] != SPACE and _CLOSING not in inner[0]:
         return None
     if SPACE in inner and b")" not in inner and SPACE in outer and BREAK not in inner:
         return None  # one of several numbers in a row
-    return None if layout.close[last] or inner[1] in outer - _SOFT else last
+    return None if layout.close[last] or inner[1] in outer - BLANKS else last
 
 
 def _by_shape(run: Run, layout: Layout, first: int, reach: int, sign: bytes) -> int | None:
@@ -239,9 +255,10 @@ def _by_shape(run: Run, layout: Layout, first: int, reach: int, sign: bytes) -> 
 
 
 def _named(run: Run, layout: Layout, first: int, reach: int) -> int | None:
-    if not _follows_a_word(run, first):
+    last = _end(run, layout, first, reach, LEAST, MOST)
+    if last is None or not (_follows_a_word(run, first) or PHONE.after(run.text, run.place(first, last)[1])):
         return None
-    return _end(run, layout, first, reach, 7, MOST)
+    return last
 
 
 def _follows_a_word(run: Run, first: int) -> bool:

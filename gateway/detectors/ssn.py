@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from gateway.detectors.digits import BREAK, SPACE, STOP, Run, Shape, Window, shaped
+from gateway.detectors.digits import BLANKS, SPACE, STOP, Run, Shape, Window, shaped
 from gateway.detectors.words import NUMBERED, SSN
 
 _SHAPE = (3, 2, 4)
@@ -15,7 +15,7 @@ _SHAPE = (3, 2, 4)
 HINT = shaped((_SHAPE,))
 _PART = re.compile(rb"[0-9A-Za-z][\-./]\Z")
 _HARD = frozenset((b"-", b".", b"/"))
-_JOINTS = _HARD | {SPACE, BREAK}
+_JOINTS = _HARD | BLANKS
 
 
 def issued(digits: bytes) -> bool:

@@ -21,6 +21,7 @@ class Words:
     words: tuple[str, ...]
     pattern: str
     _anywhere: Callable[[bytes], bool]
+    _first: Callable[[bytes], bool]
     _last: Callable[[bytes], bool]
 
     @classmethod
@@ -34,15 +35,23 @@ class Words:
             if (group := _ended(sorted(chosen)))
         )
         last = rf"(?:{pattern})[^A-Za-z0-9,;\n]{{0,6}}(?:(?:no|nr|num|number|nummer|numéro|id|code|is)[^A-Za-z0-9,;\n]{{0,4}})?$"
-        return cls(words, pattern, occurs(f"(?i){pattern}"), occurs(f"(?i){last}"))
+        first = rf"^(?:[(\[][A-Za-z]{{1,10}})?(?:{pattern})"
+        return cls(words, pattern, occurs(f"(?i){pattern}"), occurs(f"(?i){first}"), occurs(f"(?i){last}"))
 
     def before(self, text: bytes, start: int, reach: int = 48) -> bool:
         """Whether one of them stands in the `reach` bytes before a place."""
         return self._anywhere(text[max(0, start - reach) : start])
 
+    def after(self, text: bytes, end: int) -> bool:
+        """Whether one of them stands in brackets right behind a place: `4155552671 (mobile)`."""
+        return text[end : end + 2].lstrip()[:1] in _BRACKETS and self._first(text[end : end + 32].lstrip())
+
     def name(self, text: bytes, start: int) -> bool:
         """Whether one of them is what is said right before a place: with "number" or signs between at most."""
         return self._last(text[max(0, start - 32) : start])
+
+
+_BRACKETS = (b"(", b"[")
 
 
 def _ended(words: Iterable[str]) -> str:
@@ -62,7 +71,7 @@ is_placeholder = occurs(
 
 PHONE = Words.of(
     "phone*", "phones", "mobile*", "cell", "cellphone", "cellular", "tel", "telephone*", "telefon*", "fax", "whats ?app", "signal",
-    "sms", "contact number", "call me", "call us", "call him", "call her", "call them", "text me", "reach me", "reach us", "ring me", "dial*",
+    "sms", "ph\\.? no", "mob", "mob no", "contact no", "contact number", "call me", "call us", "call him", "call her", "call them", "text me", "reach me", "reach us", "ring me", "dial*",
     "handy", "handynummer", "rufnummer", "telefonnummer", "mobilnummer", "mobil", "mobiltelefon", "anrufen", "rückruf",
     "tél", "téléphone", "portable", "teléfono", "móvil", "celular", "cellulare", "telefone", "telemóvel", "telefoon*", "gsm", "komórka", "komórk[ai]*",
     "mobilnr", "puhelin*", "puh", "telefonszám*", "mobilszám*", "telefonní číslo", "cep tel*", "τηλέφωνο", "κινητό", "τηλ", "телефон", "тел", "моб", "номер телефона", "мобильн*",

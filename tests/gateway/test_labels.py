@@ -143,6 +143,11 @@ FOUND = [
             "Tel. 30901820",
             "téléphone 0142685300",
             "WhatsApp 98765 43210",
+            "Ph. No. 98765 43210",
+            "Mob: 98765 43210",
+            "4155552671 (cell)",
+            "0612345678 [work mobile]",
+            "415/555-2671",
         )
     ),
     *(
@@ -200,6 +205,7 @@ FOUND = [
             "DE 8\n9 3704 0044 0532 0130 00",
             "GB 82 WEST 1234 5698 7654 32",
             "IT 60 X 05428 11101 000000123456",
+            "IBANDE89370400440532013000",
         )
     ),
     *(
@@ -226,6 +232,9 @@ FOUND = [
             "sk-ant-api03-Ab3dEf6hIj9kLm2nOp5qRs8tUv1wXy4z-AbCdEf",
             "OPENAI_API_KEY=sk-Ab3dEf6hIj9kLm2nOp5qRs8tUv1wXy4zAb3dEf6h",
             "AKIAQYLPMN5HHHFPZAM2",
+            "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",
+            "csk-ab3def6hij9klm2nop5qrs8tuv1wxy4zab3def6hij9klm2n",
+            "AQ.Ab8RN6JkLmNoPqRsTuVwXyZ0123456789aBcDeFgHiJkLmNoPqR",
             "aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfiCYzq9TqL0m3R",
             "ghp_16C7e42F292c6912E7710c838347Ae178B4a",
             "github_pat_11ABCDEFG0aBcDeFgHiJkL_MnOpQrStUvWxYz0123456789aBcD",
@@ -271,6 +280,8 @@ FOUND = [
             "redis://:p@ss@cache:6379/0",
             "mysql -u root -p's3cretPa55' app",
             "The password on file (Winter2023) is wrong",
+            "“the wifi password is CoffeeTime2024”",
+            "„Passwort: swordFish“",
             '{"password": "sunshine"}',
         )
     ),
@@ -357,6 +368,8 @@ LEFT = [
     "PESEL 44051401358, BSN 123456789, Steuer-ID 86095742710, CPF 529.982.247-24",  # wrong check digits
     "order 44051401359 and 123456782",  # right ones that nothing names
     "Wall Street fell 3 percent; he walked 5 streets; via email 24",
+    "pH 7.40 7.35 7.45 and 12345678 mobile users",
+    "100\t20\t3000\t5",
     "pi is 3.14159265358979323846, e is 2.71828182845904523536",
     "[0.4539278474823712, 0.5123839374737373, 0.6011111111111117]",
     "DE88 3704 0044 0532 0130 00",  # a wrong check digit
@@ -403,6 +416,9 @@ def test_finds_a_kind_however_it_is_written(kind: str, text: str) -> None:
     [
         ("credit_card", "1. 4111111111111111\n2. 5555555555554444"),
         ("phone", "1. 415-555-2671"),
+        ("phone", "1) 03-5924-3987"),
+        ("phone", "12\t0171 2345678\t13"),
+        ("credit_card", "4111\t1111\t1111\t1111\t12/29"),
         ("phone", "12. 030 901820 12"),
         ("phone", "3 - 415-555-2671 - 2"),
         ("phone", "Call (415) 555 2671. 12 people wait."),
