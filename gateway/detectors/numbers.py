@@ -39,6 +39,8 @@ _WORDS = {
     "national_id": (f"(?i){national.ANY.pattern}", IDENTITY_WORD),
 }
 _CHECKED = {"credit_card": cards.HINT, "us_ssn": ssn.HINT, "national_id": national.HINT}
+# After what is claimed, a number may begin that the automaton took for the rest of a longer one.
+_ZERO_NEXT = re.compile(rb"[^0-9A-Za-z]{1,%d}0" % MOST_SIGNS)
 WORK_OF_GROUP = 4
 _MOST_KEPT, _LONGEST_KEPT = 4096, 48  # plans, and bytes of a run: what longer ones may be is worked out anew
 
@@ -138,7 +140,7 @@ class Numbers:
 
     def find(self, text: bytes, seen: Seen) -> None:
         """Note each kind and place, where there is the clue that there are runs."""
-        if seen.clues != RUN or seen.claimed or b"\n" in text:
+        if seen.clues != RUN or b"\n" in text or any(_ZERO_NEXT.match(text, end) for _, end in seen.claimed):
             tagged = marked(text)
             seen.claimed = _united(seen.claimed)
             self._look(text, seen, stretches(text, tagged), tagged)
@@ -207,10 +209,13 @@ class Numbers:
 _NONE: Sequence[Place] = ()
 
 
-def _note(seen: Seen, kind: str, run: Run, found: Iterable[Groups]) -> list[Place]:
-    """The places that are taken, in order."""
-    places = [run.place(first, last) for first, last in found]
+def _note(seen: Seen, kind: str, run: Run, found: Sequence[Groups]) -> list[Place]:
+    """The places that are taken, in order; all of the run where what is left is too little for anything."""
     seen.kinds.add(kind)
+    offsets = run.shape.offsets
+    if not seen.all and offsets[-1] - sum(offsets[last + 1] - offsets[first] for first, last in found) < LEAST:
+        return [(run.begin, run.end)]
+    places = [run.place(first, last) for first, last in found]
     if seen.all:
         seen.found += [(kind, first, last) for first, last in places]
     return sorted(places)

@@ -19,7 +19,9 @@ _CLOSE = re.compile(
 )
 _MARKED = re.compile(r"""(?:</?[a-z]|\$[{(]|\$(?:[A-Z_]+|[a-z_]+)$|%[sd]\b|%\w+%|\{|&[a-z]+;)""")
 _TOKEN = re.compile(r"""[^\s"'`<>;,|()\\（）。、，；“”„«»「」『』،؛]+""")
-_LONGER = re.compile(r"""(?![A-Za-z_.]{3,}\()[^\s"'`<>;,|\\“”„«»「」『』،؛]*[^\s"'`<>;,|\\).“”„«»「」『』،؛]""")  # brackets are part of it as well
+_LONGER = re.compile(
+    r"""(?![A-Za-z_.]{3,}\()[^\s"'`<>;,|\\“”„«»「」『』،؛]*[^\s"'`<>;,|\\).“”„«»「」『』،؛]"""
+)  # brackets are part of it as well
 _NO_PASSWORD = re.compile(
     r"(?i)(?:sha|md|aes|rsa|utf|rfc|iso|base|oauth|http|tls|ssl|v|ipv|win|mp)[ _-]?\d[\w.-]*|\d+[-.]?(?:px|ms|s|kb|mb|gb|tb|th|st|nd|rd|x|k|m|h|min|days?|chars?|characters?|bits?|bytes?|zeichen)?"
     r"|\d{1,4}[-./:]\d{1,2}(?:[-./:]\d{1,4})?.*|\[[A-Z_]+_\d+\].*"
