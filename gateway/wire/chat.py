@@ -87,6 +87,9 @@ _BASE64_RUN = re2.compile(rb"[A-Za-z0-9+/_-]{512}|(?:[A-Za-z0-9+/]{60,76}\r?\n){
 # A backslash is doubled for each string that holds the string: any number of them is one.
 _UNICODE_ESCAPES = re.compile(r"(?:\\+u[0-9A-Fa-f]{4})+")
 _BACKSLASHES_U = re.compile(r"\\+u")
+_ESCAPED_SIGNS = {"n": "\n", "r": "\r", "t": "\t", "/": "/"}
+_SIGNS = re.compile(r"\\+([nrt/])")
+_PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 # HTML's names for what separates the parts of a value or is one of its characters; those of letters are not needed.
 # fmt: off
 _NAMES = (
@@ -193,7 +196,7 @@ class _Reader:
             value = stack.pop()
             if isinstance(value, str):
                 self.texts.append(value)
-                if decodings and ("\\" in value or "&" in value):
+                if decodings and ("\\" in value or "&" in value or "%" in value):
                     self._decode(value, decodings - 1)
             elif isinstance(value, dict):
                 self._open(value, stack)
@@ -223,22 +226,37 @@ class _Reader:
             stack.append(key)
 
     def _decode(self, text: str, decodings: int) -> None:
-        """Text within a string that is itself escaped: the JSON of a tool call's arguments, stray \\uXXXX, HTML's
-        &#64; and &nbsp;. The JSON is read as text besides: of equal keys only the last is told, and others may read the
-        first."""
+        """Text within a string that is itself escaped: the JSON of a tool call's arguments, stray \\uXXXX and \\n of a
+        log's line, an address's %2B, HTML's &#64; and &nbsp;. The JSON is read as text besides: of equal keys only the
+        last is told, and others may read the first."""
+        document = _json(text) if "\\" in text and text.lstrip()[:1] in ("{", "[", '"') else None
         plain = _UNICODE_ESCAPES.sub(_unescaped, text) if "\\u" in text else text
         plain = _ENTITIES.sub(_character, plain) if "&" in plain else plain
+        plain = _PERCENT.sub(_unquoted, plain) if "%" in plain else plain
+        if document is None and "\\" in plain:
+            plain = _SIGNS.sub(_sign, plain)
         if plain != text:
             self.texts.append(plain)
-        if "\\" in text and text.lstrip()[:1] in ("{", "[", '"'):
-            try:
-                document = orjson.loads(text)
-            except orjson.JSONDecodeError:
-                pass
-            else:
-                inner = _Reader()  # a key in there is the caller's own, not a field of this API
-                inner.read(document, decodings)
-                self.texts.extend(inner.texts)
+        if document is not None:
+            inner = _Reader()  # a key in there is the caller's own, not a field of this API
+            inner.read(document, decodings)
+            self.texts.extend(inner.texts)
+
+
+def _json(text: str) -> Any:
+    """What JSON says; None where the text is none."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _sign(escape: re.Match[str]) -> str:
+    return _ESCAPED_SIGNS[escape[1]]
+
+
+def _unquoted(escapes: re.Match[str]) -> str:
+    return bytes.fromhex(escapes[0].replace("%", "")).decode("utf-8", "replace")
 
 
 def _unescaped(escapes: re.Match[str]) -> str:

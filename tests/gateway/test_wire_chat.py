@@ -359,6 +359,18 @@ def test_an_answer_that_a_provider_holds_as_audio_is_held() -> None:
             ["+1&nbsp;2&ndash;3 a&commat;b&period;de", "+1\u00a02\u20133 a@b.de"],
         ),
         ([{"role": "user", "content": "a && b &amp; c&eacute; ?x=1&num=2"}], {}, ["a && b &amp; c&eacute; ?x=1&num=2"]),
+        (
+            [{"role": "user", "content": "GET /?tel=%2B49%20171&m=a%40b.de%C3%BC"}],
+            {},
+            ["GET /?tel=%2B49%20171&m=a%40b.de%C3%BC", "GET /?tel=+49 171&m=a@b.deü"],
+        ),
+        ([{"role": "user", "content": "50% of 100%, %d and %s, C:\\x"}], {}, ["50% of 100%, %d and %s, C:\\x"]),
+        (
+            [{"role": "user", "content": "WARN ssn:\\n078\\\\t05 3\\/4"}],
+            {},
+            ["WARN ssn:\\n078\\\\t05 3\\/4", "WARN ssn:\n078\t05 3/4"],
+        ),
+        ([{"role": "user", "content": '{"a":"x\\ny"}'}], {}, ['{"a":"x\\ny"}', "a", "x\ny"]),
         ([{"role": "user", "content": "so \\u0034\\u0031 it"}], {}, ["so \\u0034\\u0031 it", "so 41 it"]),
         ([{"role": "user", "content": "\\ud83d\\ude00"}], {}, ["\\ud83d\\ude00", "😀"]),
     ],
