@@ -283,22 +283,23 @@ class _Builder:
             self._stop(mark, f"with its aliases written out, this file holds more than {MAX_NODES:,} values")
         return _copy(node)
 
-    # Most keys and values can only be text. Those are told right here, without a call for each, and of such a value
-    # only the mark is kept: events are large.
+    # Most keys and values can only be text. Of such a value only the mark is kept: events are large.
+
+    def _is_text(self, event: Event) -> bool:
+        return (
+            event.__class__ is _SCALAR
+            and event.tag is None
+            and event.anchor is None
+            and self._kinds[event.value] == _TEXT
+        )
 
     def _sequence(self, mark: Mark, depth: int) -> Node:
         inner: list[Node | Mark] = []
         plain: list[Any] = []
         sound, size = True, 1
-        following, kinds, shallow = self._next, self._kinds, depth < MAX_DEPTH
+        following, is_text, shallow = self._next, self._is_text, depth < MAX_DEPTH
         while (event := following()).__class__ is not _LIST_END:
-            if (
-                event.__class__ is _SCALAR
-                and kinds[event.value] == _TEXT
-                and shallow
-                and event.anchor is None
-                and event.tag is None
-            ):
+            if shallow and is_text(event):
                 inner.append(event.start_mark)
                 plain.append(event.value)
                 size += 1
@@ -319,18 +320,11 @@ class _Builder:
         keys: dict[str, Mark] = {}
         found: Node | Mark
         sound, size = True, 1
-        following, kinds, shallow = self._next, self._kinds, depth < MAX_DEPTH
+        following, is_text, shallow = self._next, self._is_text, depth < MAX_DEPTH
         while (event := following()).__class__ is not _MAPPING_END:
-            is_text = event.__class__ is _SCALAR and kinds[event.value] == _TEXT and event.tag is None
-            key = event.value if is_text else self._key(event)
+            key = event.value if is_text(event) else self._key(event)
             value, found = following(), None
-            if (
-                value.__class__ is _SCALAR
-                and kinds[value.value] == _TEXT
-                and shallow
-                and value.anchor is None
-                and value.tag is None
-            ):
+            if shallow and is_text(value):
                 found, said = value.start_mark, value.value
                 size += 1
             elif (node := self._node(value, depth + 1)) is not None:
