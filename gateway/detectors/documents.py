@@ -1,6 +1,6 @@
 """Identity numbers with letters in them, and passports: check digits where there are some, words nearby where not.
 
-Sources: ICAO 9303, parts 3 to 6, for what machines read; for the numbers as in `national.py`.
+Sources: ICAO 9303, parts 3 to 6, for what machines read; for the numbers as in `checkdigits.py`.
 """
 
 from __future__ import annotations
