@@ -14,10 +14,10 @@ from pydantic import BeforeValidator, Discriminator, Tag, WithJsonSchema
 
 from gateway.limits import Allowance, Counted, DeploymentLimits, Limits, OnDown
 from gateway.policyfile.entries import MAPPING, Checked, Report, check
-from gateway.policyfile.language import Zone
 from gateway.policyfile.shapes import Shape
 from gateway.policyfile.tree import Node
 from gateway.policyfile.values import Tokens, Word
+from gateway.policyfile.whenshapes import Zone
 from gateway.types import NUSD_PER_USD
 
 COUNTED: tuple[Counted, ...] = get_args(Counted)

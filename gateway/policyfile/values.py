@@ -211,3 +211,8 @@ HeaderValue = Annotated[
     str, _matching(_HEADER_VALUE, "printable ASCII text without commas or spaces around it"), like(_HEADER_VALUE)
 ]
 HeaderValues = Annotated[list[HeaderValue], Field(min_length=1), OrAlone()]
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number as YAML has them, and no boolean."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

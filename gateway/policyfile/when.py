@@ -13,11 +13,11 @@ from typing import Any
 
 from gateway.conditions import Match
 from gateway.policyfile.entries import Checked
-from gateway.policyfile.language import LoadShape, TimeShape, TokenRangeShape, WhenShape
 from gateway.policyfile.names import Names, undefined
 from gateway.policyfile.nearness import suggestion
 from gateway.policyfile.shapes import Shape
 from gateway.policyfile.tree import Loc, Node, Problem
+from gateway.policyfile.whenshapes import LoadShape, TimeShape, TokenRangeShape, WhenShape
 from gateway.ranges import MINUTES_A_DAY, Globs, Hours, Load, Range
 
 

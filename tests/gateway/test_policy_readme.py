@@ -14,7 +14,8 @@ from gateway.labels import KINDS
 from gateway.loading import litellm_price_map
 from gateway.policy import Policy
 from gateway.policyfile import compile_policy
-from gateway.policyfile.language import DefaultShape, PolicyShape, RequireShape, RuleShape, SloShape, WhenShape
+from gateway.policyfile.language import DefaultShape, PolicyShape, RequireShape, RuleShape, SloShape
+from gateway.policyfile.whenshapes import WhenShape
 
 FOLDER = Path(__file__).parents[2] / "policies"
 README = (FOLDER / "README.md").read_text()
