@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gateway.admission import Holding
 from gateway.backends import Backends
 from gateway.backends.base import Answer, Chunk
 from gateway.backends.sse import error_event
 from gateway.errors import GatewayError, UpstreamCut
 from gateway.fleet import Fleet, Flight
+from gateway.held import Holding
 from gateway.telemetry import FleetRecord, Record
 from gateway.types import Deployment, Usage
 

@@ -15,7 +15,7 @@ from functools import partial
 
 import orjson
 
-from gateway.admission import NOT_HELD, Asking, Held, Holding, Limiter
+from gateway.admission import Asking, Limiter
 from gateway.answers import CLIENT_GONE, Books, OpenAnswer
 from gateway.attempts import Asked, call_of, opened
 from gateway.backends.base import Answer, Chunk
@@ -25,6 +25,7 @@ from gateway.errors import GatewayError, Retryable, Unauthenticated, UpstreamTim
 from gateway.estimate import likely_bill
 from gateway.facts import CHALLENGE, request_id_of
 from gateway.fleet import NONE_FULL, Fleet, Flight
+from gateway.held import NOT_HELD, Held, Holding
 from gateway.intake import SCAN_IN_THREAD_ABOVE, facts_of, parsed
 from gateway.keys import Keyring
 from gateway.labels import Scanner

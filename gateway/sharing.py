@@ -14,13 +14,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from gateway.admission import Held
 from gateway.answers import CLIENT_GONE
 from gateway.backends.base import Chunk
 from gateway.backends.sse import error_event
 from gateway.cache import Entry, Flight, as_stream, for_another, target_of
 from gateway.caching import Answers, Origin, Use
 from gateway.errors import GatewayError, UpstreamCut
+from gateway.held import Held
 from gateway.policy import Policy
 from gateway.reply import EVENT_STREAM, Reply, header_bytes
 from gateway.store import TIMEOUT

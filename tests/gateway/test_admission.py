@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.admission import LEASE, RENEW_EVERY, RENEW_TOGETHER, Held, Limiter
+from gateway.admission import RENEW_EVERY, RENEW_TOGETHER, Limiter
 from gateway.answers import Books
 from gateway.backends import Backends
 from gateway.backends.base import Chunk
@@ -30,6 +30,7 @@ from gateway.errors import (
     UpstreamTimeout,
 )
 from gateway.fleet import Fleet
+from gateway.held import LEASE, Held
 from gateway.keys import Key, Keyring, digest_of
 from gateway.labels import Scanner
 from gateway.ledger import Hold, LedgerUnavailable, MemoryLedger, Refused, Reservation, Spent

@@ -21,7 +21,8 @@ from typing import Any, Literal, get_args
 
 from redis.asyncio import Redis
 
-from gateway.admission import LEASE, PATIENCE
+from gateway.admission import PATIENCE
+from gateway.held import LEASE
 from gateway.ledger import Hold, Limit, Refused, Reservation
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.shared import SharedLedger

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gateway.admission import LEASE
+from gateway.held import LEASE
 from tests.bench.limits import judge
 from tests.bench.limits.clients import Crowd
 from tests.bench.limits.judge import Seen, Verdict
