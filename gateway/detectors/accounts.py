@@ -37,10 +37,10 @@ _COUNTRY_FIRST = rf"(?i)(?:^|[^0-9A-Za-z])(?:IBAN)?(?:{'|'.join(_ACCOUNTS)})"
 # Wherever a line ends. "at 10 in the morning" begins like one with a space: then what follows counts as well.
 _CLOSE = rf"\d{_GAP}\d"
 _SPACED_OUT = rf" \d{_GAP}\d{_GAP}(?:\d{_GAP}\d|[A-Z]{{1,4}}{_GAP}\d)"
-_MARKUP = re.compile(rb"</?[a-z]+>|&nbsp;|\\[nrt]")
+_MARKUP = re.compile(rb"(?i)</?[a-z]+>|&nbsp;|\\[nrt]")
 _SPACED = bytes(code if bytes((code,)).isalnum() else 32 for code in range(256))
 _WRITTEN = {
-    length: re.compile(rb"(?:(?:</?[a-z]+>|&nbsp;|\\[nrt]|[^0-9A-Za-z])*[0-9A-Za-z]){%d}(?![0-9A-Za-z])" % length)
+    length: re.compile(rb"(?i)(?:(?:</?[a-z]+>|&nbsp;|\\[nrt]|[^0-9A-Za-z])*[0-9A-Za-z]){%d}(?![0-9A-Za-z])" % length)
     for length in set(_LENGTHS.values())
 }
 _NUMBERS = {ord(letter): str(number) for number, letter in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZ", 10)}
@@ -51,7 +51,7 @@ def is_iban(compact: str) -> bool:
     """Whether upper-case letters and digits have their country's shape and are 1 modulo 97."""
     country = compact[:2]
     shape = _SHAPES.get(country)
-    if shape is None or shape.fullmatch(compact, 4) is None:
+    if shape is None or not compact[2:4].isdigit() or shape.fullmatch(compact, 4) is None:
         return False
     account = compact[4:]
     number = account if account.isdigit() else account.translate(_NUMBERS)
