@@ -218,7 +218,7 @@ class Asking:
         if kept is not None and kept.deployment == deployment.name:
             if kept.error is not None:
                 raise kept.error
-            if not isinstance(kept.held, Held) or kept.held.recent:
+            if not isinstance(kept.held, Held) or not kept.held.late:
                 return kept.held
         await _withdrawn(kept)
         return await self._set_aside(deployment)
@@ -314,7 +314,8 @@ class Asking:
             self._refused(deployment.name, terms, holds, made, now)
             return None
         held = Held(limiter, deployment, terms, made, facts, began)
-        if took > SENT_WITHIN and deployment is not NOWHERE:
+        late = () if deployment is NOWHERE else held.late
+        if late and not (again and all(hold.limit.on_down == "open" for hold in late)):
             await held.withdrawn()
             if again:
                 raise LimitsUnavailable("this gateway is too busy to keep its limits now: try again", retry_after=1.0)

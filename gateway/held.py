@@ -26,7 +26,7 @@ from gateway.errors import (
     UpstreamRejected,
     UpstreamUnauthorized,
 )
-from gateway.ledger import SLACK, Reservation, Spent
+from gateway.ledger import SLACK, Hold, Reservation, Spent
 from gateway.ratelimit import Header, ratelimit_headers
 from gateway.terms import Terms, at_least, spent_on
 from gateway.types import Deployment, RequestFacts, Usage
@@ -133,9 +133,11 @@ class Held:
         return self._headers(self._terms.own)
 
     @property
-    def recent(self) -> bool:
-        """Whether a call that is sent now is counted in time; not where this process stood still meanwhile."""
-        return self._limiter.clock() - self._asked <= SENT_WITHIN
+    def late(self) -> Sequence[Hold]:
+        """What is counted too early for a call that is sent now: of limits a minute, where this process stood still."""
+        if self._limiter.clock() - self._asked <= SENT_WITHIN:
+            return ()
+        return [hold for hold in self.reservation.holds if hold.limit.kind == "rolling"]
 
     @property
     def headers_alone(self) -> Sequence[Header]:

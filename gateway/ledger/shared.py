@@ -116,17 +116,17 @@ class SharedLedger:
         self._said[told.hold.limit.account] = _Said(told, holds, at)
 
     def _just_refused(self, holds: Sequence[Hold], at: float) -> Refused | None:
-        """What was just said to another who asked for as much of the same limit, or less; None where nothing was. Of
-        limits of which the other asked nothing, nobody knows what is taken."""
+        """What was just said to another who asked for as much of the same limit, or less; None where nothing was, or
+        where the wait that it told is over. Of limits of which the other asked nothing, nobody knows what is taken."""
         for hold in holds:
             said = None if hold.limit.on_down == "open" else self._said.get(hold.limit.account)
             if said is None or at - said.at > JUST or said.told.hold.limit != hold.limit:
                 continue
-            wait = said.told.wait_ms
-            if wait is not None and said.told.hold.amount <= hold.amount <= hold.limit.most:
+            wait = (said.told.wait_ms or 0) - int((at - said.at) * 1000)
+            if wait > 0 and said.told.hold.amount <= hold.amount <= hold.limit.most:
                 known = {h.limit.account: used for h, used in zip(said.holds, said.told.used, strict=True)}
                 used = tuple(known.get(h.limit.account, 0) for h in holds)
-                return Refused(hold, max(1, wait - int((at - said.at) * 1000)), used)
+                return Refused(hold, wait, used)
         return None
 
     def _unchecked(self, holds: Sequence[Hold]) -> Refused | None:

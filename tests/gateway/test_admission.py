@@ -274,6 +274,25 @@ def test_what_was_set_aside_before_the_process_stood_still_is_set_aside_anew_bef
     assert len(world.called()) == (status == 200) and not world.limiter.open
 
 
+@pytest.mark.parametrize(
+    "caller",
+    [
+        key(open=1),
+        key(day=CENT, month=CENT),
+        key(tpd=1000),
+        CallerLimits(key=limits(False, "open", rpm=1, tpm=1000)),
+    ],
+)
+def test_whoever_has_no_limits_a_minute_or_open_ones_is_not_refused_because_the_process_stood_still(
+    caller: CallerLimits,
+) -> None:
+    world = World(caller)
+    world.ledger = ledger = Standing(world, [5.0, 5.0])
+    world.limiter.ledger = ledger
+    got, _, _ = world.ask()
+    assert got == 200 and world.booked()[-1] == Spent(12, 19_000) and not any(world.booked()[:-1])
+
+
 @pytest.mark.parametrize(("passes", "times"), [(0.5, 1), (0.51, 2)])
 def test_what_was_set_aside_while_an_answer_was_looked_for_is_set_aside_anew_where_that_took_long(
     passes: float, times: int
@@ -287,7 +306,7 @@ def test_what_was_set_aside_while_an_answer_was_looked_for_is_set_aside_anew_whe
         await asyncio.sleep(0)
         world.passes(passes)
         held = await asking.hold(NEAR)
-        assert isinstance(held, Held) and held.recent and held.reservation.id == f"d.{times}"
+        assert isinstance(held, Held) and not held.late and held.reservation.id == f"d.{times}"
         assert len(world.ledger.made) == times and len(world.limiter.open) == 1
 
     asyncio.run(check())

@@ -279,3 +279,24 @@ def test_who_waits_too_long_is_told_what_the_limit_has_just_told_another(url: st
         assert all(isinstance(one, Refused) and one.unchecked for one in (*told[2:], await late(20)))
 
     replicas(url, check)
+
+
+def test_a_refusal_whose_wait_is_over_is_told_to_nobody_else(url: str) -> None:
+    """There may be room by now, so nobody knows."""
+
+    async def check(first: Replica, second: Replica) -> None:
+        brief = Limit("key:brief tokens/min", "rolling", "tokens", 100, window=0)
+        assert isinstance(await second.reserve(Hold(brief, 100)), Reservation)
+        async with asyncio.timeout(10):
+            while True:
+                said = await first.reserve(Hold(brief, 1))
+                assert isinstance(said, Refused) and said.wait_ms is not None
+                if said.wait_ms < JUST * 500:
+                    break
+                await asyncio.sleep(0.02)
+        await asyncio.sleep(said.wait_ms / 1000)
+        first.proxy.delay = 0.15
+        late = await first.ledger.reserve("late", [Hold(brief, 1)], 30.0, time.time(), 0.03)
+        assert isinstance(late, Refused) and late.unchecked
+
+    replicas(url, check)
