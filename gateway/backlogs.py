@@ -12,7 +12,7 @@ from math import ceil, exp2, inf
 
 from gateway.estimate import FIRST_MARGIN, forecast_ms, size_of_forecast, until_room_s
 from gateway.measures import HALF_LIFE, DecayingHistogram, DecayingLine
-from gateway.types import FORECAST_SIZES_MS, Backlog, EngineLoad
+from gateway.snapshot import FORECAST_SIZES_MS, Backlog, EngineLoad
 
 GOOD_FOR = 1.0  # seconds: four readings; what an engine had to do a second ago says little
 FULL_QUEUE_S = 1.0  # of prompts to compute: an engine with so much of it is as busy as it can be

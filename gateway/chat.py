@@ -33,18 +33,9 @@ from gateway.reply import EVENT_STREAM, Reply, header_bytes
 from gateway.routing import decide, next_attempt
 from gateway.serving import Serving
 from gateway.sharing import Seeker, Sharing
+from gateway.snapshot import Snapshot
 from gateway.telemetry import Record
-from gateway.types import (
-    Attempt,
-    Caller,
-    ChatRequest,
-    Decision,
-    Deployment,
-    Outcome,
-    RequestFacts,
-    Snapshot,
-    usd,
-)
+from gateway.types import Attempt, Caller, ChatRequest, Decision, Deployment, Outcome, RequestFacts, usd
 
 ANONYMOUS = Caller()
 STALE = 0.05  # seconds after which a decision is made anew before it is acted on

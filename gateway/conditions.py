@@ -19,7 +19,8 @@ from operator import attrgetter, eq, le
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 from gateway.ranges import Globs, Hours, Load, Range
-from gateway.types import Capability, Deployment, RequestFacts, Snapshot
+from gateway.snapshot import Snapshot
+from gateway.types import Capability, Deployment, RequestFacts
 
 Deployments = Mapping[str, Deployment]
 Test = Callable[[RequestFacts, Deployments, Snapshot], bool]

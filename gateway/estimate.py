@@ -15,15 +15,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from math import ceil, inf
 
-from gateway.types import (
-    FORECAST_SIZES_MS,
-    PROMPT_SIZES,
-    Backlog,
-    Candidate,
-    Deployment,
-    DeploymentStatus,
-    RequestFacts,
-)
+from gateway.snapshot import FORECAST_SIZES_MS, PROMPT_SIZES, Backlog, DeploymentStatus
+from gateway.types import Candidate, Deployment, RequestFacts
 
 # Where nothing was compared yet: a forecast that is off by a half is what a reading of a quarter of a second ago gives.
 FIRST_MARGIN = 1.5

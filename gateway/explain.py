@@ -12,7 +12,8 @@ from typing import Any
 from gateway.estimate import likely_bill
 from gateway.policy import AUTO, Policy
 from gateway.refusal import refusal
-from gateway.types import Candidate, Decision, RequestFacts, Snapshot, usd
+from gateway.snapshot import Snapshot
+from gateway.types import Candidate, Decision, RequestFacts, usd
 
 
 def rules_tried(policy: Policy, facts: RequestFacts, snapshot: Snapshot, decision: Decision) -> list[tuple[str, str]]:

@@ -18,8 +18,9 @@ from gateway.errors import GatewayError, UpstreamLate
 from gateway.estimate import saved_per_engine_second
 from gateway.latencies import Latencies
 from gateway.measures import OutputLengths
+from gateway.snapshot import CircuitState, DeploymentStatus, EngineLoad, Snapshot
 from gateway.targets import Member, Target
-from gateway.types import CircuitState, Decision, DeploymentStatus, EngineLoad, Rejection, Replica, Snapshot, Usage
+from gateway.types import Decision, Rejection, Replica, Usage
 
 NONE_FULL: Mapping[str, Rejection] = MappingProxyType({})
 LIKELY_OUTPUT = 0.6  # the quantile of a caller's answers that stands for the next one: about the mean of a lognormal

@@ -9,16 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gateway.estimate import most_cost
-from gateway.types import (
-    Capability,
-    Deployment,
-    DeploymentStatus,
-    Gate,
-    Permit,
-    Rejection,
-    RequestFacts,
-    usd,
-)
+from gateway.snapshot import DeploymentStatus
+from gateway.types import Capability, Deployment, Gate, Permit, Rejection, RequestFacts, usd
 
 # Which gate a deployment failed says how far it came; the one that came furthest says what the caller is told (the
 # statuses' order in reverse).

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from gateway.estimate import size_of_prompt
 from gateway.measures import DecayingHistogram, DecayingLine
-from gateway.types import PROMPT_SIZES
+from gateway.snapshot import PROMPT_SIZES
 
 LOOKED_UP_EVERY = 0.25  # seconds between two looks at the quantiles
 FORGOTTEN_BELOW = 0.1  # samples of now that what is remembered must be worth; with less nothing is known

@@ -11,7 +11,7 @@ from typing import Any
 
 from gateway.policy import Policy
 from gateway.record import fleet_from, status_to_record
-from gateway.types import DeploymentStatus, Snapshot
+from gateway.snapshot import DeploymentStatus, Snapshot
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ import httpx
 
 from gateway.engines import Known, known_from
 from gateway.readings import LoadReader, Reader, VllmReader
-from gateway.types import ON_PREMISES, Deployment, EngineLoad, Replica
+from gateway.snapshot import EngineLoad
+from gateway.types import ON_PREMISES, Deployment, Replica
 
 ASKED_EVERY = 0.25  # seconds
 PATIENCE = 0.5  # seconds for an answer

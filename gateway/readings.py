@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from gateway.types import EngineLoad
+from gateway.snapshot import EngineLoad
 
 VERSION = 1
 

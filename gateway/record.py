@@ -13,16 +13,8 @@ from math import inf
 from operator import attrgetter
 from typing import Any, get_args
 
-from gateway.types import (
-    Backlog,
-    CircuitState,
-    DeploymentStatus,
-    Rejection,
-    RequestFacts,
-    Snapshot,
-    TokenCount,
-    Usage,
-)
+from gateway.snapshot import Backlog, CircuitState, DeploymentStatus, Snapshot
+from gateway.types import Rejection, RequestFacts, TokenCount, Usage
 
 _DEFAULT = RequestFacts("auto")
 _FLAGS = ("stream", "tools", "images", "schema")

@@ -26,21 +26,19 @@ from gateway.estimate import (
 from gateway.gates import gate, static_gate
 from gateway.policy import AUTO, TIMES, Asked, OrderBy, OrderTerm, Policy, Require, Rule, Slo
 from gateway.refusal import refusal
+from gateway.snapshot import Backlog, DeploymentStatus, Snapshot
 from gateway.types import (
     NUSD_PER_USD,
     Attempt,
-    Backlog,
     Candidate,
     Decision,
     Deployment,
-    DeploymentStatus,
     Miss,
     Outcome,
     Patience,
     Permit,
     Rejection,
     RequestFacts,
-    Snapshot,
 )
 
 HURRY = 1.5

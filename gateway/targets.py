@@ -20,7 +20,8 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnauthorized,
 )
-from gateway.types import CircuitState, Replica
+from gateway.snapshot import CircuitState
+from gateway.types import Replica
 
 FAILURES_TO_OPEN = 3
 FIRST_COOL_OFF = 2.0

@@ -37,17 +37,9 @@ from gateway.policyfile.values import (
     Words,
     between,
 )
+from gateway.snapshot import FORECAST_SIZES_MS, Backlog, DeploymentStatus, Snapshot
 from gateway.tokens import count as count_tokens
-from gateway.types import (
-    FORECAST_SIZES_MS,
-    Backlog,
-    Caller,
-    DeploymentStatus,
-    RequestFacts,
-    Snapshot,
-    TokenCount,
-    usd,
-)
+from gateway.types import Caller, RequestFacts, TokenCount, usd
 from gateway.wire.chat import parse
 
 S = TypeVar("S", bound=Shape)

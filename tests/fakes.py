@@ -13,7 +13,8 @@ import orjson
 from gateway.backends.base import Call, Chunk
 from gateway.errors import UpstreamError
 from gateway.policy import Invariant, LabelSource, Policy, Require, Rule, Slo
-from gateway.types import Deployment, DeploymentStatus, Price, Snapshot, Usage
+from gateway.snapshot import DeploymentStatus, Snapshot
+from gateway.types import Deployment, Price, Usage
 
 CARD = "4111 1111 1111 1111"  # the test number that every card issuer publishes
 

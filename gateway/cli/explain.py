@@ -23,7 +23,8 @@ from gateway.loading import read_text
 from gateway.policy import Policy
 from gateway.policyfile.shapes import Shape
 from gateway.routing import decide
-from gateway.types import Caller, Snapshot, usd
+from gateway.snapshot import Snapshot
+from gateway.types import Caller, usd
 from gateway.written import Asked, RequestShape, StateShape, asked, configured, facts_of, in_state, read, snapshot_of
 
 S = TypeVar("S", bound=Shape)

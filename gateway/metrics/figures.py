@@ -41,8 +41,8 @@ from gateway.metrics.described import (
     USAGE_WAITING,
     Described,
 )
+from gateway.snapshot import DeploymentStatus
 from gateway.store import StoreState
-from gateway.types import DeploymentStatus
 
 # Seconds. The bounds of the shipped classes (50 ms, 100 ms, 1 s) are bounds of buckets, so that the share of requests
 # within a class is a quotient of two series.

@@ -21,7 +21,7 @@ from typing import Literal
 
 from gateway.simulate.pace import Pace
 from gateway.simulate.step import EngineModel
-from gateway.types import EngineLoad
+from gateway.snapshot import EngineLoad
 
 Refusal = Literal["full", "late", "window"]
 

@@ -16,7 +16,8 @@ from gateway.estimate import likely_cost
 from gateway.gates import static_gate
 from gateway.policy import Policy
 from gateway.routing import decide
-from gateway.types import Candidate, Decision, Rejection, RequestFacts, Snapshot
+from gateway.snapshot import Snapshot
+from gateway.types import Candidate, Decision, Rejection, RequestFacts
 
 THRESHOLDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Requests in flight at an engine above which a threshold sends elsewhere: each is tried, and the best one told."""

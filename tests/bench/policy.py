@@ -27,7 +27,8 @@ from gateway.loading import load_policy
 from gateway.policy import Policy
 from gateway.policyfile import compile_policy
 from gateway.routing import decide
-from gateway.types import Caller, DeploymentStatus, RequestFacts, Snapshot, TokenCount
+from gateway.snapshot import DeploymentStatus, Snapshot
+from gateway.types import Caller, RequestFacts, TokenCount
 
 SHIPPED = Path(__file__).parents[2] / "policies" / "default.yaml"
 KEYS = {

@@ -10,7 +10,8 @@ import pytest
 from gateway.backlogs import GOOD_FOR, EngineBacklog
 from gateway.estimate import FIRST_MARGIN, engine_seconds, first_token_ms, forecast_ms
 from gateway.fleet import Fleet
-from gateway.types import Backlog, DeploymentStatus, EngineLoad, Speed
+from gateway.snapshot import Backlog, DeploymentStatus, EngineLoad
+from gateway.types import Speed
 from tests.fakes import deployment
 
 IDLE = EngineLoad(

@@ -43,8 +43,9 @@ from gateway.record import recorded
 from gateway.reply import Reply
 from gateway.routing import decide
 from gateway.serving import Serving
+from gateway.snapshot import EngineLoad
 from gateway.tokens import TiktokenCounter
-from gateway.types import Caller, EngineLoad, Permit, Price, Replica, Timeouts, usd
+from gateway.types import Caller, Permit, Price, Replica, Timeouts, usd
 from tests.fakes import (
     CARD,
     CLOUD,

@@ -14,7 +14,8 @@ from gateway.policy import Rule
 from gateway.policyfile.checks import Earlier
 from gateway.ranges import Globs, Hours, Load, Range
 from gateway.shortlist import Shortlist
-from gateway.types import Deployment, DeploymentStatus, RequestFacts, Snapshot, TokenCount
+from gateway.snapshot import DeploymentStatus, Snapshot
+from gateway.types import Deployment, RequestFacts, TokenCount
 
 DEPLOYMENTS = {
     "small": Deployment("small", "openai", "m", "on_premises", window=100, default_max_tokens=10, tokenizer="s"),

@@ -10,7 +10,8 @@ import pytest
 
 from gateway.demand import FILLED, LONGEST_S, REMEMBERED_S, Demand
 from gateway.estimate import KEEPING, KEPT, MEMORY, RISING, ROOM, STEEPEST, congestion_nusd, saved_per_engine_second
-from gateway.types import Backlog, Candidate, DeploymentStatus
+from gateway.snapshot import Backlog, DeploymentStatus
+from gateway.types import Candidate
 
 
 def offered(rate: float, saved: float, by_ms: float | None = None) -> Demand:

@@ -15,7 +15,7 @@ from gateway.cli import main
 from gateway.conditions import Match
 from gateway.livestate import state_document, state_from
 from gateway.policy import Invariant, Policy, Rule
-from gateway.types import DeploymentStatus, Snapshot
+from gateway.snapshot import DeploymentStatus, Snapshot
 from tests.fakes import CLOUD, HOME, OTHER, policy, require
 
 DEPLOYMENTS = """

@@ -22,8 +22,9 @@ from gateway.errors import (
 )
 from gateway.estimate import forecast_ms
 from gateway.fleet import SOON, Fleet, Flight
+from gateway.snapshot import DeploymentStatus, EngineLoad
 from gateway.targets import FAILURES_TO_OPEN, FIRST_COOL_OFF, LONGEST_COOL_OFF, SILENT_AFTER
-from gateway.types import DeploymentStatus, EngineLoad, Replica, Usage
+from gateway.types import Replica, Usage
 
 IDLE = EngineLoad(
     waiting=0,

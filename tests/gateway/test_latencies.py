@@ -9,8 +9,9 @@ import pytest
 from gateway.errors import UpstreamFailed
 from gateway.fleet import Fleet
 from gateway.latencies import Latencies
+from gateway.snapshot import DeploymentStatus
 from gateway.targets import FAILURES_TO_OPEN, FIRST_COOL_OFF
-from gateway.types import DeploymentStatus, Usage
+from gateway.types import Usage
 
 
 def looked_up(latencies: Latencies, now: float) -> Latencies:

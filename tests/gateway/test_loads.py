@@ -13,7 +13,8 @@ import pytest
 from gateway.engines import Known
 from gateway.fleet import Fleet
 from gateway.loads import Loads, Source
-from gateway.types import Capability, Deployment, EngineLoad, Replica
+from gateway.snapshot import EngineLoad
+from gateway.types import Capability, Deployment, Replica
 from tests.fakes import deployment
 from tests.gateway.test_readings import LOAD, metrics
 

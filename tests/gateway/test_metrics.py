@@ -24,9 +24,10 @@ from gateway.metrics import (
     UsageFigures,
     table,
 )
+from gateway.snapshot import DeploymentStatus
 from gateway.store import StoreState
 from gateway.telemetry import Moved, Record
-from gateway.types import Attempt, Candidate, Decision, DeploymentStatus, Outcome, Replica, Usage
+from gateway.types import Attempt, Candidate, Decision, Outcome, Replica, Usage
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from gateway.policy import Invariant, LabelSource, Match, Policy, Rule, Slo, permit
 from gateway.ranges import Range
-from gateway.types import UNSCANNABLE, Deployment, DeploymentStatus, Permit, RequestFacts, Snapshot, Timeouts
+from gateway.snapshot import DeploymentStatus, Snapshot
+from gateway.types import UNSCANNABLE, Deployment, Permit, RequestFacts, Timeouts
 
 DEPLOYMENTS = {
     "small": Deployment("small", "openai", "m", "on_premises", window=100, default_max_tokens=10),

@@ -18,7 +18,8 @@ from jsonschema import Draft202012Validator
 from gateway.policy import Invariant, Policy, permit
 from gateway.policyfile import PolicyErrors, compile_policy
 from gateway.policyfile.schema import deployments_schema, policy_schema
-from gateway.types import DeploymentStatus, RequestFacts, Snapshot, TokenCount
+from gateway.snapshot import DeploymentStatus, Snapshot
+from gateway.types import RequestFacts, TokenCount
 
 DEPLOYMENTS = "version: 1\ndeployments:\n  local: {backend: local, model: demo, zone: on_premises}\n"
 

@@ -21,7 +21,7 @@ from gateway.labels import Scanner
 from gateway.ledger import MemoryLedger
 from gateway.policy import Policy
 from gateway.serving import Serving
-from gateway.types import EngineLoad
+from gateway.snapshot import EngineLoad
 from tests.fakes import CARD, STREAM, Clock, FakeBackend, Ids, Log
 from tests.gateway.test_routing import NAMES, policies
 

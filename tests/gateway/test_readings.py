@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from gateway.readings import LoadReader, VllmReader
-from gateway.types import EngineLoad
+from gateway.snapshot import EngineLoad
 
 LOAD = {
     "version": 1,

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.record import Recorded, facts_from_record, facts_to_record, fleet_from, recorded, status_to_record
-from gateway.types import Backlog, DeploymentStatus, RequestFacts, TokenCount
+from gateway.snapshot import Backlog, DeploymentStatus
+from gateway.types import RequestFacts, TokenCount
 
 _words = st.sets(st.sampled_from(["a", "b", "c"])).map(frozenset)
 _facts = st.builds(

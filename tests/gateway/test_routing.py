@@ -14,7 +14,8 @@ from gateway.explain import explanation
 from gateway.policy import Invariant, Match, Policy, Rule
 from gateway.refusal import refusal
 from gateway.routing import decide, next_attempt
-from gateway.types import Attempt, Capability, DeploymentStatus, Outcome, RequestFacts, TokenCount
+from gateway.snapshot import DeploymentStatus
+from gateway.types import Attempt, Capability, Outcome, RequestFacts, TokenCount
 from tests.fakes import CLOUD, HOME, OTHER, deployment, policy, require, snapshot
 
 DOWN = DeploymentStatus(down="circuit open", retry_after=7.0)

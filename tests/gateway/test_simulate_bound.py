@@ -19,7 +19,8 @@ from gateway.simulate.routers import PolicyRouter, Router, baselines
 from gateway.simulate.score import Score, score
 from gateway.simulate.step import EngineModel
 from gateway.simulate.world import World, simulate
-from gateway.types import Candidate, Decision, RequestFacts, Snapshot
+from gateway.snapshot import Snapshot
+from gateway.types import Candidate, Decision, RequestFacts
 from tests.worlds import ENGINE, STEADY, asked, small_policy, world
 
 ENGINES = st.builds(
