@@ -90,12 +90,15 @@ class Shared:
 
 
 class Slow(Told):
-    """A ledger that takes so many turns of the event loop before and after it reserves, or does not know (None). What
-    is reserved for somebody who has gone is undone, as the shared one does it."""
+    """A ledger that takes so many turns of the event loop before and after it reserves, or does not know (None), and
+    whose process stands still for so many seconds before the reply. What is reserved for somebody who has gone is
+    undone, as the shared one does it."""
 
-    def __init__(self) -> None:
+    def __init__(self, passes: Callable[[float], None]) -> None:
         super().__init__()
+        self.passes = passes
         self.takes: list[tuple[int, int] | None] = []
+        self.stands: list[float] = []
         self.asked: list[float | None] = []
 
     async def reserve(
@@ -108,6 +111,7 @@ class Slow(Told):
             return Refused(holds[0], 1000, (0,) * len(holds), unchecked=True)
         await turns(takes[0])
         made = await super().reserve(id, holds, lease_s, now, within)
+        self.passes(self.stands.pop(0) if self.stands else 0.0)
         try:
             await turns(takes[1])
         except asyncio.CancelledError:
@@ -136,7 +140,7 @@ class World(test_admission.World):
         **backends: FakeBackend,
     ) -> None:
         super().__init__(caller, of, **backends)
-        self.slow = self.ledger = self.limiter.ledger = Slow()
+        self.slow = self.ledger = self.limiter.ledger = Slow(self.passes)
         self.records: list[Record] = []
         self.cache = Shared()
         self.answers = Answers(MemoryCache(10, 10**6, 10**5), self.wall, Ids(1 << 40), self.cache)
@@ -376,6 +380,7 @@ class Counting(FakeBackend):
     _requests,
     st.lists(st.tuples(st.integers(0, 4), _said), max_size=8),
     st.lists(st.one_of(st.none(), st.tuples(st.integers(0, 4), st.integers(0, 4))), max_size=8),
+    st.lists(st.sampled_from([0.0, 0.6]), max_size=8),
     st.lists(_script, max_size=6),
     st.sampled_from([(100, 100_000, 50, 50), (3, 100_000, 50, 1), (100, 250, 2, 50), (100, 100_000, 1, 1)]),
 )
@@ -383,6 +388,7 @@ def test_whatever_comes_in_which_order_nothing_stays_behind_and_the_books_agree(
     requests: list[tuple[int, str, bool, int | None]],
     says: list[tuple[int, str | None]],
     takes: list[tuple[int, int] | None],
+    stands: list[float],
     scripts: list[str],
     most: tuple[int, int, int, int],
 ) -> None:
@@ -403,7 +409,7 @@ def test_whatever_comes_in_which_order_nothing_stays_behind_and_the_books_agree(
 
     async def check() -> None:
         world.cache.says = [(after, stored(world) if said == "stored" else said) for after, said in says]  # type: ignore[misc]
-        world.slow.takes = list(takes)
+        world.slow.takes, world.slow.stands = list(takes), list(stands)
         await asyncio.gather(*(ask(*request) for request in requests))
         await world.settled()
 
