@@ -15,13 +15,14 @@ from itertools import islice
 from math import ceil
 from typing import NamedTuple, Protocol
 
+from gateway.decision import Rejection
 from gateway.errors import BudgetSpent, GatewayError, LimitsUnavailable, NeverFits, RateLimited
 from gateway.held import LEASE, NOT_HELD, SENT_WITHIN, Held, Holding
 from gateway.ledger import Counting, Hold, LedgerUnavailable, Refused, Reservation, Spent
 from gateway.limits import DeploymentLimits
 from gateway.ratelimit import ratelimit_headers
 from gateway.terms import BY_ONE, CALENDAR, MONEY, NO_AMOUNTS, Term, Terms, terms_of
-from gateway.types import Caller, Deployment, Rejection, RequestFacts, usd
+from gateway.types import Caller, Deployment, RequestFacts, usd
 
 PATIENCE = 0.1  # seconds that one request waits for a ledger, all its attempts together
 RENEW_EVERY = 10.0

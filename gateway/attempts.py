@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from gateway.admission import Asking
 from gateway.backends.base import Answer, Call, Chunk
 from gateway.balance import Affinity, leads_on
+from gateway.decision import Decision
 from gateway.errors import GatewayError, Retryable, UpstreamFailed, UpstreamLate, UpstreamTimeout
 from gateway.fleet import Fleet, Flight
 from gateway.masking import Masked
@@ -21,7 +22,7 @@ from gateway.queueing import Queueing
 from gateway.routing import patience
 from gateway.serving import Serving
 from gateway.telemetry import Moved, Record
-from gateway.types import ChatRequest, Decision, Deployment, Permit, Replica, RequestFacts
+from gateway.types import ChatRequest, Deployment, Permit, Replica, RequestFacts
 
 
 @dataclass(frozen=True, slots=True)

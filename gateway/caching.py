@@ -41,9 +41,10 @@ from gateway.cache import (
     whole_of,
 )
 from gateway.cache.base import LEASE_SECONDS
+from gateway.decision import Caching, Decision
 from gateway.gates import static_gate
 from gateway.policy import Policy
-from gateway.types import ON_PREMISES, Caching, ChatRequest, Decision, Permit, RequestFacts, Usage
+from gateway.types import ON_PREMISES, ChatRequest, Permit, RequestFacts, Usage
 
 RENEW_EVERY = LEASE_SECONDS / 4
 LOOK_EVERY = 0.05  # seconds between looks at what another replica is making; the first come sooner

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, create_model
 
+from gateway.decision import Decision, Gate
 from gateway.errors import GatewayError
 from gateway.explain import explanation
 from gateway.labels import Scanner
@@ -26,7 +27,7 @@ from gateway.policyfile.tree import Place, Problem, parse
 from gateway.policyfile.values import Nusd, OrAlone, Seconds, Text, Version, Word, Words
 from gateway.refusal import refusal
 from gateway.routing import decide
-from gateway.types import UNSCANNABLE, Decision, Gate, RequestFacts, usd
+from gateway.types import UNSCANNABLE, RequestFacts, usd
 from gateway.written import (
     RequestShape,
     StateShape,

@@ -21,6 +21,7 @@ from gateway.attempts import Asked, call_of, opened
 from gateway.backends.base import Answer, Chunk
 from gateway.balance import Affinity, conversation_of
 from gateway.caching import Answers, Use
+from gateway.decision import Decision
 from gateway.errors import GatewayError, Retryable, Unauthenticated, UpstreamTimeout, body_of, status_of
 from gateway.estimate import likely_bill
 from gateway.facts import CHALLENGE, request_id_of
@@ -35,7 +36,7 @@ from gateway.serving import Serving
 from gateway.sharing import Seeker, Sharing
 from gateway.snapshot import Snapshot
 from gateway.telemetry import Record
-from gateway.types import Attempt, Caller, ChatRequest, Decision, Deployment, Outcome, RequestFacts, usd
+from gateway.types import Attempt, Caller, ChatRequest, Deployment, Outcome, RequestFacts, usd
 
 ANONYMOUS = Caller()
 STALE = 0.05  # seconds after which a decision is made anew before it is acted on

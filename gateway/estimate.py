@@ -15,8 +15,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from math import ceil, inf
 
+from gateway.decision import Candidate
 from gateway.snapshot import FORECAST_SIZES_MS, PROMPT_SIZES, Backlog, DeploymentStatus
-from gateway.types import Candidate, Deployment, RequestFacts
+from gateway.types import Deployment, RequestFacts
 
 # Where nothing was compared yet: a forecast that is off by a half is what a reading of a quarter of a second ago gives.
 FIRST_MARGIN = 1.5

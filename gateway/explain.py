@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from gateway.decision import Candidate, Decision
 from gateway.estimate import likely_bill
 from gateway.policy import AUTO, Policy
 from gateway.refusal import refusal
 from gateway.snapshot import Snapshot
-from gateway.types import Candidate, Decision, RequestFacts, usd
+from gateway.types import RequestFacts, usd
 
 
 def rules_tried(policy: Policy, facts: RequestFacts, snapshot: Snapshot, decision: Decision) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from gateway.backlogs import EngineBacklog
 from gateway.balance import Affinity, choose, key_of
+from gateway.decision import Decision, Rejection
 from gateway.demand import Demand
 from gateway.errors import GatewayError, UpstreamLate
 from gateway.estimate import saved_per_engine_second
@@ -20,7 +21,7 @@ from gateway.latencies import Latencies
 from gateway.measures import OutputLengths
 from gateway.snapshot import CircuitState, DeploymentStatus, EngineLoad, Snapshot
 from gateway.targets import Member, Target
-from gateway.types import Decision, Rejection, Replica, Usage
+from gateway.types import Replica, Usage
 
 NONE_FULL: Mapping[str, Rejection] = MappingProxyType({})
 LIKELY_OUTPUT = 0.6  # the quantile of a caller's answers that stands for the next one: about the mean of a lognormal

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gateway.decision import Gate, Rejection
 from gateway.estimate import most_cost
 from gateway.snapshot import DeploymentStatus
-from gateway.types import Capability, Deployment, Gate, Permit, Rejection, RequestFacts, usd
+from gateway.types import Capability, Deployment, Permit, RequestFacts, usd
 
 # Which gate a deployment failed says how far it came; the one that came furthest says what the caller is told (the
 # statuses' order in reverse).

@@ -16,9 +16,10 @@ from typing import Literal
 
 from gateway.conditions import Deployments
 from gateway.conditions import Match as Match
+from gateway.decision import Caching
 from gateway.limits import DeploymentLimits
 from gateway.shortlist import Shortlist
-from gateway.types import UNSCANNABLE, Caching, Deployment, Permit, RequestFacts
+from gateway.types import UNSCANNABLE, Deployment, Permit, RequestFacts
 
 DATA_CLASS_HEADER = "x-data-class"
 DEFAULT_RULE = "default"

@@ -13,8 +13,9 @@ from math import inf
 from operator import attrgetter
 from typing import Any, get_args
 
+from gateway.decision import Rejection
 from gateway.snapshot import Backlog, CircuitState, DeploymentStatus, Snapshot
-from gateway.types import Rejection, RequestFacts, TokenCount, Usage
+from gateway.types import RequestFacts, TokenCount, Usage
 
 _DEFAULT = RequestFacts("auto")
 _FLAGS = ("stream", "tools", "images", "schema")

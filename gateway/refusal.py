@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from gateway.decision import Decision, Gate
 from gateway.errors import (
     BadRequest,
     ContextLengthExceeded,
@@ -18,7 +19,7 @@ from gateway.errors import (
     ProtectedRefused,
 )
 from gateway.gates import GATES
-from gateway.types import Decision, Gate, Outcome
+from gateway.types import Outcome
 
 
 def refusal(decision: Decision, outcomes: Sequence[Outcome] = ()) -> GatewayError:

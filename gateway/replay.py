@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from gateway.decision import Candidate, Decision
 from gateway.errors import GatewayError
 from gateway.estimate import likely_bill
 from gateway.facts import knows
@@ -20,7 +21,7 @@ from gateway.policy import Policy
 from gateway.record import Recorded
 from gateway.refusal import refusal
 from gateway.routing import decide
-from gateway.types import ON_PREMISES, Attempt, Candidate, Decision, Outcome
+from gateway.types import ON_PREMISES, Attempt, Outcome
 
 
 @dataclass(frozen=True, slots=True)

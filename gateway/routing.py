@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from math import inf
 
+from gateway.decision import Candidate, Decision, Miss, Rejection
 from gateway.errors import UnknownModel
 from gateway.estimate import (
     congestion_nusd,
@@ -27,19 +28,7 @@ from gateway.gates import gate, static_gate
 from gateway.policy import AUTO, TIMES, Asked, OrderBy, OrderTerm, Policy, Require, Rule, Slo
 from gateway.refusal import refusal
 from gateway.snapshot import Backlog, DeploymentStatus, Snapshot
-from gateway.types import (
-    NUSD_PER_USD,
-    Attempt,
-    Candidate,
-    Decision,
-    Deployment,
-    Miss,
-    Outcome,
-    Patience,
-    Permit,
-    Rejection,
-    RequestFacts,
-)
+from gateway.types import NUSD_PER_USD, Attempt, Deployment, Outcome, Patience, Permit, RequestFacts
 
 HURRY = 1.5
 """So many times its 95th percentile is left for the next one when an engine's queue is left for it: 99 of 100 are in

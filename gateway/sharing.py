@@ -19,13 +19,14 @@ from gateway.backends.base import Chunk
 from gateway.backends.sse import error_event
 from gateway.cache import Entry, Flight, as_stream, for_another, target_of
 from gateway.caching import Answers, Origin, Use
+from gateway.decision import Decision
 from gateway.errors import GatewayError, UpstreamCut
 from gateway.held import Held
 from gateway.policy import Policy
 from gateway.reply import EVENT_STREAM, Reply, header_bytes
 from gateway.store import TIMEOUT
 from gateway.telemetry import Record
-from gateway.types import ChatRequest, Decision, Permit, RequestFacts
+from gateway.types import ChatRequest, Permit, RequestFacts
 
 ROUNDS = 2  # how often a request looks for somebody else's answer
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
-from gateway.types import Rejection
+from gateway.decision import Rejection
 
 
 @dataclass(frozen=True, slots=True)

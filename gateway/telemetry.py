@@ -13,10 +13,11 @@ from typing import Any, BinaryIO, Literal
 
 import orjson
 
+from gateway.decision import Candidate, Decision, Rejection
 from gateway.ledger import Spent
 from gateway.record import facts_to_record, status_to_record
 from gateway.snapshot import DeploymentStatus, Snapshot
-from gateway.types import Candidate, Decision, Outcome, Rejection, RequestFacts, Usage, usd
+from gateway.types import Outcome, RequestFacts, Usage, usd
 
 SHORTEST_WAIT_MS = 0.1  # what is less is not worth a field: nobody was asked
 _AS_LINE = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gateway.decision import Caching
 from gateway.policyfile.entries import Checked
 from gateway.policyfile.language import CacheShape, DefaultShape, PolicyShape, RuleShape
 from gateway.policyfile.tree import Problem
-from gateway.types import Caching
 
 
 def caching_of(stated: CacheShape | None, above: CacheShape | None) -> Caching | None:

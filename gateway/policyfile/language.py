@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
+from gateway.decision import CacheScope
 from gateway.policy import Otherwise, Protected, Sticky, Unknown
 from gateway.policyfile.entries import MAPPING
 from gateway.policyfile.shapes import Shape, TimeoutsShape
@@ -30,7 +31,6 @@ from gateway.policyfile.values import (
     is_number,
 )
 from gateway.policyfile.whenshapes import WhenShape
-from gateway.types import CacheScope
 
 _MOST_WEIGHT = 1_000_000
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
 
+from gateway.decision import Candidate, Decision, Rejection
 from gateway.estimate import likely_cost
 from gateway.gates import static_gate
 from gateway.policy import Policy
 from gateway.routing import decide
 from gateway.snapshot import Snapshot
-from gateway.types import Candidate, Decision, Rejection, RequestFacts
+from gateway.types import RequestFacts
 
 THRESHOLDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Requests in flight at an engine above which a threshold sends elsewhere: each is tried, and the best one told."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import Literal
 
+from gateway.decision import Decision
 from gateway.errors import (
     GatewayError,
     Retryable,
@@ -31,7 +32,7 @@ from gateway.simulate.engine import Sequence as InEngine
 from gateway.simulate.fleetfile import FleetModel
 from gateway.simulate.mix import Request
 from gateway.simulate.routers import Router
-from gateway.types import Attempt, Decision, Outcome, Patience, Timeouts, Usage
+from gateway.types import Attempt, Outcome, Patience, Timeouts, Usage
 
 READ_EVERY = 0.25  # seconds between two readings of an engine's load, as the server asks
 SAMPLED_EVERY = 1.0

@@ -28,6 +28,7 @@ from gateway.backends.base import Call, Chunk
 from gateway.cache import MemoryCache, RedisCache, Seal, as_stream, key_of
 from gateway.caching import Answers
 from gateway.chat import ChatPath
+from gateway.decision import Caching
 from gateway.fleet import Fleet
 from gateway.intake import facts_of
 from gateway.labels import Scanner
@@ -36,7 +37,7 @@ from gateway.policy import Policy
 from gateway.routing import decide
 from gateway.serving import Serving
 from gateway.store import Store
-from gateway.types import Caching, Usage
+from gateway.types import Usage
 from gateway.wire.chat import parse
 from tests.bench.policy import PROSE, Figure, measured
 from tests.fakes import Clock, FakeAnswer, Ids, Log, completion, deployment, policy

@@ -28,6 +28,7 @@ from gateway.backends.base import Call
 from gateway.cache import MemoryCache, RedisCache
 from gateway.caching import Answers
 from gateway.chat import ChatPath
+from gateway.decision import Caching
 from gateway.fleet import Fleet
 from gateway.keys import Key, Keyring, digest_of
 from gateway.labels import Scanner
@@ -35,7 +36,6 @@ from gateway.ledger import MemoryLedger
 from gateway.ledger.shared import SharedLedger
 from gateway.serving import Serving
 from gateway.store import Store
-from gateway.types import Caching
 from tests.bench.cache import TEXT, Instant
 from tests.bench.ledger import HEADERS, HOME, LIMITED
 from tests.fakes import FakeAnswer, Ids, Log, policy

@@ -18,12 +18,13 @@ from gateway.answers import Books
 from gateway.backends.base import Chunk
 from gateway.cache import CacheUnavailable, Chosen, Claim, Entry, Figures, MemoryCache
 from gateway.caching import Answers
+from gateway.decision import Caching
 from gateway.errors import ConnectFailed, UpstreamError, UpstreamErrored, UpstreamTimeout
 from gateway.ledger import Hold, Refused, Reservation, Spent
 from gateway.limits import CallerLimits, DeploymentLimits
 from gateway.store import TIMEOUT
 from gateway.telemetry import Record
-from gateway.types import Caching, Usage
+from gateway.types import Usage
 from tests.fakes import STREAM, FakeBackend, Ids, completion
 from tests.gateway import test_admission
 from tests.gateway.test_admission import CENT, Told, error_of, key, limits

@@ -18,6 +18,7 @@ from gateway.backends.base import Call, Chunk
 from gateway.cache import MemoryCache
 from gateway.caching import Answers
 from gateway.chat import ChatPath
+from gateway.decision import Caching
 from gateway.errors import UpstreamCut, UpstreamError, UpstreamFailed, UpstreamRejected
 from gateway.fleet import Fleet
 from gateway.keys import Key, Keyring, digest_of
@@ -27,7 +28,7 @@ from gateway.limits import Allowance, CallerLimits, Counted, Limits
 from gateway.policy import Policy, Rule
 from gateway.reply import Reply
 from gateway.serving import Serving
-from gateway.types import Caching, Caller, Usage
+from gateway.types import Caller, Usage
 from tests.fakes import CARD, CLOUD, HOME, OTHER, Clock, FakeAnswer, FakeBackend, Ids, Log, completion, policy
 
 ALWAYS = Caching(60.0, "always")

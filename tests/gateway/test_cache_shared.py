@@ -24,6 +24,7 @@ from gateway.backends.base import Chunk
 from gateway.cache import MemoryCache, RedisCache, Seal
 from gateway.caching import Answers
 from gateway.chat import ChatPath
+from gateway.decision import Caching
 from gateway.fleet import Fleet
 from gateway.keys import Key, Keyring, digest_of
 from gateway.labels import Scanner
@@ -36,7 +37,7 @@ from gateway.record import facts_from_record
 from gateway.serving import Serving
 from gateway.store import MOST_WAIT, TIMEOUT, Store
 from gateway.terms import NO_AMOUNTS, terms_of
-from gateway.types import ON_PREMISES, Caching, Caller, Usage
+from gateway.types import ON_PREMISES, Caller, Usage
 from tests.fakes import CARD, CLOUD, HOME, OTHER, Clock, FakeBackend, Ids, Log, completion, policy
 from tests.gateway.test_cache_path import stream, text_of
 from tests.gateway.test_store import BUSY, break_

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from gateway.decision import Candidate
 from gateway.demand import FILLED, LONGEST_S, REMEMBERED_S, Demand
 from gateway.estimate import KEEPING, KEPT, MEMORY, RISING, ROOM, STEEPEST, congestion_nusd, saved_per_engine_second
 from gateway.snapshot import Backlog, DeploymentStatus
-from gateway.types import Candidate
 
 
 def offered(rate: float, saved: float, by_ms: float | None = None) -> Demand:

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.cache import Counts
+from gateway.decision import Candidate, Decision
 from gateway.fleet import MemberStatus
 from gateway.metrics import (
     BUCKETS,
@@ -27,7 +28,7 @@ from gateway.metrics import (
 from gateway.snapshot import DeploymentStatus
 from gateway.store import StoreState
 from gateway.telemetry import Moved, Record
-from gateway.types import Attempt, Candidate, Decision, Outcome, Replica, Usage
+from gateway.types import Attempt, Outcome, Replica, Usage
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from gateway.decision import Decision
 from gateway.policy import Slo
 from gateway.routing import HURRY, LAST_LOOK, UNMEASURED_MS, decide, look_again, patience
 from gateway.snapshot import Backlog, DeploymentStatus, Snapshot
-from gateway.types import Attempt, Decision, Outcome, RequestFacts, TokenCount
+from gateway.types import Attempt, Outcome, RequestFacts, TokenCount
 from tests.fakes import CLOUD, HOME, policy, require
 
 SHARES = {"home": 70.0, "cloud": 30.0, "other": 0.0}

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.decision import Candidate, Decision
 from gateway.policy import Slo
 from gateway.simulate.bound import Bounds, NoBound
 from gateway.simulate.cloud import CloudModel, Quantiles
@@ -20,7 +21,7 @@ from gateway.simulate.score import Score, score
 from gateway.simulate.step import EngineModel
 from gateway.simulate.world import World, simulate
 from gateway.snapshot import Snapshot
-from gateway.types import Candidate, Decision, RequestFacts
+from gateway.types import RequestFacts
 from tests.worlds import ENGINE, STEADY, asked, small_policy, world
 
 ENGINES = st.builds(
