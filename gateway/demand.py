@@ -20,7 +20,7 @@ from typing import NamedTuple
 from gateway.measures import DecayingHistogram
 
 HALF_LIFE = 60.0
-FILLED = 0.85  # the share of an engine's seconds that may be given away; the rest is for what comes in bursts
+FILLED = 0.65  # the share of an engine's seconds that may be given away; the rest is for what comes in bursts
 PRICED_EVERY = 0.25
 LEAST_SEEN_S = 10.0  # the first offers are taken to be those of so many seconds
 REMEMBERED_S = 5 * HALF_LIFE  # a priority that asked for nothing since has no room to keep

@@ -34,7 +34,7 @@ def test_the_price_is_where_the_best_offers_fill_the_engine() -> None:
     demand = Demand()
     for second in range(300):
         for saved in (100.0, 1000.0, 10_000.0):
-            demand.offered(0.8, saved, None, 0, float(second))
+            demand.offered(FILLED - 0.05, saved, None, 0, float(second))
     assert demand.price_nusd == pytest.approx(1000.0, rel=0.05), "the best fit, the next do not"
 
 
