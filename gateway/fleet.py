@@ -1,25 +1,25 @@
 """What is known of each deployment now: whether it is up, its circuit, what is in flight, how fast it has been of late.
 
 Owns the state that the request path and the supervisor report into, and turns it into a `Snapshot` for the decision.
-Times come in as arguments (seconds of a monotonic clock). Refuses to decide anything: a status is a fact with a reason.
+Times come in as arguments (seconds of a monotonic clock). Refuses to decide anything: a status is a fact with a reason;
+and what is known of one deployment alone (`standing.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
 from types import MappingProxyType
 
 from gateway.backlogs import EngineBacklog
-from gateway.balance import Affinity, choose, key_of
+from gateway.balance import Affinity
 from gateway.decision import Decision, Rejection
-from gateway.demand import Demand
 from gateway.errors import GatewayError, UpstreamLate
 from gateway.estimate import saved_per_engine_second
-from gateway.latencies import Latencies
 from gateway.measures import OutputLengths
-from gateway.snapshot import CircuitState, DeploymentStatus, EngineLoad, Snapshot
+from gateway.snapshot import DeploymentStatus, EngineLoad, Snapshot
+from gateway.standing import MemberStatus, Standing
 from gateway.targets import Member, Target
 from gateway.types import Replica, Usage
 
@@ -52,39 +52,12 @@ class Flight:
     member: Member | None = None
 
 
-@dataclass(slots=True, eq=False)
-class _Known(Target):
-    """What is known of one deployment. `down` is set from outside (starting, stopped). Where there are `members`,
-    circuits and backlogs are theirs; latencies are of all of them, since each may get the next request."""
-
-    down: str | None = None
-    down_retry_after: float = 1.0
-    latencies: Latencies = field(default_factory=Latencies)
-    demand: Demand = field(default_factory=Demand)
-    members: dict[Replica, Member] = field(default_factory=dict)
-
-    def forget(self) -> None:
-        Target.forget(self)
-        self.latencies = Latencies()
-
-
-@dataclass(frozen=True, slots=True)
-class MemberStatus:
-    """What is known of one replica now."""
-
-    replica: Replica
-    ordinal: int
-    up: bool
-    in_flight: int
-    busy: float | None
-
-
 class Fleet:
     """The state of all deployments. Invariant: each flight that `started` gives is handed to exactly one of `ended` and
     `abandoned`, so that `in_flight` never drifts."""
 
     def __init__(self, deployments: Iterable[str]) -> None:
-        self._known = {name: _Known() for name in deployments}
+        self._known = {name: Standing() for name in deployments}
         self._statuses = {name: DeploymentStatus() for name in self._known}
         self._changed: set[str] = set()
         self._circuits_open: set[str] = set()
@@ -99,7 +72,7 @@ class Fleet:
             self._renew(name)
         for name in names:
             if name not in self._known:
-                self._known[name] = _Known()
+                self._known[name] = Standing()
                 self._statuses[name] = DeploymentStatus()
 
     def forget(self, names: Iterable[str]) -> None:
@@ -119,14 +92,7 @@ class Fleet:
             self._balanced.add(name)
         else:
             self._balanced.discard(name)
-        for gone in known.members.keys() - replicas:
-            del known.members[gone]
-        for replica in replicas:
-            if replica not in known.members:
-                taken = {member.ordinal for member in known.members.values()}
-                ordinal = next(number for number in range(len(taken) + 1) if number not in taken)
-                key = key_of(f"{replica.url} {replica.address or ''}")
-                known.members[replica] = Member(replica=replica, ordinal=ordinal, key=key)
+        known.follow(replicas)
         self._changed.add(name)
 
     @property
@@ -136,17 +102,7 @@ class Fleet:
 
     def members(self, name: str, now: float) -> list[MemberStatus]:
         """The deployment's replicas by ordinal; none where it has but one address."""
-        members = sorted(self._known[name].members.values(), key=lambda member: member.ordinal)
-        return [
-            MemberStatus(
-                member.replica,
-                member.ordinal,
-                member.able(now) and not member.silent,
-                member.in_flight,
-                None if member.engine is None else member.engine.busy(now),
-            )
-            for member in members
-        ]
+        return self._known[name].member_statuses(now)
 
     def answers(self, name: str) -> bool:
         """Whether somebody there has said of late how busy it is: one of its replicas, or its one address."""
@@ -195,7 +151,7 @@ class Fleet:
         for member in old.members.values():
             member.born, member.life = member.born + 1, member.life + 1
         self._balanced.discard(name)
-        self._known[name] = _Known(in_flight=old.in_flight, born=old.born + 1, life=old.life + 1, demand=old.demand)
+        self._known[name] = Standing(in_flight=old.in_flight, born=old.born + 1, life=old.life + 1, demand=old.demand)
         self._circuits_open.discard(name)
         self._changed.add(name)
 
@@ -279,7 +235,7 @@ class Fleet:
         known: Target = deployment
         member = None
         if deployment.members:
-            known = member = self._chosen(deployment, now, affinity or Affinity(0.0), tried)
+            known = member = deployment.chosen(now, affinity or Affinity(0.0), tried)
             member.in_flight += 1
         if known.open_until is not None:
             known.trial = True
@@ -386,55 +342,19 @@ class Fleet:
         if known.engine is not None:
             known.engine.held(max(now - began, 0.0), now)
 
-    def _chosen(self, known: _Known, now: float, affinity: Affinity, tried: Collection[Replica]) -> Member:
-        """The replica that gets a request: of those that answer, else of those that may be called, else of all."""
-        members = [member for member in known.members.values() if member.replica not in tried]
-        members = members or list(known.members.values())
-        able = [member for member in members if member.able(now)] or members
-        well = [member for member in able if not member.silent] or able
-        return well[choose([m.key for m in well], lambda index: well[index].reading(now), affinity)]
-
     def _balanced_status(self, name: str, now: float, affinity: Affinity) -> DeploymentStatus:
         """As the replica is that would get the request; latencies are of all of them, since each of them may."""
         known = self._known[name]
-        member = self._chosen(known, now, affinity, ())
-        down, retry_after, circuit = self._circuit(member, now)
+        member = known.chosen(now, affinity, ())
+        down, retry_after, circuit = member.circuit(now)
         if not member.able(now):  # and so is none
             retry_after = max(min(m.open_until or now for m in known.members.values()) - now, 1.0)
-        return _status(known, member.engine, down, retry_after, circuit, now)
-
-    def _circuit(self, target: Target, now: float) -> tuple[str | None, float, CircuitState]:
-        """Why its circuit keeps requests away, when to ask again, and what it is."""
-        circuit = target.state(now)
-        if target.open_until is None or target.able(now):
-            return None, 0.0, circuit
-        return f"circuit open after failures ({target.open_reason})", max(target.open_until - now, 1.0), circuit
+        return known.status(member.engine, down, retry_after, circuit, now)
 
     def _refresh(self, name: str, now: float) -> None:
         known = self._known[name]
-        down, retry_after, circuit = self._circuit(known, now)
+        down, retry_after, circuit = known.circuit(now)
         if known.down is not None:
             down, retry_after = known.down, known.down_retry_after
         known.latencies.look_up(now)
-        self._statuses[name] = _status(known, known.engine, down, retry_after, circuit, now)
-
-
-def _status(
-    known: _Known, engine: EngineBacklog | None, down: str | None, retry_after: float, circuit: CircuitState, now: float
-) -> DeploymentStatus:
-    """What is known of a deployment, with the state of one engine of it."""
-    latencies = known.latencies
-    always = (
-        down,
-        retry_after if down else 0.0,
-        circuit,
-        known.in_flight,
-        latencies.first_token_p95_ms,
-        None if engine is None else engine.busy(now),
-        latencies.by_size,
-        latencies.per_token_p95_ms,
-    )
-    if engine is None:
-        return DeploymentStatus(*always)
-    demand = known.demand
-    return DeploymentStatus(*always, engine.backlog(now), demand.price_nusd, demand.rooms, demand.dearest_nusd)
+        self._statuses[name] = known.status(known.engine, down, retry_after, circuit, now)

@@ -73,6 +73,13 @@ class Target:
             return "closed"
         return "open" if now < self.open_until else "half_open"
 
+    def circuit(self, now: float) -> tuple[str | None, float, CircuitState]:
+        """Why its circuit keeps requests away, when to ask again, and what it is."""
+        circuit = self.state(now)
+        if self.open_until is None or self.able(now):
+            return None, 0.0, circuit
+        return f"circuit open after failures ({self.open_reason})", max(self.open_until - now, 1.0), circuit
+
     def judge(self, error: GatewayError | None, now: float, began: float) -> None:
         """What the end of an attempt that began then says of its health."""
         if error is None:

@@ -12,7 +12,6 @@ from itertools import accumulate
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from gateway.cache import Counts
-from gateway.fleet import MemberStatus
 from gateway.keys import Standing
 from gateway.metrics.described import (
     CACHE_BYTES,
@@ -42,6 +41,7 @@ from gateway.metrics.described import (
     Described,
 )
 from gateway.snapshot import DeploymentStatus
+from gateway.standing import MemberStatus
 from gateway.store import StoreState
 
 # Seconds. The bounds of the shipped classes (50 ms, 100 ms, 1 s) are bounds of buckets, so that the share of requests

@@ -10,7 +10,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.cache import Counts
 from gateway.decision import Candidate, Decision
-from gateway.fleet import MemberStatus
 from gateway.metrics import (
     BUCKETS,
     METRICS,
@@ -26,6 +25,7 @@ from gateway.metrics import (
     table,
 )
 from gateway.snapshot import DeploymentStatus
+from gateway.standing import MemberStatus
 from gateway.store import StoreState
 from gateway.telemetry import Moved, Record
 from gateway.types import Attempt, Outcome, Replica, Usage
