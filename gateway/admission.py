@@ -341,7 +341,8 @@ class Asking:
         wait = 1.0 if told.wait_ms is None else told.wait_ms / 1000
         if term.scope == "deployment":
             self.full[name] = rejection = _full(name, term, wait)
-            if told.unchecked or told.used[position] >= hold.limit.most:  # nobody else fits either
+            taken = told.used[position]
+            if taken is None or taken >= hold.limit.most:  # nobody else fits either
                 self._limiter.seen_full(rejection, min(wait, KNOWN_FULL))
             return
         self.error = _error(term, hold, told, position, now)
@@ -370,7 +371,7 @@ def _error(term: Term, hold: Hold, told: Refused, position: int, now: float) -> 
         return LimitsUnavailable(f"{sentence}, and that cannot be checked now: try again", retry_after=1.0)
     if told.wait_ms is None:
         return NeverFits(f"{sentence}, and this request alone may take {needs}: ask for less, such as by max_tokens")
-    taken = told.used[position]
+    taken = told.used[position] or 0
     wait = ceil(told.wait_ms / 1000)
     if term.counted in MONEY:
         return BudgetSpent(

@@ -12,13 +12,13 @@ _UNITS: Mapping[Unit, bytes] = {"requests": b"requests", "tokens": b"tokens"}
 
 
 def ratelimit_headers(
-    limits: Sequence[Limit], used: Sequence[int], now_ms: int, waits: Mapping[str, int]
+    limits: Sequence[Limit], used: Sequence[int | None], now_ms: int, waits: Mapping[str, int]
 ) -> list[Header]:
-    """`used`: how much of each is taken. `now_ms`: milliseconds since 1970 on the ledger's clock. `waits`: by account,
-    how long until what was refused fits, in milliseconds."""
+    """`used`: how much of each is taken; None where nobody knows, and nothing is said of those. `now_ms`: milliseconds
+    since 1970 on the ledger's clock. `waits`: by account, how long until what was refused fits, in milliseconds."""
     tightest: dict[Unit, tuple[int, Limit]] = {}
     for limit, taken in zip(limits, used, strict=True):
-        if limit.unit in _UNITS:
+        if taken is not None and limit.unit in _UNITS:
             left = max(0, limit.most - taken)
             known = tightest.get(limit.unit)
             if known is None or left < known[0]:

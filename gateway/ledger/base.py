@@ -92,12 +92,12 @@ class Reservation(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Refused:
     """Nothing was reserved. `hold` is the one that waits longest, `wait_ms` how long until it fits as things are (None:
-    it never can, being more than the limit), `used` how much of each limit is taken. `unchecked`: nobody knows, because
-    the store does not answer, and the limit says that then nothing counts."""
+    it never can, being more than the limit), `used` how much of each limit is taken (None: nobody knows). `unchecked`:
+    nobody knows that of any, because the store does not answer, and the limit says that then nothing counts."""
 
     hold: Hold
     wait_ms: int | None
-    used: tuple[int, ...]
+    used: tuple[int | None, ...]
     unchecked: bool = False
 
 

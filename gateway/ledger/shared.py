@@ -125,14 +125,14 @@ class SharedLedger:
             wait = (said.told.wait_ms or 0) - int((at - said.at) * 1000)
             if wait > 0 and said.told.hold.amount <= hold.amount <= hold.limit.most:
                 known = {h.limit.account: used for h, used in zip(said.holds, said.told.used, strict=True)}
-                used = tuple(known.get(h.limit.account, 0) for h in holds)
+                used = tuple(known.get(h.limit.account) for h in holds)
                 return Refused(hold, wait, used)
         return None
 
     def _unchecked(self, holds: Sequence[Hold]) -> Refused | None:
         """Where nobody knows whether there is room; None where all limits are open then."""
         strict = next((hold for hold in holds if hold.limit.on_down != "open"), None)
-        return None if strict is None else Refused(strict, DOWN_WAIT_MS, (0,) * len(holds), unchecked=True)
+        return None if strict is None else Refused(strict, DOWN_WAIT_MS, (None,) * len(holds), unchecked=True)
 
     @property
     def damaged(self) -> Mapping[str, Damage]:
@@ -162,18 +162,18 @@ class SharedLedger:
         for position, hold in enumerate(holds):
             limit = hold.limit
             if limit.on_down == "closed":
-                return Refused(hold, DOWN_WAIT_MS, (0,) * len(holds), unchecked=True)
+                return Refused(hold, DOWN_WAIT_MS, (None,) * len(holds), unchecked=True)
             if limit.on_down == "open":
                 continue
             share = self._share(limit)
             if share is None:
-                return Refused(hold, DOWN_WAIT_MS, (0,) * len(holds), unchecked=True)
+                return Refused(hold, DOWN_WAIT_MS, (None,) * len(holds), unchecked=True)
             counted.append(Hold(share, hold.amount))
             positions.append(position)
         made = await self._own.reserve(id, counted, lease_s, now)
         if isinstance(made, Reservation):
             return made
-        used = [0] * len(holds)
+        used: list[int | None] = [None] * len(holds)
         for position, taken in zip(positions, made.used, strict=True):
             used[position] = taken
         hold = holds[positions[counted.index(made.hold)]]

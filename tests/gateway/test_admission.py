@@ -233,6 +233,39 @@ def test_headers_say_what_is_left_of_the_tightest_limits() -> None:
     assert headers[b"x-ratelimit-reset-requests"] == b"1m2s" and headers[b"retry-after"] == b"62"
 
 
+class Knows(Told):
+    """A ledger that refuses by the last limit, and knows so much of what is taken."""
+
+    def __init__(self, used: tuple[int | None, ...], unchecked: bool) -> None:
+        super().__init__()
+        self._told = used, unchecked
+
+    async def reserve(
+        self, id: str, holds: Sequence[Hold], lease_s: float, now: float, within: float | None = None
+    ) -> Reservation | Refused:
+        used, unchecked = self._told
+        return Refused(holds[-1], 30_000, used, unchecked)
+
+
+@pytest.mark.parametrize(
+    ("used", "unchecked", "status", "left"),
+    [
+        ((3, 0), False, 429, {b"requests": b"2", b"tokens": b"100"}),
+        ((None, 20), False, 429, {b"tokens": b"80"}),
+        ((None, None), True, 503, {}),
+    ],
+)
+def test_headers_say_nothing_of_limits_of_which_nobody_knows_what_is_left(
+    used: tuple[int | None, ...], unchecked: bool, status: int, left: Mapping[bytes, bytes]
+) -> None:
+    world = World(CallerLimits(limits(rpm=5), limits(tpm=100)))
+    world.limiter.ledger = Knows(used, unchecked)
+    got, headers, _ = world.ask()
+    prefix = b"x-ratelimit-remaining-"
+    assert got == status
+    assert {name.removeprefix(prefix): value for name, value in headers.items() if name.startswith(prefix)} == left
+
+
 class Standing(Told):
     """A ledger's process that stands still, so many seconds each time, between what it reserves and the reply."""
 

@@ -109,7 +109,7 @@ class Slow(Told):
         takes = self.takes.pop(0) if self.takes else (0, 1)
         if takes is None:
             await turns(2)
-            return Refused(holds[0], 1000, (0,) * len(holds), unchecked=True)
+            return Refused(holds[0], 1000, (None,) * len(holds), unchecked=True)
         await turns(takes[0])
         made = await super().reserve(id, holds, lease_s, now, within)
         self.passes(self.stands.pop(0) if self.stands else 0.0)

@@ -275,6 +275,9 @@ def test_who_waits_too_long_is_told_what_the_limit_has_just_told_another(url: st
         for one in told[:2]:
             assert isinstance(one, Refused) and not one.unchecked and one.used == (90,)
             assert one.wait_ms is not None and said.wait_ms - 1_000 <= one.wait_ms < said.wait_ms
+        mine = replace(other, account="key:mine requests/min")
+        both = await first.ledger.reserve("mine", [Hold(mine, 1), Hold(tokens, 20)], 30.0, time.time(), 0.03)
+        assert isinstance(both, Refused) and both.used == (None, 90), "of what the other has not, nobody knows"
         await asyncio.sleep(JUST)
         assert all(isinstance(one, Refused) and one.unchecked for one in (*told[2:], await late(20)))
 
