@@ -211,7 +211,7 @@ class Asking:
         """Set aside what an attempt takes of all limits; None where one of them keeps the request from this deployment,
         which `full` then tells. Raises what a caller is told whose limits are used up wherever it goes."""
         if self._beginning is None and self._kept is None:
-            return self._set_aside(deployment)
+            return self._for_a_call(deployment)
         return self._gone_on(deployment)
 
     async def _gone_on(self, deployment: Deployment) -> Holding | None:
@@ -222,7 +222,19 @@ class Asking:
             if not isinstance(kept.held, Held) or not kept.held.late:
                 return kept.held
         await _withdrawn(kept)
-        return await self._set_aside(deployment)
+        return await self._for_a_call(deployment)
+
+    async def _for_a_call(self, deployment: Deployment) -> Holding | None:
+        """Set aside for a call that is sent now: once more where this process stood still meanwhile, and if it did so
+        again, no call is sent but by `open` limits."""
+        held = await self._set_aside(deployment)
+        if isinstance(held, Held) and held.late:
+            await held.withdrawn()
+            held = await self._set_aside(deployment)
+            if isinstance(held, Held) and any(hold.limit.on_down != "open" for hold in held.late):
+                await held.withdrawn()
+                raise LimitsUnavailable("this gateway is too busy to keep its limits now: try again", retry_after=1.0)
+        return held
 
     async def _set_aside(self, deployment: Deployment) -> Holding | None:
         name, limiter = deployment.name, self._limiter
@@ -300,7 +312,7 @@ class Asking:
         """Milliseconds that the request has waited so far for the ledger."""
         return self._waited * 1000
 
-    async def _held(self, deployment: Deployment, terms: Terms, *, again: bool = False) -> Held | None:
+    async def _held(self, deployment: Deployment, terms: Terms) -> Held | None:
         limiter, facts, now = self._limiter, self._facts, self._limiter.wall()
         amounts = terms.amounts(facts, deployment, limiter.long_output(facts)) if terms.wants else NO_AMOUNTS
         holds = terms.holds(amounts, now)
@@ -315,12 +327,6 @@ class Asking:
             self._refused(deployment.name, terms, holds, made, now)
             return None
         held = Held(limiter, deployment, terms, made, facts, began)
-        late = () if deployment is NOWHERE else held.late
-        if late and not (again and all(hold.limit.on_down == "open" for hold in late)):
-            await held.withdrawn()
-            if again:
-                raise LimitsUnavailable("this gateway is too busy to keep its limits now: try again", retry_after=1.0)
-            return await self._held(deployment, terms, again=True)
         limiter.holding(held)
         if terms.there:
             self._look_for_full(deployment.name, terms, made)

@@ -216,6 +216,23 @@ def test_a_hit_counts_as_a_request_of_its_caller_and_takes_nothing_else() -> Non
     run(check)
 
 
+@pytest.mark.parametrize(("hit", "reservations"), [(True, 1), (False, 2)])
+def test_a_stored_answer_waits_for_no_other_reservation_where_the_process_stood_still(
+    hit: bool, reservations: int
+) -> None:
+    world = World(ALL, THERE)
+    world.slow.stands = [5.0, 0.0] if not hit else [5.0, 5.0]
+
+    async def check() -> None:
+        world.cache.says = [(1, stored(world) if hit else "won")]
+        headers, _ = await world.get()
+        assert headers[b"x-hybridgate-cache"] == (b"hit" if hit else b"miss")
+        assert len(world.ledger.made) == reservations and len(world.called()) == (not hit)
+        assert world.taken("key:crm requests/min") == 1 and not world.limiter.open
+
+    run(check)
+
+
 @pytest.mark.parametrize(
     ("caller", "of"),
     [
