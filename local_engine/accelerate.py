@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from local_engine.attention import KvCache
+from local_engine.batch import Batch, Chunk
 from local_engine.config import Limits
 from local_engine.errors import DeviceLost
 from local_engine.fused import Fusions, fuse, unfuse
@@ -22,7 +23,6 @@ from local_engine.graphs import RecordedSteps, Recorder
 from local_engine.paged import Attend, How, Shape, agrees
 from local_engine.rows import bucket_sizes
 from local_engine.runner import ModelRunner
-from local_engine.scheduler import Batch, Chunk
 from local_engine.selfcheck import CHECKED_TOKENS, apart, compare, paged_logits, tolerance
 from local_engine.sequence import Sequence as TokenSequence
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from local_engine.batch import Batch, Chunk
 from local_engine.choosing import Runner
 from local_engine.config import Limits
-from local_engine.scheduler import Batch, Chunk
 from local_engine.sequence import Pick, SamplingParams
 from local_engine.sequence import Sequence as TokenSequence
 

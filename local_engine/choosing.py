@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from local_engine.batch import Batch, Chunk
 from local_engine.errors import DeviceLost, OutOfMemory
 from local_engine.generation import Choice, Generation, log_error
-from local_engine.scheduler import Batch, Chunk
 from local_engine.sequence import Likelihood, Pick
 
 

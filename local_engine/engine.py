@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from local_engine.batch import Batch
 from local_engine.choosing import Chosen, Runner, choose
 from local_engine.config import Limits
 from local_engine.errors import AccountingError, DeviceLost, LoadError, NotReady, OutOfMemory, RequestError
@@ -24,7 +25,7 @@ from local_engine.grammar import Grammar, Grammars
 from local_engine.output import Delta, Output
 from local_engine.pace import StepTimes
 from local_engine.report import Report, State, Totals
-from local_engine.scheduler import NO_GUESSES, Batch, Scheduler
+from local_engine.scheduler import NO_GUESSES, Scheduler
 from local_engine.sequence import FinishReason, SamplingParams
 from local_engine.sequence import Sequence as TokenSequence
 from local_engine.speculation import Speculation

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from local_engine.scheduler import Batch, Chunk
+from local_engine.batch import Batch, Chunk
 
 SHORT_PROMPT = 2048
 """Tokens that those of a prompt's chunk see together, up to which they are rows: reading so many again and again takes

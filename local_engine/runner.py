@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from local_engine.attention import DecodeRows, KvCache, PagedForward, PrefillSpan
+from local_engine.batch import Batch, Chunk
 from local_engine.errors import DeviceLost, OutOfMemory
 from local_engine.graphs import RecordedSteps
 from local_engine.paged import Attend, Tables
 from local_engine.rows import Rows, rows_of, short
 from local_engine.sampling import choose, likelihoods
-from local_engine.scheduler import Batch, Chunk
 from local_engine.sequence import Likelihood, Pick
 from local_engine.uploads import uploaded
 

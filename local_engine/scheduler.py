@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import count
 from operator import attrgetter
 
+from local_engine.batch import Batch, Chunk
 from local_engine.blocks import BlockManager, chain
 from local_engine.config import Limits
 from local_engine.errors import AccountingError, ContextLengthExceeded, FirstTokenTooLate, Overloaded
@@ -42,58 +43,6 @@ NO_GUESSES: Mapping[str, SequenceOf[int]] = {}
 
 _BY_ORDER = attrgetter("order")
 _BY_GUESSED = attrgetter("guessed")
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens of one sequence to compute in this step, from position `start` on.
-
-    Everything the forward needs is copied here, so that an abort during the forward cannot change it. `samples` says
-    that the last token's logits choose the sequence's next token. `fresh`: the first since the sequence got its
-    blocks, so that its newest block still holds what its holder before left there. The last `guessed` tokens are
-    guesses: the logits of the token before them, and of each of them, choose a token.
-    """
-
-    sequence: Sequence
-    start: int
-    tokens: tuple[int, ...]
-    blocks: tuple[int, ...]
-    samples: bool
-    fresh: bool = False
-    guessed: int = 0
-
-    @property
-    def guesses(self) -> tuple[int, ...]:
-        """The tokens that are guesses."""
-        return self.tokens[len(self.tokens) - self.guessed :]
-
-    @property
-    def rows(self) -> int:
-        """How many of its tokens' logits are needed: those of the last ones."""
-        return 1 + self.guessed if self.samples else 0
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One step's work: `decode` chunks have one token each, `prefill` chunks more, and `verify` chunks one and guesses
-    behind it. Invariants: a sequence is in once; verify chunks are sorted by their length."""
-
-    decode: tuple[Chunk, ...] = ()
-    prefill: tuple[Chunk, ...] = ()
-    verify: tuple[Chunk, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.decode or self.prefill or self.verify)
-
-    def __iter__(self) -> Iterator[Chunk]:
-        yield from self.decode
-        yield from self.verify
-        yield from self.prefill
-
-    @property
-    def prefill_tokens(self) -> int:
-        """Tokens in prefill chunks."""
-        return sum(len(chunk.tokens) for chunk in self.prefill)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from local_engine.attention import PAGED_ATTENTION
+from local_engine.batch import Batch, Chunk
 from local_engine.config import Limits
 from local_engine.runner import ModelRunner
-from local_engine.scheduler import Batch, Chunk
 from local_engine.sequence import Sequence as TokenSequence
 
 CHECKED_TOKENS = 41

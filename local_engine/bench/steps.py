@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from local_engine.batch import Batch
 from local_engine.choosing import Runner
 from local_engine.engine import Engine, Job, Model
 from local_engine.output import Output
-from local_engine.scheduler import Batch
 from local_engine.sequence import Likelihood, Pick, SamplingParams
 
 

@@ -10,10 +10,11 @@ from gateway.simulate.engine import PATIENT, Engine
 from gateway.simulate.pace import Pace
 from gateway.simulate.step import EngineModel, of_calibration
 from gateway.simulate.trace import TraceError
+from local_engine.batch import Batch
 from local_engine.config import Limits
 from local_engine.errors import FirstTokenTooLate, Overloaded
 from local_engine.pace import Pace as RealPace
-from local_engine.scheduler import Batch, Scheduler
+from local_engine.scheduler import Scheduler
 from local_engine.sequence import FinishReason
 from local_engine.sequence import Sequence as RealSequence
 from tests.worlds import ENGINE

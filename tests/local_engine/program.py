@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from local_engine.batch import Batch
 from local_engine.config import Limits, Settings
 from local_engine.engine import Model
-from local_engine.scheduler import Batch
 from local_engine.sequence import Likelihood, Pick
 from local_engine.serve import Address, serve
 from local_engine.text import Text

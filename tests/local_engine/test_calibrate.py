@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from gateway.simulate.step import of_calibration
+from local_engine.batch import Batch
 from local_engine.calibrate import Load, Measured, Step, batch_of, document, fit, grid, measured
 from local_engine.cli import app
 from local_engine.config import Limits
-from local_engine.scheduler import Batch
 from local_engine.sequence import Pick
 
 LIMITS = Limits(num_blocks=256, window=1024, max_batch_tokens=256, max_running=32)

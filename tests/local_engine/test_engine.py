@@ -10,13 +10,13 @@ from dataclasses import replace
 
 import pytest
 
+from local_engine.batch import Batch
 from local_engine.config import Limits
 from local_engine.engine import Engine, Job, Model
 from local_engine.errors import DeviceLost, EngineError, LoadError, NotReady, OutOfMemory, Overloaded
 from local_engine.grammar import Grammar, Matcher
 from local_engine.output import Delta, Output
 from local_engine.report import Report, State
-from local_engine.scheduler import Batch
 from local_engine.sequence import FinishReason, Likelihood, Pick, SamplingParams
 from local_engine.text import Text
 

@@ -17,11 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from local_engine.attention import PAGED_ATTENTION, KvCache
+from local_engine.batch import Batch, Chunk
 from local_engine.config import Limits
 from local_engine.cuda import TritonFusions
 from local_engine.fused import Fused, FusedAttention, FusedMlp, FusedNorm, Heads, PlainFusions, fuse, unfuse
 from local_engine.runner import ModelRunner
-from local_engine.scheduler import Batch, Chunk
 from local_engine.sequence import Sequence
 from tests.local_engine.test_graphs import InPlace, Recorded
 from tests.local_engine.test_paged import interpreted

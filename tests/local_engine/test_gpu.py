@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from local_engine import cuda
 from local_engine.accelerate import accelerated
 from local_engine.attention import PAGED_ATTENTION, KvCache
+from local_engine.batch import Batch, Chunk
 from local_engine.config import Limits, Settings
 from local_engine.engine import Engine, Job
 from local_engine.fused import Heads, PlainFusions
@@ -29,7 +30,6 @@ from local_engine.loading import load
 from local_engine.paged import How, Shape, agrees
 from local_engine.runner import ModelRunner
 from local_engine.sampling import choose
-from local_engine.scheduler import Batch, Chunk
 from local_engine.sequence import FinishReason, Pick, SamplingParams, Sequence
 from tests.local_engine import plain_sampling
 from tests.local_engine.test_runner import GREEDY, Case, prompts
@@ -195,7 +195,7 @@ import torch
 from local_engine.config import Settings
 from local_engine.errors import DeviceLost
 from local_engine.loading import load
-from local_engine.scheduler import Batch, Chunk
+from local_engine.batch import Batch, Chunk
 from local_engine.sequence import Sequence
 
 runner = load(Settings(model="demo")).runner

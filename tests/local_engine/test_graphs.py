@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from local_engine.batch import Batch, Chunk
 from local_engine.config import Limits
 from local_engine.graphs import RecordedSteps, Replay
 from local_engine.paged import gathered
 from local_engine.rows import Rows, bucket_sizes, rows_of
 from local_engine.runner import ModelRunner
-from local_engine.scheduler import Batch, Chunk
 from local_engine.sequence import Sequence
 from tests.local_engine.test_runner import Case, prompts
 from tests.tiny_models import KINDS

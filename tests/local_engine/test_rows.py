@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from local_engine.batch import Batch, Chunk
 from local_engine.rows import MOST_ROWS, bucket_for, bucket_sizes, rows_of, short
-from local_engine.scheduler import Batch, Chunk
 from local_engine.sequence import Sequence
 
 

@@ -11,9 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from local_engine.batch import Batch, Chunk
 from local_engine.config import Limits
 from local_engine.errors import AccountingError, ContextLengthExceeded, FirstTokenTooLate, Overloaded
-from local_engine.scheduler import PATIENT, SMALLEST_BUDGET, STEPS_UNTIL_GROWTH, Batch, Chunk, Scheduler
+from local_engine.scheduler import PATIENT, SMALLEST_BUDGET, STEPS_UNTIL_GROWTH, Scheduler
 from local_engine.sequence import OVERTAKING, FinishReason, Sequence
 
 

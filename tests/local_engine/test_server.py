@@ -18,6 +18,7 @@ import pytest
 import uvicorn
 from tokenizers import Tokenizer
 
+from local_engine.batch import Batch
 from local_engine.calls import HERMES, LLAMA, MISTRAL, Family
 from local_engine.choosing import Runner
 from local_engine.config import Limits, Settings, limits
@@ -25,7 +26,6 @@ from local_engine.engine import Engine, Model
 from local_engine.errors import LoadError
 from local_engine.loading import load
 from local_engine.report import State
-from local_engine.scheduler import Batch
 from local_engine.sequence import Likelihood, Pick
 from local_engine.server import MAX_BODY_BYTES, create_app
 from local_engine.text import Text

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from local_engine.batch import Batch
 from local_engine.config import Limits
 from local_engine.engine import Engine, Job, Model
 from local_engine.grammar import Grammars, Wanted
@@ -21,7 +22,6 @@ from local_engine.lookup import PromptLookup
 from local_engine.output import Delta, Output
 from local_engine.report import Report
 from local_engine.sampling import choose, likelihoods
-from local_engine.scheduler import Batch
 from local_engine.sequence import FinishReason, Likelihood, Pick, SamplingParams
 from local_engine.sequence import Sequence as TokenSequence
 from local_engine.speculation import (
