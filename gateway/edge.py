@@ -26,8 +26,8 @@ from gateway.errors import (
     body_of,
     status_of,
 )
+from gateway.exchange import Exchange
 from gateway.facts import CHALLENGE, request_id_of
-from gateway.http1 import Exchange
 from gateway.reply import Reply
 
 MOST_SMALL_BODY_BYTES = 64 * 1024

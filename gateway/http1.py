@@ -1,19 +1,17 @@
 """HTTP/1.1 as the gateway serves it: a connection reads requests, one after the other, and each is an `Exchange` for
 whoever answers it.
 
-Owns bytes: heads and their bound, bodies and their back-pressure, keep-alive, pipelining, what cannot be parsed, and a
-client that leaves, whose answering task is cancelled at once. The head of an answer and what follows it go out in one
-write: a write is a system call and costs more than anything else here. Runs under uvicorn, which owns sockets, signals
-and shutdown. Refuses HTTP/2 and WebSockets: an `Upgrade` is ignored, as HTTP allows.
+Owns bytes: heads and their bound, the back-pressure of bodies, keep-alive, pipelining, what cannot be parsed, and a
+client that leaves, whose answering task is cancelled at once. Runs under uvicorn, which owns sockets, signals and
+shutdown. Refuses HTTP/2 and WebSockets: an `Upgrade` is ignored, as HTTP allows.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any, ClassVar, cast
 from urllib.parse import unquote
 
@@ -22,167 +20,14 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, par
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from gateway.errors import BadRequest, GatewayError, HeadTooLarge, TooLarge, body_of, status_of
+from gateway.errors import BadRequest, GatewayError, HeadTooLarge, body_of, status_of
+from gateway.exchange import STATUS_LINES, Exchange, Serve
 
 MOST_HEAD_BYTES = 64 * 1024  # of the request line and all headers, or a trailer; and one read of the socket
 MOST_UNREAD_BYTES = 256 * 1024  # of a body that nobody reads yet; then reading stops
 KEEP_ALIVE_SECONDS = 75.0  # longer than the balancers in front of us keep theirs (60 s), so that they close first
 LINGER_SECONDS, MOST_LINGER_BYTES = 5.0, 32 * 1024 * 1024  # for a request that was answered before it was read
 BEGUN_IN_ONE_TURN = 16
-
-Headers = Sequence[tuple[bytes, bytes]]
-
-
-def _status_line(status: int) -> bytes:
-    phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
-    return f"HTTP/1.1 {status} {phrase}\r\n".encode()
-
-
-_STATUS_LINES = {status: _status_line(status) for status in range(200, 600)}
-
-
-class Exchange:
-    """One request and its answer. Invariant: the answer begins at most once and ends at most once; the task that
-    answers is cancelled by us at most once, only after its client has gone, never after the answer's end.
-
-    `headers` have names in lower case; one that was sent several times is joined with commas, so that none of its
-    values is lost. `gone`: the client has left. `begun`: the head of the answer was sent. `streaming`: more of it is to
-    follow.
-    """
-
-    __slots__ = (
-        "_chunked",
-        "_connection",
-        "_parts",
-        "_size",
-        "_waiter",
-        "begun",
-        "continues",
-        "ended",
-        "gone",
-        "headers",
-        "keep",
-        "method",
-        "path",
-        "query",
-        "streaming",
-        "task",
-        "version",
-        "whole",
-    )
-
-    def __init__(
-        self, connection: Http1, method: str, path: str, query: bytes, version: str, headers: dict[str, str]
-    ) -> None:
-        self._connection = connection
-        self.method = method
-        self.path = path
-        self.query = query
-        self.version = version
-        self.headers = headers
-        self.keep = True  # the connection, after the answer
-        self.whole = False  # the request has come to its end
-        self.continues = headers.get("expect", "").lower() == "100-continue"
-        self.gone = self.begun = self.streaming = self.ended = False
-        self.task: asyncio.Task[None] | None = None
-        self._chunked = False
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._waiter: asyncio.Future[None] | None = None
-
-    def start(self) -> None:
-        """Begin to answer it, in a task of its own."""
-        self._connection.start(self)
-
-    # The request.
-
-    async def body(self, limit: int) -> bytes:
-        """The whole body. Raises `TooLarge` as soon as it is known, before the rest is read."""
-        declared = self.headers.get("content-length", "0")
-        if declared.isdecimal() and int(declared) > limit:
-            raise TooLarge(f"the body is larger than the limit of {limit} bytes")
-        while not self.whole and self._size <= limit:
-            self._waiter = self._connection.more(self)
-            await self._waiter
-        if self._size > limit:
-            raise TooLarge(f"the body is larger than the limit of {limit} bytes")
-        parts = self._parts
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def came(self, data: bytes) -> int:
-        """Some of the body. Returns how many bytes wait for somebody who reads them."""
-        unread = self._waiter is None
-        self._parts.append(data)
-        self._size += len(data)
-        self._tell()
-        return self._size if unread else 0
-
-    def came_whole(self) -> None:
-        """The end of the request."""
-        self.whole = True
-        self._tell()
-
-    def _tell(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-    # The answer.
-
-    def answer(self, status: int, headers: Headers, body: bytes) -> None:
-        """All of it. A request that has not come to its end yet is forgotten, and the connection closed after it."""
-        head = self._head(status, headers)
-        lines = b"" if status == 204 else b"content-length: %d\r\n" % len(body)
-        self._connection.write(b"%b%b\r\n%b" % (head, lines, b"" if self.method == "HEAD" else body))
-        self._end()
-
-    def begin(self, status: int, headers: Headers, data: bytes) -> None:
-        """The head, and the first of what `send` and `end` go on with."""
-        head = self._head(status, headers)
-        self.streaming = True
-        self._chunked = self.version != "1.0"
-        lines = b"transfer-encoding: chunked\r\n" if self._chunked else b""
-        self._connection.write(b"%b%b\r\n%b" % (head, lines, self._chunk(data)))
-
-    def send(self, data: bytes) -> None:
-        """More."""
-        self._connection.write(self._chunk(data))
-
-    def end(self, data: bytes) -> None:
-        """The last."""
-        self._connection.write(self._chunk(data) + (b"0\r\n\r\n" if self._chunked else b""))
-        self._end()
-
-    def _chunk(self, data: bytes) -> bytes:
-        return b"%x\r\n%b\r\n" % (len(data), data) if data and self._chunked else data
-
-    @property
-    def blocked(self) -> bool:
-        """Whether the client is slower than we are: `drained` waits for it."""
-        return self._connection.drain is not None
-
-    async def drained(self) -> None:
-        """Wait until the client has taken most of what was sent."""
-        if self._connection.drain is not None:
-            await self._connection.drain
-
-    def _head(self, status: int, headers: Headers) -> bytes:
-        assert not self.begun
-        self.begun = True
-        self.keep = self.keep and self.whole and self._connection.keeps
-        lines = b"".join([b"%b: %b\r\n" % header for header in headers])
-        if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
-            raise ValueError("a header is no line")
-        close = b"" if self.keep else b"connection: close\r\n"
-        return b"%b%b%b%b" % (_STATUS_LINES[status], self._connection.default_lines(), lines, close)
-
-    def _end(self) -> None:
-        self.streaming = False
-        self.ended = True
-        self._connection.answered(self)
-
-
-Serve = Callable[[Exchange], Coroutine[None, None, None]]
 
 
 class Gate:
@@ -448,7 +293,7 @@ class Http1(asyncio.Protocol):
         if exchange is None or not exchange.begun:
             body = orjson.dumps(body_of(error))
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-            self.write(_STATUS_LINES[status_of(error)] + head + body)
+            self.write(STATUS_LINES[status_of(error)] + head + body)
         self._give_up()
         self._transport.close()
 

@@ -15,7 +15,8 @@ from typing import Any
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from gateway.http1 import Http1, Serve, http1_for
+from gateway.exchange import Serve
+from gateway.http1 import Http1, http1_for
 
 
 def answer(body: bytes = b"{}", *headers: bytes, status: bytes = b"200 OK") -> bytes:

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.http1 import BEGUN_IN_ONE_TURN, MOST_HEAD_BYTES, MOST_UNREAD_BYTES, Exchange
+from gateway.exchange import Exchange
+from gateway.http1 import BEGUN_IN_ONE_TURN, MOST_HEAD_BYTES, MOST_UNREAD_BYTES
 from tests.raw_http import Answer, Client
 
 HEADERS = [(b"content-type", b"text/plain")]
