@@ -1,5 +1,5 @@
--- Stands in front of each script, behind PLACE_MS: numbers in keys that anything may have damaged (another program, a restored dump, an
--- operator's hand).
+-- Stands in front of each script, behind PLACE_MS: numbers in keys that anything may have damaged (another program, a
+-- restored dump, an operator's hand).
 local A_DAY_MS = 86400000
 local MOST = 2^53
 

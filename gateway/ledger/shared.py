@@ -111,6 +111,8 @@ class SharedLedger:
         return await self._alone(id, holds, lease_s, now)
 
     def _refused(self, told: Refused, holds: Sequence[Hold], at: float) -> None:
+        if told.wait_ms is None:  # it asked for more than the limit, and nobody else is told of that
+            return
         if len(self._said) >= MOST_JUST:
             self._said.clear()
         self._said[told.hold.limit.account] = _Said(told, holds, at)

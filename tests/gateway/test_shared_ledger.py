@@ -263,6 +263,8 @@ def test_who_waits_too_long_is_told_what_the_limit_has_just_told_another(url: st
         assert isinstance(await second.reserve(Hold(other, 1), Hold(tokens, 90)), Reservation)
         said = await first.reserve(Hold(other, 1), Hold(tokens, 20))
         assert isinstance(said, Refused) and said.used == (1, 90) and said.wait_ms is not None
+        never = await first.reserve(Hold(tokens, 101))
+        assert isinstance(never, Refused) and never.wait_ms is None, "which says nothing of what is left"
         first.proxy.delay = 0.15
 
         async def late(amount: int) -> Reservation | Refused:
