@@ -15,7 +15,8 @@ from gateway.detectors.base import Place
 _SIGN = r"(?:[^0-9A-Za-z<&\\]|<(?:/?[a-z]+>)?|&(?:nbsp;)?|\\[nrt]?)"
 MOST_SIGNS = 8
 LEAST = 7  # digits in a run that may be anything
-_RUNS = re.compile(rb"\d++(?:%s{1,%d}+\d++)++|\d{%d,}+" % (_SIGN.encode(), MOST_SIGNS, LEAST))
+# The groups repeat without `++`: Python before 3.11.5 loses such matches (its issue 106052).
+_RUNS = re.compile(rb"\d++(?:%s{1,%d}+\d++)+|\d{%d,}+" % (_SIGN.encode(), MOST_SIGNS, LEAST))
 # Where there is no markup, most runs are all from one letter to the next, and found in a third of the time.
 _UNLETTERED = re.compile(rb"\d[^A-Za-z]{%d,}(?<=\d)" % (LEAST - 1))
 _SEPARATED = re.compile(rb"[^0-9]{%d}" % (MOST_SIGNS + 1))
