@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from gateway.detectors.base import Place, Row
-from gateway.detectors.digits import marked
+from gateway.detectors.digits import MOST_SIGNS, SIGN, marked
 
 # Country: what follows the check digits; n a digit, a a letter, c either.
 _ACCOUNTS = {
@@ -31,7 +31,7 @@ _SHAPES = {
     for country, shape in _ACCOUNTS.items()
 }
 _LENGTHS = {country: 4 + sum(int(count) for count in re.findall(r"\d+", shape)) for country, shape in _ACCOUNTS.items()}
-_GAP = r"(?:[^0-9A-Za-z<&\\]|<(?:/?[a-z]+>)?|&(?:nbsp;)?|\\[nrt]?){0,8}"
+_GAP = f"{SIGN}{{0,{MOST_SIGNS}}}"
 _MORE = rf"(?:{_GAP}[0-9A-Z])"
 _COUNTRY_FIRST = rf"(?i)(?:^|[^0-9A-Za-z])(?:IBAN)?(?:{'|'.join(_ACCOUNTS)})"
 # Wherever a line ends. "at 10 in the morning" begins like one with a space: then what follows counts as well.

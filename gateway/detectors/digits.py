@@ -12,23 +12,23 @@ from itertools import accumulate
 from gateway.detectors.base import Place
 
 # Between two groups: up to eight signs; where there is markup, a tag, an entity or an escaped line break is one of them.
-_SIGN = r"(?:[^0-9A-Za-z<&\\]|<(?:/?[a-z]+>)?|&(?:nbsp;)?|\\[nrt]?)"
+SIGN = r"(?:[^0-9A-Za-z<&\\]|<(?:/?[a-z]+>)?|&(?:nbsp;)?|\\[nrt]?)"
 MOST_SIGNS = 8
 LEAST = 7  # digits in a run that may be anything
 # The groups repeat without `++`: Python before 3.11.5 loses such matches (its issue 106052).
-_RUNS = re.compile(rb"\d++(?:%s{1,%d}+\d++)+|\d{%d,}+" % (_SIGN.encode(), MOST_SIGNS, LEAST))
+_RUNS = re.compile(rb"\d++(?:%s{1,%d}+\d++)+|\d{%d,}+" % (SIGN.encode(), MOST_SIGNS, LEAST))
 # Where there is no markup, most runs are all from one letter to the next, and found in a third of the time.
 _UNLETTERED = re.compile(rb"\d[^A-Za-z]{%d,}(?<=\d)" % (LEAST - 1))
 _SEPARATED = re.compile(rb"[^0-9]{%d}" % (MOST_SIGNS + 1))
 _GROUP = re.compile(rb"(\d+)")
 # RE2 patterns: what may stand between two groups, or more; and one that fires wherever there is a run.
-GAP = f"{_SIGN}+"
-HINT = rf"\d(?:{_SIGN}{{0,{MOST_SIGNS}}}\d){{{LEAST - 1}}}"
+GAP = f"{SIGN}+"
+HINT = rf"\d(?:{SIGN}{{0,{MOST_SIGNS}}}\d){{{LEAST - 1}}}"
 
 
 def more(digits: int) -> str:
     """RE2: so many digits more of a run."""
-    return rf"(?:{_SIGN}*\d){{{digits}}}"
+    return rf"(?:{SIGN}*\d){{{digits}}}"
 
 
 def shaped(shapes: Iterable[tuple[int, ...]]) -> str:

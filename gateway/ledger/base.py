@@ -25,10 +25,9 @@ Unit = Literal["requests", "attempts", "tokens", "nusd", "slots"]
 
 PLACE_MS = 500  # of a rolling limit; shorter ones keep a burst out for less long, and a refusal looks at more of them
 # Seconds that a call may take from its reservation until it arrives where it is counted too, of which no ledger knows:
-# else one that arrives late shares a window with one that is reserved a window later and arrives at once. When 2,000
-# clients began at once, over four gateways on two busy cores, it was 2 to 5 ms in the median and 0.6 s at most, two
-# thirds of that after the gateway had begun to send. What waits for long before that, admission.py reserves anew; what
-# is under way for longer may fall in a later window there than here.
+# else one that arrives late shares a window with one that is reserved a window later and arrives at once. What waits
+# for long before it is sent, admission.py reserves anew; what is under way for longer may fall in a later window there
+# than here.
 SLACK = 1.0
 _PLACES_A_SECOND = 1000 // PLACE_MS
 _SLACK_PLACES = int(SLACK * _PLACES_A_SECOND)

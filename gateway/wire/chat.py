@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from html.entities import html5
 from itertools import pairwise
 from typing import Any
+from urllib.parse import unquote
 
 import orjson
 import re2
@@ -89,7 +90,6 @@ _UNICODE_ESCAPES = re.compile(r"(?:\\+u[0-9A-Fa-f]{4})+")
 _BACKSLASHES_U = re.compile(r"\\+u")
 _ESCAPED_SIGNS = {"n": "\n", "r": "\r", "t": "\t", "/": "/"}
 _SIGNS = re.compile(r"\\+([nrt/])")
-_PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 # HTML's names for what separates the parts of a value or is one of its characters; those of letters are not needed.
 # fmt: off
 _NAMES = (
@@ -232,7 +232,7 @@ class _Reader:
         document = _json(text) if "\\" in text and text.lstrip()[:1] in ("{", "[", '"') else None
         plain = _UNICODE_ESCAPES.sub(_unescaped, text) if "\\u" in text else text
         plain = _ENTITIES.sub(_character, plain) if "&" in plain else plain
-        plain = _PERCENT.sub(_unquoted, plain) if "%" in plain else plain
+        plain = unquote(plain) if "%" in plain else plain
         if document is None and "\\" in plain:
             plain = _SIGNS.sub(_sign, plain)
         if plain != text:
@@ -253,10 +253,6 @@ def _json(text: str) -> Any:
 
 def _sign(escape: re.Match[str]) -> str:
     return _ESCAPED_SIGNS[escape[1]]
-
-
-def _unquoted(escapes: re.Match[str]) -> str:
-    return bytes.fromhex(escapes[0].replace("%", "")).decode("utf-8", "replace")
 
 
 def _unescaped(escapes: re.Match[str]) -> str:
